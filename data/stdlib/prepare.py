@@ -1,0 +1,65 @@
+"""The standard library of the Python that runs this: programs and documentation that every machine already has.
+
+    python data/stdlib/prepare.py [--vocab_size=4096] [--source=FOLDER]
+"""
+
+import hashlib
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from nanoft import UserError, config, prepare  # noqa: E402
+
+SKIP = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__",
+        "encodings"}  # the last is 2 MB of character tables, which teach a model nothing
+MAX_BYTES = 12_000_000  # keeps the preparation at a few seconds whatever the Python
+
+
+@dataclass
+class Options:
+    vocab_size: int = 4096  # ids of the tokenizer in all
+    source: str = ""  # another folder of Python files; empty is the standard library
+    out: str = ""  # where the data set goes; empty is beside this file
+
+
+def digest(path):
+    return hashlib.sha256(path.as_posix().encode()).digest()
+
+
+def choose_files(root):
+    """Paths under root, in order, those of the smallest hashes when all are more than MAX_BYTES."""
+    paths = [path.relative_to(root) for path in root.rglob("*") if path.suffix in (".py", ".txt", ".rst")]
+    chosen, total = [], 0
+    for path in sorted((p for p in paths if not SKIP.intersection(p.parts)), key=digest):
+        total += (root / path).stat().st_size
+        if total > MAX_BYTES:
+            break
+        chosen.append(path)
+    return sorted(chosen)
+
+
+def main():
+    cfg = config.load(Options)
+    root = Path(cfg.source or sysconfig.get_paths()["stdlib"])
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give a folder of Python files by --source")
+    splits, skipped = {"train": [], "val": []}, 0
+    for path in choose_files(root):
+        try:
+            text = (root / path).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            skipped += 1
+            continue
+        splits["val" if digest(path)[-1] % 20 == 0 else "train"].append(text)
+    if not splits["train"] or not splits["val"]:
+        raise UserError(f"{root}: too few Python files for a train and a validation split; give another by --source")
+    print(f"{root}: {sum(map(len, splits.values()))} files, {skipped} skipped that are not UTF-8")
+    prepare.write_data(cfg.out or HERE, {name: texts.copy for name, texts in splits.items()}, cfg.vocab_size)
+
+
+if __name__ == "__main__":
+    config.run(main)

@@ -1,0 +1,71 @@
+"""WikiText (Merity et al. 2016, arXiv:1609.07843): good and featured Wikipedia articles, in train, val and test.
+
+    python data/wikitext/prepare.py [--variant=2|2-raw|103|103-raw] [--vocab_size=8192]
+"""
+
+import io
+import re
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from nanoft import UserError, config, prepare  # noqa: E402
+
+ADDRESS = "https://wikitext.smerity.com/"
+# words as every published perplexity counts them: the words between spaces, and one end of line a line
+WORDS = {"2": {"train": 2_088_628, "val": 217_646, "test": 245_569}}
+TITLE = re.compile(r" = [^=]+ = \n")  # of an article; its sections have " = = ... = = "
+
+
+@dataclass
+class Options:
+    variant: Literal["2", "2-raw", "103", "103-raw"] = "2"  # 2 or 103 million words; raw: without <unk>
+    vocab_size: int = 8192  # ids of the tokenizer in all
+    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    source: str = ""  # the zip file, or a folder that holds it
+    out: str = ""  # where the data set goes; empty is beside this file (in a folder VARIANT for all but 2)
+
+
+def read_articles(zip_path, member):
+    """The articles of one file of the zip, which together are the whole file, byte for byte."""
+    article = []
+    with zipfile.ZipFile(zip_path) as archive, archive.open(member) as file:
+        for line in io.TextIOWrapper(file, encoding="utf-8", newline="\n"):
+            article.append(line)
+            # a title stands between empty lines; a formula or a reference in a text that looks like one does not
+            if len(article) > 3 and article[-3] == article[-1] == " \n" and TITLE.fullmatch(article[-2]):
+                yield "".join(article[:-2])
+                article = article[-2:]
+    if article:
+        yield "".join(article)
+
+
+def count_words(articles):
+    return sum(len(article.split()) + article.count("\n") for article in articles)
+
+
+def main():
+    cfg = config.load(Options)
+    name = f"wikitext-{cfg.variant.replace('-raw', '')}{'-raw' if 'raw' in cfg.variant else ''}"
+    zip_path = prepare.find_raw(f"{name}-v1.zip", f"{ADDRESS}{name}-v1.zip", HERE, cfg.source)
+    ending = "raw" if cfg.variant.endswith("raw") else "tokens"
+    members = {"train": f"{name}/wiki.train.{ending}", "val": f"{name}/wiki.valid.{ending}",
+               "test": f"{name}/wiki.test.{ending}"}
+    try:
+        words = {split: count_words(read_articles(zip_path, member)) for split, member in members.items()}
+    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
+        raise UserError(f"{zip_path}: not the published {name}-v1.zip ({error}); fetch it again") from None
+    if words != WORDS.get(cfg.variant, words):
+        raise UserError(f"{zip_path}: {words} words, where {WORDS[cfg.variant]} were published; fetch it again")
+    splits = {split: lambda member=member: read_articles(zip_path, member) for split, member in members.items()}
+    out = cfg.out or (HERE if cfg.variant == "2" else HERE / cfg.variant)
+    prepare.write_data(out, splits, cfg.vocab_size, cfg.tokenizer, words)
+
+
+if __name__ == "__main__":
+    config.run(main)

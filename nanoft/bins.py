@@ -1,0 +1,263 @@
+"""Token files: a whole corpus as ids on disk, written as a stream and read through a memory map.
+
+A file is a header of 256 bytes and then the ids, little-endian uint16 (uint32 for a vocabulary above 65,536). Every
+document ends with `<|endoftext|>`. A split (train, val, test) is one file, `train.bin`, or shards `train_000.bin`,
+`train_001.bin`, ..., which are read as one row of ids. Nothing here holds a corpus in memory.
+
+    python -m nanoft.bins FILE          # prints what a token file holds
+"""
+
+import itertools
+import os
+import re
+import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from nanoft import UserError, config
+from nanoft.bpe import Tokenizer
+from nanoft.text import BATCH, available_cores, cut_safely, map_ahead, progress_bar
+
+# magic, version, bytes per id, shard number, shards, tokens, vocabulary, fingerprint, bytes of text, words, documents
+HEADER = struct.Struct("<8sIIIIQQ32sQQQ")
+HEADER_BYTES = 256
+MAGIC, VERSION = b"nanoft\r\n", 1  # the line end shows a transfer that "mended" line ends
+FIELDS = ("magic", "version", "id_bytes", "shard", "shards", "tokens", "vocab_size", "fingerprint", "bytes", "words",
+          "documents")
+
+
+def write_split(folder, split, documents, tokenizer, num_words=0, shard_tokens=2**30):
+    """Tokenize documents into the files of a split, on all cores; gives the Tokens written.
+
+    documents: an iterable of texts, each a str or an iterable of strs (its consecutive parts); read as a stream.
+    num_words: words of the whole split as its publishers count them (0: the corpus has no words).
+    Every file is written under a temporary name and all are renamed at the end, so a failure leaves an earlier split
+    as it was. Raises UserError for an empty split.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []  # of each file: its header's fields
+    stem = f".{split}.{os.getpid()}"
+    try:
+        write_shards(folder / stem, shards, encode_documents(documents, tokenizer), tokenizer, shard_tokens, split)
+        if not shards:
+            raise UserError(f"{folder}: the {split} split has no text; give more text or another split")
+        shards[0]["words"] = num_words
+        for i, header in enumerate(shards):
+            with open(f"{folder / stem}.{i}", "r+b") as file:
+                file.write(pack_header(header, i, len(shards), tokenizer))
+                file.flush()
+                os.fsync(file.fileno())
+        names = [f"{split}.bin"] if len(shards) == 1 else [f"{split}_{i:03d}.bin" for i in range(len(shards))]
+        stale = [path for path in find_shards(folder, split) if path.name not in names]
+        for i, name in enumerate(names):
+            os.replace(f"{folder / stem}.{i}", folder / name)
+        for path in stale:
+            path.unlink()
+    finally:
+        for path in folder.glob(f"{stem}.*"):
+            path.unlink()
+    return Tokens.open(folder, split)
+
+
+def write_shards(stem, shards, arrays, tokenizer, shard_tokens, split):
+    """Write the ids to the files stem.0, stem.1, ..., leaving room for headers; appends each file's figures."""
+    show = progress_bar(f"tokenizing {split}", unit="MB")
+    total, file = 0, None
+    try:
+        for ids, num_bytes, num_documents in arrays:
+            while len(ids):
+                if file is None or shards[-1]["tokens"] == shard_tokens:
+                    if file is not None:
+                        file.close()
+                    file = open(f"{stem}.{len(shards)}", "wb")  # noqa: SIM115  (closed below, whichever it is)
+                    file.write(bytes(HEADER_BYTES))
+                    shards.append({"tokens": 0, "bytes": 0, "words": 0, "documents": 0})
+                part = ids[: shard_tokens - shards[-1]["tokens"]]
+                part.astype(id_type(tokenizer.vocab_size)).tofile(file)
+                shards[-1]["tokens"] += len(part)
+                ids = ids[len(part) :]
+            shards[-1]["bytes"] += num_bytes
+            shards[-1]["documents"] += num_documents
+            total += num_bytes
+            show(total / 1e6)
+    finally:
+        show(None)
+        if file is not None:
+            file.close()
+
+
+def encode_documents(documents, tokenizer):
+    """Encode on all cores, in order: yields (ids of a million characters or so, their bytes of text, documents ended).
+
+    tiktoken's engine is a thread's work, not a process's: it lets go of Python's lock while it encodes.
+    """
+    end = np.array([tokenizer.special["<|endoftext|>"]], dtype=np.uint32)
+
+    def encode(parts):
+        arrays = []
+        for text, is_last in parts:
+            arrays.append(tokenizer.encode_to_numpy(text))
+            if is_last:
+                arrays.append(end)
+        num_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text, _ in parts)
+        return np.concatenate(arrays), num_bytes, sum(is_last for _, is_last in parts)
+
+    cores = available_cores()
+    with ThreadPoolExecutor(cores) as pool:
+        yield from map_ahead(pool, encode, document_batches(documents, tokenizer.pattern), ahead=2 * cores)
+
+
+def document_batches(documents, pattern, size=BATCH // 4):
+    """Lists of (part of a document, is it its last part), of about `size` characters each; empty documents left out."""
+    batch, length = [], 0
+    for document in documents:
+        parts = cut_safely(document, pattern, size)
+        part = next(parts, None)
+        while part is not None:
+            following = next(parts, None)
+            batch.append((part, following is None))
+            length += len(part)
+            if length >= size:
+                yield batch
+                batch, length = [], 0
+            part = following
+    if batch:
+        yield batch
+
+
+def id_type(vocab_size):
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def pack_header(header, shard, shards, tokenizer):
+    fixed = {"magic": MAGIC, "version": VERSION, "id_bytes": id_type(tokenizer.vocab_size).itemsize, "shard": shard,
+             "shards": shards, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint.encode()}
+    values = fixed | header
+    return HEADER.pack(*[values[name] for name in FIELDS]).ljust(HEADER_BYTES, b"\0")
+
+
+def read_header(path):
+    """The header of a token file as a dictionary. Raises UserError for a file that is none, or that was cut short."""
+    again = "prepare the data set again"
+    try:
+        with open(path, "rb") as file:
+            data = file.read(HEADER_BYTES)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {again}") from None
+    if len(data) < HEADER_BYTES or not data.startswith(MAGIC):
+        raise UserError(f"{path}: not a token file of nanoft; {again}")
+    header = dict(zip(FIELDS, HEADER.unpack_from(data), strict=True))
+    if header["version"] != VERSION:
+        raise UserError(f"{path}: version {header['version']} of the format, where {VERSION} is read; {again}")
+    if header["id_bytes"] != id_type(header["vocab_size"]).itemsize or header["shard"] >= header["shards"]:
+        raise UserError(f"{path}: its header is damaged; {again}")
+    expected = HEADER_BYTES + header["tokens"] * header["id_bytes"]
+    if size != expected:
+        raise UserError(f"{path}: {size:,} bytes long where its header says {expected:,}; it was cut short: {again}")
+    header["fingerprint"] = header["fingerprint"].decode("ascii", "replace")
+    return header
+
+
+def find_shards(folder, split):
+    """The files of a split in order; none when it is not there."""
+    pattern = re.compile(re.escape(split) + r"(_\d{3,})?\.bin")
+    paths = [path for path in Path(folder).glob(f"{split}*.bin") if pattern.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: (len(path.name), path.name))
+
+
+class Tokens:
+    """A split's ids, read as one row whatever its number of files.
+
+    len(): number of ids. vocab_size, fingerprint: of the tokenizer. num_bytes, num_words, num_documents: of the text.
+    """
+
+    def __init__(self, paths):
+        headers = [read_header(path) for path in paths]
+        first = headers[0]
+        for i, (path, header) in enumerate(zip(paths, headers, strict=True)):
+            if header["shard"] != i or header["shards"] != len(paths) or header["fingerprint"] != first["fingerprint"]:
+                raise UserError(f"{path}: part {header['shard'] + 1} of {header['shards']} stands among {len(paths)} "
+                                "files that do not belong together; prepare the data set again")
+        self.paths = paths
+        self.dtype = id_type(first["vocab_size"])
+        self.vocab_size, self.fingerprint = first["vocab_size"], first["fingerprint"]
+        self.num_bytes = sum(header["bytes"] for header in headers)
+        self.num_words = sum(header["words"] for header in headers)
+        self.num_documents = sum(header["documents"] for header in headers)
+        self.begins = np.array([0, *itertools.accumulate(header["tokens"] for header in headers)])  # of each shard
+
+    @classmethod
+    def open(cls, folder, split):
+        """Raises UserError when the split is missing, cut short or mixed from several preparations."""
+        paths = find_shards(folder, split)
+        if not paths:
+            raise UserError(f"{Path(folder) / split}.bin: no such file; prepare the data set first")
+        return cls(paths)
+
+    @staticmethod
+    def exists(folder, split):
+        return bool(find_shards(folder, split))
+
+    def __len__(self):
+        return int(self.begins[-1])
+
+    def read(self, start, stop):
+        """The ids from start to stop, as int64 (stop - start,)."""
+        return self.gather([start], stop - start)[0]
+
+    def gather(self, starts, length):
+        """Windows of ids: starts (B,) -> int64 (B, length). Every window must lie inside the row of ids."""
+        starts = np.asarray(starts, dtype=np.int64)
+        out = np.empty((len(starts), length), dtype=np.int64)
+        first = np.searchsorted(self.begins, starts, side="right") - 1
+        last = np.searchsorted(self.begins, starts + length, side="left") - 1
+        for shard in range(len(self.paths)):
+            rows = np.flatnonzero((first <= shard) & (last >= shard))
+            if not len(rows):
+                continue
+            # A map that lives on keeps every page it ever read resident; one a call costs some 50 microseconds.
+            ids = np.memmap(self.paths[shard], dtype=self.dtype, mode="r", offset=HEADER_BYTES)
+            for row in rows:
+                offset = starts[row] - self.begins[shard]  # negative where the window began in an earlier shard
+                part = ids[max(offset, 0) : max(offset + length, 0)]
+                begin = max(-offset, 0)
+                out[row, begin : begin + len(part)] = part
+        return out
+
+
+def describe(path):
+    """What a token file holds, as text."""
+    header = read_header(path)
+    words = f"{header['words']:,} words, " if header["words"] else ""
+    lines = [f"{path}: {header['tokens']:,} ids of {header['id_bytes']} bytes, vocabulary {header['vocab_size']:,}",
+             f"part {header['shard'] + 1} of {header['shards']}; tokenizer {header['fingerprint']}",
+             f"text: {header['bytes']:,} bytes, {words}{header['documents']:,} documents; "
+             f"{header['bytes'] / max(header['tokens'], 1):.2f} bytes per token"]
+    first = np.fromfile(path, id_type(header["vocab_size"]), count=min(64, header["tokens"]), offset=HEADER_BYTES)
+    lines.append(f"first ids: {' '.join(map(str, first[:16].tolist()))} ...")
+    beside = Path(path).parent / "tokenizer.json"
+    if beside.exists():
+        tokenizer = Tokenizer.load(beside)
+        if tokenizer.fingerprint == header["fingerprint"]:
+            lines.append(f"first text: {tokenizer.decode(first.tolist())!r}")
+        else:
+            lines.append(f"{beside} is another tokenizer ({tokenizer.fingerprint})")
+    return "\n".join(lines)
+
+
+def main():
+    if len(sys.argv) != 2:
+        raise UserError("give one token file; usage: python -m nanoft.bins FILE")
+    if sys.argv[1] in ("-h", "--help"):
+        print(__doc__.strip())
+    else:
+        print(describe(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    config.run(main)

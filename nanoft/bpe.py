@@ -1,0 +1,362 @@
+"""Byte-level byte-pair encoding: learning the merges, and turning text into token ids and back.
+
+A text is first cut into *chunks* (a word with its leading space, up to three digits, a run of punctuation, ...)
+by a split pattern, and each chunk is a row of bytes. Learning then repeats one step: the most frequent pair of
+neighbours inside chunks becomes a new token. Only counts of distinct chunks matter, so 10 MB of English is
+some 30,000 short words. The idea is Sennrich et al. 2016 (arXiv:1508.07909); bytes and split pattern are those of
+GPT-2 (Radford et al. 2019) and GPT-4. Encoding with the learned merges is done by tiktoken's engine.
+
+    python -m nanoft.bpe FILE... --vocab_size=8192 --out=tokenizer.json
+"""
+
+import functools
+import hashlib
+import heapq
+import itertools
+import json
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import regex
+import tiktoken
+
+from nanoft import UserError, config
+from nanoft.text import (
+    COARSE,
+    PATTERNS,
+    available_cores,
+    batches,
+    check_pattern,
+    check_text,
+    map_ahead,
+    progress_bar,
+    read_blocks,
+    read_json,
+)
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|cls|>", "<|sep|>")
+
+
+def train(texts, vocab_size, pattern="gpt4", processes=0, progress=True):
+    """Learn a tokenizer.
+
+    texts: an iterable of texts, each a str or an iterable of strs (its consecutive parts); read once, as a stream.
+    vocab_size: number of ids in all: 256 bytes + merges + 5 special tokens.
+    pattern: "gpt4", "gpt2", or a regular expression. processes: for counting; 0 is one a core.
+    Equal counts are ordered by the pair's ids, so the result does not depend on the number of processes.
+    Raises UserError for a vocabulary below 261 ids, an empty text, a pattern that is no regular expression.
+    """
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if not smallest <= vocab_size <= 1_000_000:
+        raise UserError(f"vocab_size={vocab_size} is out of range; the smallest is {smallest} (256 bytes and "
+                        f"{len(SPECIAL_TOKENS)} special tokens, no merges), the largest 1000000")
+    pattern = check_pattern(pattern)
+    chunks = count_chunks(texts, pattern, processes, progress)
+    if not chunks:
+        raise UserError("the text to learn a tokenizer from is empty; give at least one file with text in it")
+    merges = learn_merges(chunks, vocab_size - smallest, progress)
+    tokenizer = Tokenizer(pattern, merges)
+    if tokenizer.vocab_size < vocab_size:
+        print(f"tokenizer: the text has no pairs left to merge; vocabulary {tokenizer.vocab_size}, not {vocab_size}")
+    return tokenizer
+
+
+def count_chunks(texts, pattern, processes, progress):
+    """How often each chunk of the split pattern occurs in the texts: {chunk as str: count}."""
+    todo = batches(texts, pattern)
+    head = [batch for batch in (next(todo, None), next(todo, None)) if batch]
+    todo = (batch for part in (head, todo) for batch in part)
+    count = functools.partial(count_batch, pattern)
+    processes = processes or available_cores()
+    show = progress_bar("counting words", unit="MB") if progress else lambda done: None
+    total, done = Counter(), 0
+    if processes == 1 or len(head) < 2:  # a pool is not worth its start
+        results, pool = map(count, todo), None
+    else:
+        pool = ProcessPoolExecutor(processes)
+        results = map_ahead(pool, count, todo, ahead=2 * processes)
+    try:
+        for number, counts in results:
+            total.update(counts)
+            done += number
+            show(done / 1e6)
+    finally:
+        show(None)
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+    return total
+
+
+def count_batch(pattern, texts):
+    """Count the chunks of a few texts: (number of characters, {chunk: count})."""
+    pieces, find = Counter(), regex.compile(pattern).finditer
+    for text in texts:
+        check_text(text)
+        pieces.update(COARSE[pattern].findall(text) if pattern in COARSE else [m.group() for m in find(text)])
+    counts = defaultdict(int)
+    for piece, number in pieces.items():
+        for match in find(piece):
+            counts[match.group()] += number
+    return sum(map(len, texts)), dict(counts)
+
+
+def learn_merges(chunks, num_merges, progress=True):
+    """Merge the most frequent pair, `num_merges` times or until none is left: a list of pairs of ids.
+
+    A token id is a character here and a chunk is a str of them, so that finding a pair and joining it are
+    str.partition and +, which run in C. Per merge only the chunks holding the pair are touched, and only the
+    counts of the pairs around it change. Counts in the heap may be out of date; they are put right when they surface.
+    No two pairs give the same bytes: until it is one token, a row of bytes is merged alike wherever it stands.
+    """
+    words, counts = [], []
+    pair_counts, where = defaultdict(int), defaultdict(list)  # pair -> its count; -> numbers of words that had it
+    for chunk, number in chunks.items():
+        word = chunk.encode().decode("latin-1")
+        for pair in map("".join, itertools.pairwise(word)):
+            pair_counts[pair] += number
+            where[pair].append(len(words))
+        words.append(word)
+        counts.append(number)
+    heap = [(-number, pair) for pair, number in pair_counts.items()]
+    heapq.heapify(heap)
+    merges = []
+    show = progress_bar("learning merges", num_merges) if progress else lambda done: None
+    while heap and len(merges) < num_merges:
+        number, pair = heap[0]
+        current = -pair_counts.get(pair, 0)
+        if current != number:  # an entry from before other merges took some of its occurrences
+            if current:
+                heapq.heapreplace(heap, (current, pair))
+            else:
+                heapq.heappop(heap)
+            continue
+        heapq.heappop(heap)
+        made = merge_pair(pair, chr(256 + len(merges)), where.pop(pair), words, counts, pair_counts, where)
+        merges.append((ord(pair[0]), ord(pair[1])))
+        pair_counts.update(made)
+        for new_pair, number in made.items():
+            heapq.heappush(heap, (-number, new_pair))
+        if len(merges) % 256 == 0:
+            show(len(merges))
+    show(None)
+    return merges
+
+
+def merge_pair(pair, token, numbers, words, counts, pair_counts, where):
+    """Replace the pair by the token in the words with these numbers; gives the counts of the pairs that arose."""
+    first, second = pair
+    swapped = second + first
+    made = defaultdict(int)
+    for i in numbers:
+        head, found, tail = words[i].partition(pair)
+        if not found:  # an earlier merge took it, or the word is listed twice
+            continue
+        number = counts[i]
+        left = head[-1:]
+        head += token
+        while True:
+            if left:
+                pair_counts[left + first] -= number
+                made[left + token] += number
+                where[left + token].append(i)
+            while tail.startswith(pair):  # the next occurrence follows at once: two tokens side by side
+                pair_counts[swapped] -= number
+                made[token + token] += number
+                where[token + token].append(i)
+                head += token
+                tail = tail[2:]
+            if not tail:
+                break
+            right = tail[0]
+            pair_counts[second + right] -= number
+            made[token + right] += number
+            where[token + right].append(i)
+            between, found, rest = tail.partition(pair)
+            if not found:
+                break
+            head += between + token
+            left, tail = between[-1], rest
+        words[i] = head + tail
+    del pair_counts[pair]
+    return made
+
+
+class Tokenizer:
+    """A vocabulary and its split pattern. Ids: 256 bytes (in `byte_order`), the merges, the special tokens.
+
+    vocab_size: number of ids. special: {text: id}. fingerprint: 32 hexadecimal digits, equal for equal content.
+    token_bytes: id -> bytes.
+    """
+
+    def __init__(self, pattern, merges, special_tokens=SPECIAL_TOKENS, byte_order=range(256)):
+        self.content = {"format": "nanoft tokenizer", "version": 1, "pattern": PATTERNS.get(pattern, pattern),
+                        "special_tokens": list(special_tokens), "byte_order": list(byte_order),
+                        "merges": [list(pair) for pair in merges]}
+        self.token_bytes = [bytes([byte]) for byte in byte_order]
+        for a, b in merges:
+            self.token_bytes.append(self.token_bytes[a] + self.token_bytes[b])
+        self.first_special = len(self.token_bytes)
+        self.special = {text: self.first_special + i for i, text in enumerate(special_tokens)}
+        self.token_bytes += [text.encode() for text in special_tokens]
+        self.vocab_size = len(self.token_bytes)
+        self.pattern = self.content["pattern"]
+        self.fingerprint = hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:32]
+
+    @functools.cached_property
+    def encoding(self):
+        """tiktoken's engine for this vocabulary; built from the merges alone, never from the network."""
+        ranks = {token: i for i, token in enumerate(self.token_bytes[: self.first_special])}
+        return tiktoken.Encoding("nanoft", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special)
+
+    def encode(self, text, allow_special=False):
+        """Text to a list of ids. `<|endoftext|>` in a text is plain text unless allow_special.
+
+        Raises UserError for lone surrogates, which are no text.
+        """
+        check_text(text)
+        if allow_special:
+            return self.encoding.encode(text, allowed_special="all")
+        return self.encoding.encode_ordinary(text)
+
+    def encode_to_numpy(self, text):
+        """As encode(text), to an array of uint32; it leaves other threads running meanwhile."""
+        check_text(text)
+        return self.encoding.encode_to_numpy(text, disallowed_special=())
+
+    def encode_bytes(self, data):
+        """Any bytes to a list of ids: as encode() where they are UTF-8, one token a byte where they are not."""
+        ids = []
+        byte_ids = {byte: i for i, byte in enumerate(self.content["byte_order"])}
+        for part in regex.split(r"([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape")):
+            if part and "\udc80" <= part[0] <= "\udcff":
+                ids += [byte_ids[byte] for byte in part.encode("utf-8", "surrogateescape")]
+            else:
+                ids += self.encoding.encode_ordinary(part)
+        return ids
+
+    def decode_bytes(self, ids):
+        return b"".join([self.token_bytes[i] for i in ids])
+
+    def decode(self, ids):
+        """Ids to text; bytes that are no UTF-8 (a character cut in two, say) become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def chunk_starts(self, ids):
+        """Where the split pattern's chunks (words, mostly) begin: (T,) ids -> (T,) bool, True at a first token.
+
+        The ids may be cut anywhere out of a text. Special tokens, and the tokens after them, begin a chunk.
+        """
+        ids = np.asarray(ids)
+        is_special = ids >= self.first_special
+        starts = is_special.copy()
+        bounds = [-1, *np.flatnonzero(is_special).tolist(), len(ids)]
+        for before, after in itertools.pairwise(bounds):
+            if after - before > 1:
+                starts[before + 1 : after] = self._segment_starts(ids[before + 1 : after].tolist())
+        return starts
+
+    def _segment_starts(self, ids):
+        tokens = [self.token_bytes[i] for i in ids]
+        text = b"".join(tokens).decode("utf-8", "surrogateescape")
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        stray = (codes >= 0xDC80) & (codes <= 0xDCFF)  # bytes of a character that was cut
+        width = np.where(stray, 1, 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000))  # bytes per character
+        position = np.cumsum(width) - width
+        begins = np.zeros(int(width.sum()), dtype=bool)
+        begins[position[[match.start() for match in regex.finditer(self.pattern, text)]]] = True
+        length = np.array([len(token) for token in tokens])
+        return begins[np.cumsum(length) - length]
+
+    def save(self, path):
+        """Write tokenizer.json, whole or not at all."""
+        text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":"))
+        partial = f"{path}.{os.getpid()}.tmp"
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path):
+        """Read a tokenizer.json. Raises UserError when there is none, or when it is not a whole one."""
+        content = read_json(path)
+        problem = find_problem(content)
+        if problem:
+            raise UserError(f"{path}: not a nanoft tokenizer file ({problem}); prepare the data set again, or train "
+                            "one with python -m nanoft.bpe")
+        return cls(content["pattern"], content["merges"], content["special_tokens"], content["byte_order"])
+
+    @classmethod
+    def from_gpt2(cls, encoder_json, vocab_bpe):
+        """The published GPT-2 vocabulary (50,257 ids) from its two files. Raises UserError if they do not fit."""
+        ids = read_json(encoder_json)
+        lines = "".join(read_blocks(vocab_bpe)).splitlines()
+        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        # GPT-2 writes each byte as a visible character: itself where it is visible, else one from U+0100 on
+        visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        byte_order = visible + [byte for byte in range(256) if byte not in visible]
+        names = [chr(byte) for byte in visible] + [chr(256 + i) for i in range(256 - len(visible))]
+        place = {name: i for i, name in enumerate(names)}
+        merges = []
+        for pair in pairs:
+            if len(pair) != 2 or pair[0] not in place or pair[1] not in place:
+                raise UserError(f"{vocab_bpe}: {' '.join(pair)!r} is no merge of earlier tokens; fetch the file again")
+            merges.append((place[pair[0]], place[pair[1]]))
+            place.setdefault("".join(pair), 256 + len(merges) - 1)
+        place["<|endoftext|>"] = 256 + len(merges)
+        if ids != place:
+            raise UserError(f"{encoder_json}: its ids are not those of {vocab_bpe}; give two files of one download")
+        return cls("gpt2", merges, SPECIAL_TOKENS[:1], byte_order)
+
+
+def find_problem(content):
+    """What is wrong with the content of a tokenizer file, in a few words; "" when nothing is."""
+    if not isinstance(content, dict) or content.get("format") != "nanoft tokenizer":
+        return "the format line is missing"
+    if content.get("version") != 1:
+        return f"version {content.get('version')} is not 1"
+    try:
+        check_pattern(content["pattern"])
+        if sorted(content["byte_order"]) != list(range(256)):
+            return "byte_order is not the 256 bytes"
+        special = content["special_tokens"]
+        if "<|endoftext|>" not in special or len(set(special)) != len(special) or not all(map(str.encode, special)):
+            return "special_tokens are not different texts with <|endoftext|> among them"
+        table = [bytes([byte]) for byte in content["byte_order"]]
+        for a, b in content["merges"]:
+            if not (0 <= a < len(table) and 0 <= b < len(table)):
+                return f"merge {len(table) - 256} names a token that comes later"
+            table.append(table[a] + table[b])
+    except (KeyError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if len(set(table)) == len(table) else "two tokens have the same bytes"
+
+
+@dataclass
+class Options:
+    vocab_size: int = 8192  # ids in all: 256 bytes, merges, 5 special tokens
+    pattern: str = "gpt4"  # gpt4, gpt2, or a regular expression
+    processes: int = 0  # for counting words; 0 is one a core
+    out: str = "tokenizer.json"  # where the tokenizer goes
+
+
+def main():
+    words = sys.argv[1:]
+    cfg = config.load(Options, [word for word in words if word.startswith("-")])
+    files = [word for word in words if not word.startswith("-")]
+    if not files:
+        raise UserError("no text to learn from; give files: python -m nanoft.bpe FILE... --out=tokenizer.json")
+    start = time.perf_counter()
+    tokenizer = train(map(read_blocks, files), cfg.vocab_size, cfg.pattern, cfg.processes)
+    tokenizer.save(cfg.out)
+    print(f"{cfg.out}: {tokenizer.vocab_size:,} tokens learned in {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    config.run(main)

@@ -1,0 +1,68 @@
+"""A run to disk and back, whole or not at all.
+
+A checkpoint is one plain dictionary: `model` (weights by name, no wrapper's prefix), `model_config`, `optimizer`
+(a list), `step`, `seed`, `config`, `best_val_loss`, `seconds` already spent. Random numbers need no entry: batches
+and dropout are drawn from (seed, step).
+"""
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from nanoft import UserError
+
+
+def write_whole(path, write):
+    """Have write(file) fill a temporary file, put it safely on disk, then give it its name."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save(path, state):
+    write_whole(path, lambda file: torch.save(state, file))
+
+
+def save_json(path, content):
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def find(place):
+    """The checkpoint file that a path means: itself, or best.pt, else latest.pt, of a run folder."""
+    place = Path(place)
+    for path in (place, place / "best.pt", place / "latest.pt"):
+        if path.is_file():
+            return path
+    raise UserError(f"{place}: no checkpoint there; give a run folder such as out/wikitext, or a .pt file")
+
+
+def load(path, device="cpu"):
+    """The dictionary of a checkpoint file. UserError if it is none of nanoft's."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is not a checkpoint, or is damaged ({type(error).__name__}); "
+                        "give another, or train again") from None
+    if not isinstance(state, dict) or not {"model", "model_config", "step"} <= state.keys():
+        raise UserError(f"{path} is not a nanoft checkpoint: it lacks model, model_config or step")
+    return state
+
+
+def load_weights(model, weights, path):
+    """Put weights into a model. UserError naming the first difference in names or shapes."""
+    own = model.state_dict()
+    for name in sorted(own.keys() ^ weights.keys()):
+        raise UserError(f"{path}: weight {name} is {'missing' if name in own else 'unknown to this model'}")
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(f"{path}: weight {name} is {tuple(tensor.shape)}, this model wants {tuple(own[name].shape)}")
+    model.load_state_dict(weights)

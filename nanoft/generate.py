@@ -1,0 +1,95 @@
+"""Sampling: the key-value cache, the rules that shape a distribution, and the loop.
+
+Past the context length the window moves in jumps of half a block: when block_size tokens are seen, the older half is
+dropped and the rest read again. So cached and uncached sampling see the same context and say the same, learned
+positions work, and a token costs little on average.
+"""
+
+import torch
+
+
+class LayerCache:
+    """The keys and values of one layer, in place: (B, K, block_size, D), of which `length` are filled."""
+
+    def __init__(self, block_size):
+        self.block_size, self.length = block_size, 0
+
+    def extend(self, k, v):
+        """Append k, v: (B, K, T, D); return all of them so far: (B, K, length, D)."""
+        if self.length == 0:
+            B, K, _, D = k.shape
+            self.k, self.v = (new.new_empty(B, K, self.block_size, D) for new in (k, v))
+        start, self.length = self.length, self.length + k.size(2)
+        self.k[:, :, start:self.length], self.v[:, :, start:self.length] = k, v
+        return self.k[:, :, :self.length], self.v[:, :, :self.length]
+
+
+def make_cache(cfg):
+    return [LayerCache(cfg.block_size) for _ in range(cfg.n_layer)]
+
+
+def keep_top_k(logits, k):
+    """-inf for all but the k largest. logits: (B, V)."""
+    kth = logits.topk(min(k, logits.size(-1))).values[:, -1:]
+    return logits.masked_fill(logits < kth, -torch.inf)
+
+
+def keep_top_p(logits, p):
+    """-inf outside the smallest set of tokens whose probability reaches p (arXiv:1904.09751). logits: (B, V)."""
+    values, order = logits.sort(descending=True)
+    probability = values.softmax(-1)
+    drop = probability.cumsum(-1) - probability >= p  # what stands before a token already reaches p
+    return logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
+
+
+def penalize(logits, seen, penalty):
+    """Make tokens that were seen less likely (CTRL, arXiv:1909.05858). logits: (B, V); seen: (B, T) ids."""
+    score = logits.gather(-1, seen)
+    return logits.scatter(-1, seen, torch.where(score > 0, score / penalty, score * penalty))
+
+
+def choose(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
+    """One token id a row. logits: (B, V) -> (B,). Temperature 0 takes the most likely."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / temperature
+    if top_k:
+        logits = keep_top_k(logits, top_k)
+    if top_p < 1:
+        logits = keep_top_p(logits, top_p)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def context_start(length, block_size):
+    """Where the window begins when `length` tokens are known: jumps of half a block once they do not fit."""
+    jump = max(1, block_size // 2)
+    return max(0, -(-(length - block_size) // jump) * jump)
+
+
+@torch.no_grad()
+def generate(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
+             stop_id=None, generator=None, cached=True):
+    """Continue ids: (B, T) with T >= 1. Yields (B,) ids, one token a row at a time.
+
+    A row that has said `stop_id` goes on saying it; when all have, the loop ends. The caller sets model.eval().
+    """
+    T, block_size = ids.size(1), model.cfg.block_size
+    cache, start = None, -1
+    done = torch.zeros(ids.size(0), dtype=torch.bool, device=ids.device)
+    for _ in range(max_new_tokens):
+        fresh = context_start(ids.size(1), block_size)
+        if not cached or fresh != start:  # the first step, and each jump of the window: read the whole context
+            start, cache = fresh, make_cache(model.cfg) if cached else None
+            logits = model(ids[:, start:], cache=cache)
+        else:
+            logits = model(ids[:, -1:], cache=cache)
+        if repetition_penalty != 1:
+            logits = penalize(logits, ids[:, start:], repetition_penalty)
+        token = choose(logits, temperature, top_k, top_p, generator)
+        if stop_id is not None:
+            token = token.masked_fill(done, stop_id)
+            done |= token == stop_id
+        ids = torch.cat((ids, token[:, None]), dim=1)
+        yield token
+        if done.all():
+            return

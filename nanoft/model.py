@@ -1,0 +1,326 @@
+"""The model: Attention, MLP, Block, Transformer; GPT and BERT on top of it.
+
+Defaults, each a field of ModelConfig:
+- rotary positions (RoPE, arXiv:2104.09864) on normalised queries and keys (QK-norm, arXiv:2010.04245)
+- pre-norm blocks with parameter-free RMSNorm (arXiv:1910.07467), the embedding normalised too
+- squared-ReLU feed-forward (Primer, arXiv:2109.08668), no biases, output projections that start at zero
+- grouped key-value heads (arXiv:2305.13245) when n_kv_head < n_head
+- the vocabulary padded to a multiple of 64; the rows beyond it are never read as ids
+The other fields are what the published GPT-2, BERT and RoBERTa need: learned positions, LayerNorm with biases,
+GELU in both forms, post-norm, token types, a tied head.
+
+Shapes: B sequences, T tokens, C = n_embd, H heads of D = C / H, K key-value heads, V padded vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from nanoft import UserError
+
+
+@dataclass
+class ModelConfig:
+    vocab_size: int = 8192
+    block_size: int = 256     # longest sequence
+    n_layer: int = 4
+    n_head: int = 4
+    n_kv_head: int = 0        # 0 = n_head
+    n_embd: int = 256
+    dropout: float = 0.0
+    causal: bool = True       # False: every token sees both sides (BERT)
+    position: Literal["rope", "learned"] = "rope"
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = 1e-6
+    qk_norm: bool = True
+    activation: Literal["relu2", "swiglu", "gelu", "gelu_tanh"] = "relu2"
+    n_hidden: int = 0         # width of the feed-forward; 0 = 4 * n_embd
+    bias: bool = False
+    post_norm: bool = False   # normalise after each residual sum, as BERT does, and not before
+    tie_head: bool = False    # the output head is the token embedding
+    n_types: int = 0          # token types (BERT's segments)
+
+
+def check_model(cfg):
+    """Sentences on what cannot be, for a ModelConfig or a script's config with the same fields."""
+    problems = []
+    if min(cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.block_size) < 1:
+        return ["n_layer, n_head, n_embd and block_size must be at least 1"]
+    if cfg.n_embd % cfg.n_head:
+        problems.append(f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}; choose a multiple")
+    elif cfg.n_embd // cfg.n_head % 2:
+        problems.append(f"n_embd / n_head = {cfg.n_embd // cfg.n_head} is odd; rotary positions turn pairs, so use an even head width")
+    if cfg.n_kv_head < 0 or (cfg.n_kv_head and cfg.n_head % cfg.n_kv_head):
+        problems.append(f"n_head={cfg.n_head} is not divisible by n_kv_head={cfg.n_kv_head}; choose a divisor, or 0 for n_head")
+    if not 0 <= cfg.dropout < 1:
+        problems.append(f"dropout={cfg.dropout} must be at least 0 and below 1")
+    return problems
+
+
+def attention(q, k, v, causal=False, mask=None, dropout=0.0, explicit=False):
+    """softmax(q kᵀ / √D) v, the one attention function (arXiv:1706.03762).
+
+    q: (B, H, T, D); k, v: (B, H, S, D); mask: bool, broadcastable to (B, H, T, S), True = may look.
+    Returns (B, H, T, D), and the weights (B, H, T, S) when `explicit`, else None.
+
+    On the CPU torch's fused kernel is slow backward at short lengths (see LOG.md), so training takes the plain
+    product there; everything else takes the fused kernel. Both give the same result, and a test says so.
+    """
+    T, S = q.size(-2), k.size(-2)
+    plain = explicit or (q.device.type == "cpu" and torch.is_grad_enabled() and S <= 512)
+    if not plain:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal), None
+    scores = (q * (1 / math.sqrt(q.size(-1)))) @ k.transpose(-2, -1)  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
+    if causal:
+        future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(dim=-1)
+    mixed = F.dropout(weights, dropout) if dropout else weights
+    return mixed @ v, (weights if explicit else None)  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
+
+
+def rotate(x, cos, sin):
+    """Turn each pair (x[i], x[i + D/2]) by its position's angle. x: (B, T, H, D); cos, sin: (T, 1, D/2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+
+
+def make_norm(cfg, width):
+    if cfg.norm == "layernorm":
+        return nn.LayerNorm(width, eps=cfg.norm_eps, bias=cfg.bias)
+    return nn.RMSNorm(width, eps=cfg.norm_eps, elementwise_affine=False)
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.n_head, self.n_kv_head = cfg.n_head, cfg.n_kv_head or cfg.n_head
+        self.causal, self.qk_norm, self.dropout = cfg.causal, cfg.qk_norm, cfg.dropout
+        width = cfg.n_embd // cfg.n_head
+        self.q = nn.Linear(cfg.n_embd, self.n_head * width, bias=cfg.bias)
+        self.k = nn.Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
+        self.v = nn.Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
+        self.proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
+
+    def forward(self, x, turn=None, mask=None, cache=None):
+        """x: (B, T, C) -> (B, T, C). turn: (cos, sin) of the positions; cache: this layer's keys and values so far."""
+        B, T, C = x.shape
+        q = self.q(x).view(B, T, self.n_head, -1)     # (B, T, C) -> (B, T, H, D)
+        k = self.k(x).view(B, T, self.n_kv_head, -1)  # (B, T, K * D) -> (B, T, K, D)
+        v = self.v(x).view(B, T, self.n_kv_head, -1)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        if turn is not None:
+            q, k = rotate(q, *turn), rotate(k, *turn)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
+        if cache is not None:
+            k, v = cache.extend(k, v)  # (B, K, past + T, D)
+        if self.n_kv_head < self.n_head:  # each key-value head serves a group of query heads
+            k, v = (t.repeat_interleave(self.n_head // self.n_kv_head, dim=1) for t in (k, v))
+        causal = self.causal and T > 1  # a single new token may look at everything before it
+        y, _ = attention(q, k, v, causal, mask, self.dropout if self.training else 0.0)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, H, T, D) -> (B, T, C)
+
+
+class MLP(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        hidden = cfg.n_hidden or 4 * cfg.n_embd
+        self.activation = cfg.activation
+        self.fc = nn.Linear(cfg.n_embd, 2 * hidden if cfg.activation == "swiglu" else hidden, bias=cfg.bias)
+        self.proj = nn.Linear(hidden, cfg.n_embd, bias=cfg.bias)
+
+    def forward(self, x):
+        return self.proj(ACTIVATIONS[self.activation](self.fc(x)))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+
+
+def swiglu(x):
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+ACTIVATIONS = {
+    "relu2": lambda x: F.relu(x).square(),
+    "swiglu": swiglu,                                            # arXiv:2002.05202
+    "gelu": F.gelu,                                              # BERT, RoBERTa
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),        # GPT-2
+}
+
+
+class Block(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.post_norm = cfg.post_norm
+        self.norm1, self.norm2 = make_norm(cfg, cfg.n_embd), make_norm(cfg, cfg.n_embd)
+        self.attn, self.mlp = Attention(cfg), MLP(cfg)
+        self.drop = nn.Dropout(cfg.dropout)
+
+    def forward(self, x, turn=None, mask=None, cache=None):
+        if self.post_norm:
+            x = self.norm1(x + self.drop(self.attn(x, turn, mask, cache)))
+            return self.norm2(x + self.drop(self.mlp(x)))
+        x = x + self.drop(self.attn(self.norm1(x), turn, mask, cache))
+        return x + self.drop(self.mlp(self.norm2(x)))
+
+
+class Transformer(nn.Module):
+    """Token ids to hidden states: embeddings, blocks, final norm. The trunk that GPT and BERT share."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        problems = check_model(cfg)
+        if problems:
+            raise UserError("\n".join(problems))
+        self.cfg = cfg
+        self.padded_vocab = (cfg.vocab_size + 63) // 64 * 64  # full tiles for the processor
+        self.tokens = nn.Embedding(self.padded_vocab, cfg.n_embd)
+        self.positions = nn.Embedding(cfg.block_size, cfg.n_embd) if cfg.position == "learned" else None
+        self.types = nn.Embedding(cfg.n_types, cfg.n_embd) if cfg.n_types else None
+        self.norm_in = make_norm(cfg, cfg.n_embd)
+        self.drop = nn.Dropout(cfg.dropout)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
+        self.norm_out = nn.Identity() if cfg.post_norm else make_norm(cfg, cfg.n_embd)
+        if cfg.position == "rope":
+            width = cfg.n_embd // cfg.n_head
+            rate = 10000 ** (-torch.arange(0, width, 2) / width)             # (D/2,) radians a token
+            angle = torch.arange(cfg.block_size)[:, None, None] * rate       # (block_size, 1, D/2)
+            self.register_buffer("cos", angle.cos(), persistent=False)
+            self.register_buffer("sin", angle.sin(), persistent=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        """Variance 1 / fan-in for the matrices, zero for what writes into the residual stream."""
+        for name, p in self.named_parameters():
+            if name.startswith(("tokens.", "positions.", "types.")):
+                p.normal_(std=0.02 if self.cfg.tie_head else 1.0)
+            elif name.endswith("proj.weight"):
+                p.zero_()
+            elif p.dim() == 2:
+                p.normal_(std=p.size(1) ** -0.5)
+            elif name.endswith("bias"):
+                p.zero_()
+
+    def forward(self, ids, types=None, mask=None, cache=None):
+        """ids: (B, T) -> (B, T, C). types: (B, T) or None; mask: bool (B, 1, 1, T), False at padding.
+
+        cache: one entry a layer, from nanoft.generate; then `ids` are the tokens after those it holds.
+        """
+        T, past = ids.size(1), cache[0].length if cache else 0
+        x = self.tokens(ids)  # (B, T) -> (B, T, C)
+        if self.positions is not None:
+            x = x + self.positions.weight[past:past + T]
+        if self.types is not None:
+            x = x + self.types(torch.zeros_like(ids) if types is None else types)
+        x = self.drop(self.norm_in(x))
+        turn = (self.cos[past:past + T], self.sin[past:past + T]) if self.cfg.position == "rope" else None
+        for i, block in enumerate(self.blocks):
+            x = block(x, turn, mask, cache[i] if cache else None)
+        return self.norm_out(x)
+
+
+def token_loss(logits, targets):
+    """Mean cross-entropy in nats over the targets that are not -100. logits: (N, V) any float; targets: (N,)."""
+    return F.cross_entropy(logits.float(), targets, ignore_index=-100)
+
+
+class GPT(nn.Module):
+    """A causal language model: the trunk, and a head that names the next token."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.trunk = Transformer(cfg)
+        self.head = make_head(cfg, self.trunk)
+
+    def forward(self, ids, targets=None, cache=None):
+        """ids: (B, T). With targets (B, T): the mean loss. Without: the logits of the last token (B, vocab_size)."""
+        x = self.trunk(ids, cache=cache)
+        if targets is None:
+            return self.head(x[:, -1]).float()[:, :self.cfg.vocab_size]
+        return token_loss(self.head(x).flatten(0, 1), targets.flatten())  # (B, T, V) -> (B * T, V)
+
+
+class BERT(nn.Module):
+    """An encoder (arXiv:1810.04805): the trunk seeing both sides, a masked-word head, a sentence head.
+
+    hidden() and pooled() are what fine-tuning builds on.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.trunk = Transformer(cfg)
+        self.transform = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
+        self.norm = make_norm(cfg, cfg.n_embd)
+        self.head = make_head(cfg, self.trunk)
+        self.head_bias = nn.Parameter(torch.zeros(self.trunk.padded_vocab))
+        if cfg.n_types:  # trained on pairs
+            self.pooler = nn.Linear(cfg.n_embd, cfg.n_embd)
+            self.next = nn.Linear(cfg.n_embd, 2)  # 0 = the second part follows the first, 1 = it does not
+        for name in ("pooler", "next"):
+            if hasattr(self, name):
+                nn.init.normal_(getattr(self, name).weight, std=cfg.n_embd ** -0.5)
+                nn.init.zeros_(getattr(self, name).bias)
+
+    def hidden(self, ids, types=None, mask=None):
+        """One vector a token: ids (B, T) -> (B, T, C). mask: bool (B, T), False at padding."""
+        return self.trunk(ids, types, None if mask is None else mask[:, None, None, :])
+
+    def pooled(self, x):
+        """One vector a text, from its first token: (B, T, C) -> (B, C)."""
+        return torch.tanh(self.pooler(x[:, 0]))
+
+    def word_logits(self, x):
+        """(N, C) -> (N, padded vocabulary)."""
+        x = self.norm(ACTIVATIONS["gelu"](self.transform(x)))
+        return self.head(x) + self.head_bias
+
+    def forward(self, ids, targets, types=None, mask=None, next_targets=None, capacity=0):
+        """The mean loss over the masked words, and with next_targets (B,) that of the pairs: a tensor of 1 or 2 losses.
+
+        targets: (B, T), -100 where a token is not masked. The head, most of the work, is computed at masked rows only:
+        `capacity` is a number of rows that is at least theirs, for compilation, which wants fixed shapes; 0 counts them.
+        """
+        x = self.hidden(ids, types, mask)
+        rows, labels = masked_rows(x.flatten(0, 1), targets.flatten(), capacity)  # (B * T, C) -> (N, C)
+        losses = [token_loss(self.word_logits(rows), labels)]
+        if next_targets is not None:
+            losses.append(token_loss(self.next(self.pooled(x)), next_targets))
+        return torch.stack(losses)
+
+
+def masked_rows(x, targets, capacity=0):
+    """The rows whose target is not -100, first to last, filled up with others. x: (N, C); targets: (N,)."""
+    wanted = targets != -100
+    order = wanted.nonzero()[:, 0] if not capacity else (~wanted).int().argsort(stable=True)[:capacity]
+    return x[order], targets[order]
+
+
+def make_head(cfg, trunk):
+    """Hidden states to vocabulary: the token embedding itself, or a matrix that starts at zero (first loss: log V)."""
+    head = nn.Linear(cfg.n_embd, trunk.padded_vocab, bias=False)
+    if cfg.tie_head:
+        head.weight = trunk.tokens.weight
+    else:
+        nn.init.zeros_(head.weight)
+    return head
+
+
+def make_model(cfg):
+    return GPT(cfg) if cfg.causal else BERT(cfg)
+
+
+# The published architectures, as ModelConfig fields.
+CLASSIC = {
+    "gpt2": dict(position="learned", norm="layernorm", norm_eps=1e-5, qk_norm=False, activation="gelu_tanh", bias=True,
+                 tie_head=True),
+    "bert": dict(position="learned", norm="layernorm", norm_eps=1e-12, qk_norm=False, activation="gelu", bias=True,
+                 post_norm=True, tie_head=True),
+}

@@ -1,0 +1,108 @@
+"""Optimizers and learning-rate schedules: AdamW (arXiv:1711.05101) for most, Muon for the hidden matrices.
+
+Muon (Keller Jordan, kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the nearest matrix with all
+singular values equal, found by a few matrix products. It needs about half of AdamW's steps on small models.
+"""
+
+import torch
+
+from nanoft.parallel import native_bf16
+
+# Coefficients of five iterations x <- a x + (b A + c A^2) x with A = x xᵀ, each the best odd quintic for the interval
+# of singular values that the one before leaves (Polar Express, arXiv:2505.16932, which also gives the safety factor).
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def orthogonalize(m, steps=int(__import__('os').environ.get('NS',5))):
+    """The orthogonal factor of each matrix, approximately. m: (N, rows, columns) -> the same shape."""
+    tall = m.size(-2) > m.size(-1)
+    x = m.mT if tall else m  # the products below are over the shorter side
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
+    if native_bf16(m.device):  # elsewhere bf16 is emulated and much slower than fp32
+        x = x.bfloat16()
+    for a, b, c in POLAR_EXPRESS[:steps]:
+        A = x @ x.mT
+        x = a * x + (b * A + c * A @ A) @ x
+    return (x.mT if tall else x).to(m.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised: matrices of one shape go through the products together."""
+
+    def __init__(self, params, lr=0.02, momentum=float(__import__('os').environ.get('MOM','0.95')), weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape = {}
+            for p in group["params"]:
+                by_shape.setdefault(p.shape, []).append(p)
+            for shape, params in by_shape.items():
+                grads = [p.grad for p in params]
+                for p in params:
+                    if "momentum" not in self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                buffers = [self.state[p]["momentum"] for p in params]
+                torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+                ahead = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))  # (N, rows, columns)
+                # an update of the same root-mean-square entry whatever the matrix's form
+                scale = group["lr"] * max(1, shape[0] / shape[1]) ** 0.5
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(params, list(orthogonalize(ahead)), alpha=-scale)
+
+
+def make_optimizers(model, cfg, device):
+    """The optimizers of a model, every parameter in exactly one group.
+
+    cfg: optimizer (`muon` or `adamw`), lr, muon_lr, embed_lr, weight_decay. Each group carries `peak_lr`.
+    Embeddings and everything of one dimension are not decayed.
+    """
+    named = dict(model.named_parameters())  # a tied weight appears once
+    embeds = {n: p for n, p in named.items() if n.startswith("trunk.") and ".blocks." not in n and p.dim() == 2}
+    matrices = {n: p for n, p in named.items() if ".blocks." in n and p.dim() == 2}
+    vectors = {n: p for n, p in named.items() if p.dim() < 2}
+    rest = {n: p for n, p in named.items() if n not in embeds | matrices | vectors}
+    muon = cfg.optimizer == "muon"
+    groups = [
+        dict(params=list(embeds.values()), lr=cfg.embed_lr or cfg.lr, weight_decay=0.0),
+        dict(params=list(vectors.values()), lr=cfg.lr, weight_decay=0.0),
+        dict(params=list(rest.values()) + ([] if muon else list(matrices.values())),
+             lr=cfg.lr, weight_decay=cfg.weight_decay),
+    ]
+    groups = [g for g in groups if g["params"]]
+    fused = device.type in ("cpu", "cuda")
+    optimizers = [torch.optim.AdamW(groups, betas=(0.9, cfg.beta2), eps=1e-10, fused=fused)]
+    if muon:
+        optimizers.append(Muon(list(matrices.values()), lr=cfg.muon_lr, weight_decay=cfg.weight_decay))
+    seen = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
+    assert sorted(seen) == sorted(id(p) for p in named.values()), "a parameter is in no group, or in two"
+    for o in optimizers:
+        for g in o.param_groups:
+            g["peak_lr"] = g["lr"]
+    return optimizers
+
+
+def lr_factor(progress, schedule, warmup, warmdown):
+    """The learning rate as a part of its peak. progress: 0 to 1 of the run; warmup, warmdown: parts of the run.
+
+    linear and cosine fall from the end of the warm-up to zero; trapezoid holds and falls in the last `warmdown`.
+    """
+    import math
+
+    if progress < warmup:
+        return progress / warmup
+    done = (progress - warmup) / max(1 - warmup, 1e-9)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1)))
+    if schedule == "linear":
+        return max(1 - done, 0.0)
+    return min(1.0, max(1 - progress, 0.0) / warmdown)

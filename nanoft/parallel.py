@@ -1,0 +1,97 @@
+"""One process or many: torchrun's environment, the device, number formats, DDP, reductions.
+
+A single process is the case of one: the same calls, and they do nothing.
+"""
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from nanoft import UserError
+
+
+@dataclass(frozen=True)
+class Here:
+    """Where this process stands: rank of world, and its device."""
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self):
+        return self.rank == 0
+
+
+def start(device="auto"):
+    """Join the other processes that torchrun started, if any, and choose the device."""
+    rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[device]:
+        raise UserError(f"device={device} is not available on this machine; use --device=auto or --device=cpu")
+    if device == "cuda":
+        torch.cuda.set_device(local)
+        torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for
+    elif device == "cpu" and world > 1:
+        # torchrun gives each process one thread; share the cores out instead
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    return Here(rank, world, torch.device(device, local) if device == "cuda" else torch.device(device))
+
+
+def native_bf16(device):
+    """Whether the device multiplies bf16 itself: elsewhere it is emulated, many times slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cpu":
+        can = torch.cpu.get_capabilities()
+        return bool(can.get("avx512_bf16") or can.get("amx_bf16") or can.get("bf16"))
+    return False
+
+
+def number_format(dtype, device):
+    """(torch dtype, sentence on the choice or ''): `auto` is bf16 where it is native, else fp32."""
+    if dtype != "auto":
+        return getattr(torch, dtype), ""
+    if native_bf16(device):
+        return torch.bfloat16, ""
+    return torch.float32, f"dtype=auto: float32, because {device.type} has no native bfloat16 here"
+
+
+def autocast(device, dtype):
+    """The context in which matrix products run in `dtype`."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def wrap(model, here):
+    """The model with its gradients averaged over the processes."""
+    if here.world == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[here.device.index] if here.device.type == "cuda" else None,
+                                   gradient_as_bucket_view=True)
+
+
+def reduce(tensor, here, op="mean"):
+    """A tensor's mean, sum or max over all processes, in place; returns it."""
+    if here.world > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
+        if op == "mean":
+            tensor /= here.world
+    return tensor
+
+
+def wait(here):
+    """Return when every process has come here."""
+    if here.world > 1:
+        dist.barrier()
+
+
+def stop(here):
+    if here.world > 1:
+        dist.destroy_process_group()

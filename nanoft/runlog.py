@@ -1,0 +1,62 @@
+"""What a run tells: the status line, metrics.jsonl, TensorBoard.
+
+Only the main process writes; in the others every call does nothing.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from nanoft.checkpoint import write_whole
+
+
+class RunLog:
+    def __init__(self, folder, main=True, step=0):
+        """Open the log of a run that stands at `step`. Rows past it, of a run that was killed, are dropped."""
+        self.main = main
+        if not main:
+            return
+        from tensorboardX import SummaryWriter  # here, not above: it takes a second that --help need not wait for
+
+        self.path = Path(folder) / "metrics.jsonl"
+        kept = []
+        if step and self.path.exists():
+            for line in self.path.read_bytes().splitlines(keepends=True):
+                try:
+                    if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                        kept.append(line)
+                except ValueError:  # a line cut by a crash
+                    pass
+        write_whole(self.path, lambda file: file.writelines(kept))
+        self.file = open(self.path, "ab", buffering=0)
+        self.board = SummaryWriter(logdir=str(folder), purge_step=step + 1 if step else None, flush_secs=10)
+
+    def row(self, step, **figures):
+        """One JSON line, and a scalar for each figure. Names that begin with val_ or test_ go into that group."""
+        if not self.main:
+            return
+        # one write of a whole line in append mode: a reader never sees a part of it
+        os.write(self.file.fileno(), (json.dumps({"step": step, **figures}) + "\n").encode())
+        for name, value in figures.items():
+            group = name.partition("_")[0] if name.startswith(("val_", "test_")) else "train"
+            self.board.add_scalar(f"{group}/{name.removeprefix(group + '_')}", value, step)
+
+    def text(self, tag, text, step=0):
+        if self.main:
+            self.board.add_text(tag, "    " + text.replace("\n", "\n    "), step)  # indented: shown as it is
+
+    def say(self, line):
+        if self.main:
+            print(line, flush=True)
+
+    def close(self):
+        if self.main:
+            self.file.close()
+            self.board.close()
+
+
+def clock(seconds):
+    """75 -> '1m15s'."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

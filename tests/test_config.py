@@ -1,0 +1,60 @@
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from nanoft import UserError, config
+
+
+@dataclass
+class Options:
+    lr: float = 0.1                            # a rate
+    steps: int = 10                            # a count
+    name: str = "x"                            # a text
+    resume: bool = False                       # a switch
+    kind: Literal["auto", "true", "b"] = "auto"  # a choice
+
+
+def test_values_come_from_file_then_flags(tmp_path):
+    file = tmp_path / "c.py"
+    file.write_text("import math\n_half = 0.5\nlr = 2 * _half\nsteps = 7\nkind = True\n")
+    cfg = config.load(Options, ["--steps=9", str(file), "--name=a=b", "--resume"])
+    assert cfg == Options(lr=1.0, steps=9, name="a=b", resume=True, kind="true")
+    assert type(cfg.lr) is float
+
+
+def test_int_does_for_float_and_1e3_for_int():
+    cfg = config.load(Options, ["--lr=3", "--steps=1e3", "--resume=false"])
+    assert (cfg.lr, cfg.steps, cfg.resume) == (3.0, 1000, False)
+
+
+def test_all_problems_at_once():
+    with pytest.raises(UserError) as error:
+        config.load(Options, ["--stesp=3", "--lr=fast", "--kind=c", "--steps=1.5"], lambda cfg: ["and a fifth"])
+    text = str(error.value)
+    assert len(text.splitlines()) == 5
+    assert "did you mean steps?" in text and "must be a number, not 'fast'" in text
+    assert "auto, true, b" in text and "must be a whole number, not 1.5" in text
+
+
+@pytest.mark.parametrize("word", ["--steps", "--steps=", "--steps=true", "--resume=1", "--lr=nan()"])
+def test_wrong_types(word):
+    with pytest.raises(UserError):
+        config.load(Options, [word])
+
+
+def test_config_file_problems(tmp_path):
+    with pytest.raises(UserError, match="no such config file"):
+        config.load(Options, ["nothere.py"])
+    file = tmp_path / "c.py"
+    file.write_text("lr = = 3")
+    with pytest.raises(UserError, match="does not run"):
+        config.load(Options, [str(file)])
+
+
+def test_help_prints_every_comment(capsys):
+    with pytest.raises(SystemExit) as stop:
+        config.load(Options, ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("--steps=10", "a count", "auto|true|b: a choice"))

@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanoft import UserError
+from nanoft.model import GPT, ModelConfig, attention
+
+TINY = dict(vocab_size=100, block_size=16, n_layer=2, n_head=4, n_embd=32)
+CLASSIC = dict(position="learned", norm="layernorm", qk_norm=False, activation="gelu_tanh", bias=True, tie_head=True)
+
+
+def filled(cfg):
+    """A model whose every weight matters: the zero-initialised ones get values too."""
+    torch.manual_seed(0)
+    model = GPT(cfg)
+    for p in model.parameters():
+        if p.dim() == 2 and p.abs().sum() == 0:
+            torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("length", [1, 7, 64])
+def test_plain_attention_equals_the_fused_kernel(causal, length):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 8, requires_grad=True) for _ in range(3))
+    mask = torch.rand(2, 1, 1, length) > 0.3 if not causal else None
+    if mask is not None:
+        mask[..., 0] = True
+    plain, weights = attention(q, k, v, causal, mask, explicit=True)
+    fused = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    assert torch.allclose(plain, fused, atol=1e-5)
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 3, length), atol=1e-5)
+    for a, b in zip(torch.autograd.grad(plain.square().sum(), (q, k, v)), torch.autograd.grad(fused.square().sum(), (q, k, v))):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, CLASSIC, dict(n_kv_head=2), dict(activation="swiglu"), dict(post_norm=True)])
+def test_no_token_sees_the_future(options):
+    model = filled(ModelConfig(**TINY, **options)).eval()
+    ids = torch.randint(0, 100, (1, 16))
+    changed = ids.clone()
+    changed[0, 10:] = (ids[0, 10:] + 1) % 100
+    a, b = model.trunk(ids), model.trunk(changed)
+    assert torch.allclose(a[:, :10], b[:, :10], atol=1e-5)
+    assert not torch.allclose(a[:, 10:], b[:, 10:], atol=1e-2)
+
+
+def test_first_loss_is_that_of_a_guess():
+    model = GPT(ModelConfig(**TINY))
+    ids = torch.randint(0, 100, (2, 16))
+    assert model(ids, ids).item() == pytest.approx(math.log(128), abs=1e-5)  # the vocabulary padded to 128
+
+
+@pytest.mark.parametrize("options", [{}, CLASSIC, dict(n_kv_head=1), dict(activation="swiglu")])
+def test_every_parameter_gets_a_gradient(options):
+    model = filled(ModelConfig(**TINY, **options))
+    ids = torch.randint(0, 100, (4, 16))
+    model(ids, ids.roll(-1, 1)).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_ignored_targets_do_not_count():
+    model = filled(ModelConfig(**TINY))
+    ids = torch.randint(0, 100, (1, 16))
+    targets = ids.roll(-1, 1)
+    cut = targets.clone()
+    cut[0, 8:] = -100
+    assert model(ids, cut).item() == pytest.approx(model(ids[:, :8], targets[:, :8]).item(), abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_loss():
+    """The golden loss: a change that is not about computation leaves it as it is."""
+    torch.manual_seed(3)
+    model = filled(ModelConfig(**TINY))
+    ids = torch.arange(64).view(4, 16) * 7 % 100
+    assert model(ids, ids.roll(-1, 1)).item() == pytest.approx(GOLDEN, abs=1e-4)
+
+
+GOLDEN = 5.590283
+
+
+def test_compiled_equals_eager():
+    model = filled(ModelConfig(**TINY))
+    ids = torch.randint(0, 100, (4, 16))
+    eager = model(ids, ids)
+    try:
+        compiled = torch.compile(model)(ids, ids)
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+    assert torch.allclose(eager, compiled, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [dict(n_head=3), dict(n_kv_head=3), dict(n_embd=20), dict(dropout=1.0), dict(n_layer=0)])
+def test_impossible_shapes(wrong):
+    with pytest.raises(UserError):
+        GPT(ModelConfig(**{**TINY, **wrong}))

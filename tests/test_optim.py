@@ -1,0 +1,52 @@
+import types
+
+import pytest
+import torch
+
+from nanoft import optim
+from test_model import CLASSIC, TINY
+from nanoft.model import GPT, ModelConfig
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 16), (2, 16, 64)])
+def test_orthogonalize_evens_the_singular_values(shape):
+    m = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(optim.orthogonalize(m).float())
+    assert values.min() > 0.6 and values.max() < 1.3
+    u, _, v = torch.linalg.svd(m, full_matrices=False)
+    angle = (optim.orthogonalize(m) * (u @ v)).sum() / (optim.orthogonalize(m).norm() * (u @ v).norm())
+    assert angle > 0.97
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("options", [{}, CLASSIC])
+def test_every_parameter_in_one_group_and_vectors_undecayed(kind, options):
+    model = GPT(ModelConfig(**TINY, **options))
+    cfg = types.SimpleNamespace(optimizer=kind, lr=1e-3, muon_lr=0.02, embed_lr=0.01, beta2=0.95, weight_decay=0.1)
+    optimizers = optim.make_optimizers(model, cfg, torch.device("cpu"))
+    groups = [g for o in optimizers for g in o.param_groups]
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    assert all(p.dim() == 2 for g in groups if g["weight_decay"] for p in g["params"])
+    assert len(optimizers) == (2 if kind == "muon" else 1)
+
+
+def test_muon_lowers_a_loss():
+    torch.manual_seed(0)
+    w, target = torch.nn.Parameter(torch.zeros(16, 8)), torch.randn(16, 8)
+    opt = optim.Muon([w], lr=0.05)
+    losses = []
+    for _ in range(200):
+        loss = (w - target).square().mean()
+        loss.backward()
+        opt.step()
+        w.grad = None
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_schedules():
+    f = lambda progress, name: optim.lr_factor(progress, name, warmup=0.1, warmdown=0.4)  # noqa: E731
+    assert f(0.05, "cosine") == pytest.approx(0.5) and f(0.1, "linear") == 1.0
+    assert f(0.55, "linear") == pytest.approx(0.5) and f(0.55, "cosine") == pytest.approx(0.5)
+    assert f(0.5, "trapezoid") == 1.0 and f(0.8, "trapezoid") == pytest.approx(0.5)
+    assert f(1.0, "trapezoid") == f(1.0, "linear") == 0.0 and f(0.9, "constant") == 1.0
