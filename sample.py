@@ -1,12 +1,14 @@
-"""Let a trained model speak.
+"""Let a trained model speak: a GPT continues a text, an encoder fills its gaps.
 
     python sample.py --checkpoint=out/wikitext --prompt="The history of"
     python sample.py --checkpoint=out/stdlib --num_samples=3 --temperature=0.7 --top_p=0.95
     python sample.py --checkpoint=out/wikitext --input=prompts.txt --output=answers.jsonl
+    python sample.py --checkpoint=out/wikitext_bert --prompt="The capital of France is <|mask|>."
 """
 
 import codecs
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 
 from nanoft import UserError, checkpoint, config, generate, parallel
 from nanoft.bpe import Tokenizer
-from nanoft.model import GPT, ModelConfig
+from nanoft.model import make_model, saved_config
 
 
 @dataclass
@@ -28,9 +30,10 @@ class Config:
     num_samples: int = 1               # continuations of each prompt
     max_new_tokens: int = 200          # longest continuation
     temperature: float = 0.8           # below 1 safer, above 1 wilder, 0 always the likeliest token
-    top_k: int = 0                     # choose among the k likeliest tokens, 0 = all
+    top_k: int = 0                     # choose among the k likeliest tokens, 0 = all; for a gap: how many to show
     top_p: float = 0.95                # choose among the likeliest tokens that reach this probability together
     repetition_penalty: float = 1.0    # above 1: tokens already in the context become less likely
+    pseudo_perplexity: bool = False    # of an encoder: how well it predicts each token of the prompt from the others
     seed: int = 1                      # the same seed, the same samples
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of weights and products; auto: bf16 if native
@@ -46,6 +49,8 @@ def check(cfg):
         problems.append("top_k must be 0 or more, num_samples and max_new_tokens at least 1")
     if cfg.repetition_penalty <= 0:
         problems.append(f"repetition_penalty={cfg.repetition_penalty} must be above 0; 1 is none")
+    if cfg.output and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
+        problems.append(f"output={cfg.output} is a folder, or lies in none; give a file in an existing folder")
     return problems
 
 
@@ -58,34 +63,69 @@ def main():
     path = checkpoint.find(cfg.checkpoint)
     state = checkpoint.load(path)
     tokenizer = Tokenizer.load(path.parent / "tokenizer.json")
-    model = GPT(ModelConfig(**state["model_config"]))
+    model = make_model(saved_config(state["model_config"], path))
     checkpoint.load_weights(model, state["model"], path)
     model.to(device).eval()
-    for p in model.parameters():  # the weights are most of what a token reads from memory: halve them where bf16 is fast
+    for p in model.parameters():  # most of what a token costs is reading the weights: halve them where bf16 is fast
         p.data = p.data.to(dtype)
 
     prompts = read_prompts(cfg)
-    encoded = [tokenizer.encode(prompt, allow_special=True) for prompt in prompts]
-    for prompt, ids in zip(prompts, encoded):
+    answer = continuations if model.cfg.causal else gaps
+    results = []
+    for number, prompt in enumerate(prompts):
+        ids = tokenizer.encode(prompt, allow_special=True)
         if not ids:
             raise UserError(f"the prompt {prompt!r} has no tokens; give some text, or leave --prompt out "
                             "to begin a new document")
-    results = []
-    for number, (prompt, ids) in enumerate(zip(prompts, encoded)):
-        for i in range(cfg.num_samples):
-            generator = torch.Generator(device).manual_seed(cfg.seed + number * cfg.num_samples + i)
-            pieces = stream(model, tokenizer, ids, cfg, generator)
-            if cfg.output:
-                results.append({"prompt": prompt, "text": "".join(pieces)})
-                continue
-            print("" if prompt == "<|endoftext|>" else prompt, end="", flush=True)
-            for piece in pieces:
-                print(piece, end="", flush=True)
-            print("\n---", flush=True)
+        results += answer(model, tokenizer, prompt, ids, cfg, number)
     if cfg.output:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in results)
         checkpoint.write_whole(cfg.output, lambda file: file.write(lines.encode("utf-8")))
-        print(f"{len(results)} texts written to {cfg.output}")
+        print(f"{len(results)} results written to {cfg.output}")
+
+
+def continuations(model, tokenizer, prompt, ids, cfg, number):
+    """What a GPT writes after a prompt, printed as it comes unless it goes to a file: rows of prompt and text."""
+    rows = []
+    for i in range(cfg.num_samples):
+        generator = torch.Generator(model.head.weight.device).manual_seed(cfg.seed + number * cfg.num_samples + i)
+        pieces = []
+        if not cfg.output and prompt != "<|endoftext|>":
+            print(prompt, end="")
+        for piece in stream(model, tokenizer, ids, cfg, generator):
+            pieces.append(piece)
+            if not cfg.output:
+                print(piece, end="", flush=True)
+        if not cfg.output:
+            print("\n---")
+        rows.append({"prompt": prompt, "text": "".join(pieces)})
+    return rows
+
+
+def gaps(model, tokenizer, prompt, ids, cfg, _number):
+    """What an encoder puts for each <|mask|> of a prompt; or, if asked, the prompt's pseudo-perplexity."""
+    mask_id, device = tokenizer.special.get("<|mask|>"), model.head.weight.device
+    if len(ids) > model.cfg.block_size:
+        raise UserError(f"the prompt has {len(ids)} tokens, more than the {model.cfg.block_size} that this model "
+                        "takes; shorten it")
+    if cfg.pseudo_perplexity:
+        loss = generate.pseudo_loss(model, torch.tensor(ids, device=device), mask_id)
+        if not cfg.output:
+            print(f"{prompt}\n    pseudo-perplexity {math.exp(loss):,.1f} a token, over {len(ids)} tokens")
+        return [{"prompt": prompt, "nats_per_token": loss, "tokens": len(ids)}]
+    # a word's token begins with its space, so the space before a gap belongs into the gap
+    ids = tokenizer.encode(prompt.replace(" <|mask|>", "<|mask|>"), allow_special=True)
+    if mask_id not in ids:
+        raise UserError(f"the prompt {prompt!r} has no <|mask|> to fill; write one where a word is missing")
+    best, probability = generate.fill_masks(model, torch.tensor(ids, device=device), mask_id, cfg.top_k or 5)
+    rows = []
+    for tokens, parts in zip(best.tolist(), probability.tolist()):
+        rows.append([(tokenizer.decode([token]), part) for token, part in zip(tokens, parts)])
+    if not cfg.output:
+        print(prompt)
+        for row in rows:
+            print("    " + "   ".join(f"{token.strip() or repr(token)} {part:.1%}" for token, part in row))
+    return [{"prompt": prompt, "candidates": rows}]
 
 
 def read_prompts(cfg):
@@ -94,7 +134,7 @@ def read_prompts(cfg):
     try:
         lines = Path(cfg.input).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{cfg.input} cannot be read as UTF-8 text ({error}); give a file with one prompt a line") from None
+        raise UserError(f"{cfg.input} cannot be read as UTF-8 text ({error}); give a file of prompts") from None
     if not any(lines):
         raise UserError(f"{cfg.input} holds no prompt; write one on each line")
     return [line for line in lines if line]

@@ -8,7 +8,6 @@
 
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -22,7 +21,8 @@ import torch
 from nanoft import UserError, batches, checkpoint, config, generate, optim, parallel, prepare
 from nanoft.bins import Tokens
 from nanoft.bpe import Tokenizer
-from nanoft.model import GPT, ModelConfig, check_model
+from nanoft.evaluate import causal_figures, described, masked_figures, tensors
+from nanoft.model import CLASSIC, ModelConfig, check_model, make_model, saved_config
 from nanoft.runlog import RunLog, clock
 
 START = time.time()  # the clock of `seconds` in every log
@@ -34,6 +34,7 @@ class Config:
     data: str = "stdlib"               # a folder under data/, or a path
     init_from: str = "scratch"         # scratch, or a run folder or checkpoint to begin from
     resume: bool = False               # go on with the run in out_dir
+    objective: Literal["causal", "mlm", "mlm_nsp"] = "causal"  # GPT; BERT on masked words; and on pairs too
     seed: int = 1                      # of the initial weights, the batches and the dropout
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the matrix products; auto: bf16 if native
@@ -45,6 +46,10 @@ class Config:
     block_size: int = 256              # tokens of context
     dropout: float = 0.0               # part of the activations set to zero
     tie_head: bool = False             # share the token embedding with the output head
+    arch: Literal["modern", "gpt2", "bert"] = "modern"  # how blocks are built: today's way, or as published
+    mask_prob: float = 0.15            # part of the words that an encoder must guess
+    whole_word: bool = False           # mask all tokens of a word together
+    nsp_weight: float = 0.5            # weight of the pair loss (mlm_nsp)
     batch_size: int = 8                # sequences per optimizer step, over all processes
     micro_batch_size: int = 0          # sequences a process takes through the model at once, 0 = all of its share
     max_steps: int = 0                 # budget in optimizer steps, 0 = none
@@ -71,10 +76,23 @@ def check(cfg):
     for name in ("batch_size", "eval_interval", "log_interval"):
         if getattr(cfg, name) < 1:
             problems.append(f"{name}={getattr(cfg, name)} must be at least 1")
+    for name in ("seed", "micro_batch_size", "max_steps", "max_minutes", "lr", "embed_lr", "muon_lr", "weight_decay",
+                 "grad_clip", "nsp_weight", "eval_tokens"):
+        if getattr(cfg, name) < 0:
+            problems.append(f"{name}={getattr(cfg, name)} must be 0 or more")
+    for name in ("beta2", "warmup", "warmdown"):
+        if not 0 <= getattr(cfg, name) <= (0.9999 if name == "beta2" else 1):
+            problems.append(f"{name}={getattr(cfg, name)} must lie between 0 and 1")
+    if not cfg.out_dir or (Path(cfg.out_dir).exists() and not Path(cfg.out_dir).is_dir()):
+        problems.append(f"out_dir={cfg.out_dir!r} is not a folder; name one for this run")
     if cfg.max_steps <= 0 and cfg.max_minutes <= 0:
         problems.append("max_steps and max_minutes are both 0; give the run a budget in one of them")
+    if not 0 < cfg.mask_prob < 1:
+        problems.append(f"mask_prob={cfg.mask_prob} must lie between 0 and 1; 0.15 is usual")
+    if cfg.objective == "mlm_nsp" and cfg.block_size < 8:
+        problems.append(f"block_size={cfg.block_size} has no room for a pair; use 8 or more")
     world = int(os.environ.get("WORLD_SIZE", 1))
-    if cfg.batch_size % (world * max(cfg.micro_batch_size, 1)):
+    if cfg.micro_batch_size >= 0 and cfg.batch_size % (world * max(cfg.micro_batch_size, 1)):
         problems.append(f"batch_size={cfg.batch_size} does not divide into {world} process(es) x micro_batch_size="
                         f"{cfg.micro_batch_size or 1}; choose a multiple of {world * max(cfg.micro_batch_size, 1)}")
     return problems
@@ -88,14 +106,19 @@ def main():
     out_dir = Path(cfg.out_dir)
 
     # the run to go on with, or the weights to begin from
-    state = None
+    state = beginning = None
     if cfg.resume:
         if not (out_dir / "latest.pt").exists():
             raise UserError(f"{out_dir} holds no latest.pt to resume; run without --resume to start there")
         state = checkpoint.load(out_dir / "latest.pt")
+        if "optimizer" not in state or state["config"]["optimizer"] != cfg.optimizer:
+            raise UserError(f"{out_dir}/latest.pt has no state of --optimizer={cfg.optimizer}; resume with the one it "
+                            "began with, or start another run with --init_from")
     elif (out_dir / "latest.pt").exists():
         raise UserError(f"{out_dir} already holds a run; --resume goes on with it, --out_dir=NAME starts another")
-    begin_from = checkpoint.find(cfg.init_from) if cfg.init_from != "scratch" and not cfg.resume else None
+    elif cfg.init_from != "scratch":
+        begin_from = checkpoint.find(cfg.init_from)
+        beginning = checkpoint.load(begin_from)
 
     # the data: rank 0 prepares it if need be, the others wait
     folder = prepare.find_data(cfg.data)
@@ -108,61 +131,76 @@ def main():
         if tokens.fingerprint != tokenizer.fingerprint:
             raise UserError(f"{folder}/{name}.bin was made by another tokenizer than tokenizer.json; prepare it again")
         batches.check_length(tokens, cfg.block_size, f"{folder}/{name}.bin")
-    eot = tokenizer.special["<|endoftext|>"]
+    if state or beginning:
+        check_same_tokenizer((out_dir if state else begin_from.parent) / "tokenizer.json", tokenizer, folder)
+    make_batch = batches.training_batches(cfg, splits["train"], tokenizer)
 
     # the model: a plain module; compilation and DDP wrap it afterwards
     torch.manual_seed(cfg.seed)
     shape = {f.name: getattr(cfg, f.name) for f in fields(ModelConfig) if hasattr(cfg, f.name)}
-    model_config = ModelConfig(vocab_size=tokenizer.vocab_size, **shape)
-    if begin_from:
-        beginning = checkpoint.load(begin_from)
-        model_config = ModelConfig(**beginning["model_config"])
-        check_same_tokenizer(begin_from.parent / "tokenizer.json", tokenizer, folder)
-    if state and state["model_config"] != asdict(model_config):
-        other = [f"{k}={v}" for k, v in state["model_config"].items() if v != asdict(model_config)[k]]
-        raise UserError(f"{out_dir} holds a run of another model ({', '.join(other)}); give it those options, "
-                        "or choose another --out_dir")
-    model = GPT(model_config)
-    if begin_from:
-        checkpoint.load_weights(model, beginning["model"], begin_from)
+    shape |= CLASSIC.get(cfg.arch, {}) | dict(vocab_size=tokenizer.vocab_size, causal=cfg.objective == "causal",
+                                              n_types=2 * (cfg.objective == "mlm_nsp"))
+    model_config = ModelConfig(**shape)
+    model = make_model(model_config)
+    if state or beginning:
+        place = out_dir if state else cfg.init_from
+        saved = asdict(saved_config((state or beginning)["model_config"], place))
+        free = set() if state else {"dropout"} | ({"block_size"} if model_config.position == "rope" else set())
+        other = [f"{k}={v}" for k, v in saved.items() if k not in free and v != asdict(model_config)[k]]
+        if other:
+            raise UserError(f"{place} holds another model ({', '.join(other)}); give these options, or another folder")
+        checkpoint.load_weights(model, (state or beginning)["model"], place)
     model.to(device)
-    optimizers = optim.make_optimizers(model, cfg, device)
+    optimizers = optim.make_optimizers(model, cfg, device, dtype)
 
     # fresh, or exactly where it stopped
-    step, best, spent = 0, math.inf, 0.0
+    step, evaluated, best, spent = 0, 0, math.inf, 0.0
+    changed = []
     if state:
-        check_same_tokenizer(out_dir / "tokenizer.json", tokenizer, folder)
-        checkpoint.load_weights(model, state["model"], out_dir / "latest.pt")
-        for optimizer, saved in zip(optimizers, state["optimizer"]):
-            optimizer.load_state_dict(saved)
-        step, best, spent = state["step"], state["best_val_loss"], state["seconds"]
-        state = None
+        for optimizer, saved in zip(optimizers, state["optimizer"]):  # the moments are the run's, the rates this call's
+            optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        step, evaluated, best, spent = (state[k] for k in ("step", "evaluated", "best_val_loss", "seconds"))
+        changed = [f"{k}={v} (was {state['config'].get(k)})" for k, v in asdict(cfg).items()
+                   if k != "resume" and v != state["config"].get(k)]
     if here.main:
         out_dir.mkdir(parents=True, exist_ok=True)
         checkpoint.save_json(out_dir / "config.json", asdict(cfg))
-        shutil.copyfile(folder / "tokenizer.json", out_dir / "tokenizer.json")
+        tokenizer.save(out_dir / "tokenizer.json")
     log = RunLog(out_dir, here.main, step)
-    log.say(reason) if reason else None
+    began = time.time() - spent  # a budget in minutes counts everything from here on
 
     micro = cfg.micro_batch_size or cfg.batch_size // here.world
     parts = cfg.batch_size // (micro * here.world)
     tokens_per_step = cfg.batch_size * cfg.block_size
     n_params = sum(p.numel() for p in model.parameters())
+    if reason:
+        log.say(reason)
+    if changed:
+        log.say(f"resumed with other options: {', '.join(changed)}")
     log.say(f"data   {folder.name}: {len(splits['train']):,} training tokens, vocabulary {tokenizer.vocab_size:,}")
     log.say(f"model  {n_params / 1e6:.2f}M parameters: {cfg.n_layer} layers x {cfg.n_embd}, {cfg.n_head} heads, "
-            f"context {cfg.block_size}")
+            f"context {cfg.block_size}, {cfg.objective}")
     log.say(f"run    {cfg.batch_size} sequences a step = {here.world} process(es) x {parts} part(s) x {micro}, "
             f"on {device.type} in {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
 
-    def numbered(rows):
-        """The training windows with these numbers, as tensors on the device."""
-        return [torch.from_numpy(t).to(device) for t in batches.causal_batch(splits["train"], cfg.block_size, cfg.seed, rows)]
+    # the loss terms of a batch, each with its weight
+    weight = torch.tensor([1.0, cfg.nsp_weight] if cfg.objective == "mlm_nsp" else [1.0], device=device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    def forward_backward(net, batch, share):
+        """Add the gradient of a part of the global batch; `share`: how much of it, one number a loss term."""
+        batch = tensors(batch, device)
+        if cfg.objective != "causal":  # compiled code wants a fixed number of masked rows
+            batch["capacity"] = batches.capacity(batch["ids"].shape, cfg.mask_prob)
+        with parallel.autocast(device, dtype):
+            losses = net(**batch).view(-1) * share
+        scaler.scale((losses * weight).sum() * here.world).backward()  # DDP takes the mean over the processes
+        return losses.detach()
 
     net = parallel.wrap(model, here)
     if wants_compile(cfg, n_params * tokens_per_step, device):
-        net = compiled(net, lambda net: forward_backward(net, numbered(np.arange(micro)), here, dtype), cfg, log)
+        net = compiled(net, lambda net: forward_backward(net, make_batch(np.arange(micro)), weight), cfg, log)
         model.zero_grad(set_to_none=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     caught = []  # SIGINT or SIGTERM: finish the step, save, leave; a second one ends at once
 
@@ -173,36 +211,46 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
 
+    def measure(split, max_tokens):
+        model.eval()
+        if cfg.objective == "causal":
+            figures = causal_figures(model, splits[split], max_tokens, eot, here, dtype)
+        else:
+            figures = masked_figures(model, splits[split], max_tokens, tokenizer, cfg, here, dtype)
+        model.train()
+        return figures
+
     def save(name):
         if here.main:
             checkpoint.save(out_dir / name, {
                 "model": model.state_dict(), "model_config": asdict(model_config),
-                "optimizer": [o.state_dict() for o in optimizers], "step": step, "seed": cfg.seed,
-                "config": asdict(cfg), "best_val_loss": best, "seconds": spent})
+                "optimizer": [o.state_dict() for o in optimizers], "step": step, "evaluated": evaluated,
+                "seed": cfg.seed, "config": asdict(cfg), "best_val_loss": best, "seconds": spent})
 
-    began, since, since_step = time.time() - spent, time.time(), step
-    paused = 0.0  # seconds of evaluation since the last status line
+    eot = tokenizer.special["<|endoftext|>"]
+    since, since_step, paused = time.time(), step, 0.0  # of the last status line; seconds of evaluation since then
     while True:
         # how far the run is, agreed on by all processes
-        here_and_now = torch.tensor([time.time() - began, float(bool(caught))], device=device)
-        spent, interrupted = parallel.reduce(here_and_now, here, "max").tolist()
+        now = torch.tensor([time.time() - began, float(bool(caught))], device=device)
+        spent, interrupted = parallel.reduce(now, here, "max").tolist()
         progress = max(step / cfg.max_steps if cfg.max_steps else 0.0,
                        spent / (60 * cfg.max_minutes) if cfg.max_minutes else 0.0)
-        done = progress >= 1 or bool(interrupted)
-
-        if (step % cfg.eval_interval == 0 and step > 0) or done:
+        done = progress >= 1
+        if interrupted:
+            save("latest.pt")
+            break
+        if (step % cfg.eval_interval == 0 or done) and step > evaluated:
             pause = time.time()
-            model.eval()
-            figures = evaluate(model, splits["val"], cfg.eval_tokens, eot, here, dtype)
+            figures = measure("val", cfg.eval_tokens)
             if not math.isfinite(figures["loss"]):
-                raise UserError(f"the validation loss is {figures['loss']} at step {step}; the last good weights are "
-                                "in latest.pt: lower --lr and --muon_lr, or raise --warmup")
+                raise UserError(diverged("validation", figures["loss"], step, out_dir))
+            evaluated = step
             log.row(step, seconds=time.time() - START, **{f"val_{k}": v for k, v in figures.items()})
-            log.say(f"step {step:6} | val " + described(figures))
-            text = write_sample(model, tokenizer, eot, cfg, dtype) if here.main else ""
-            log.text("sample", text, step)
-            log.say("       | " + repr(text[:110]))
-            model.train()
+            log.say(f"step {step:6} | val {described(figures)}")
+            if here.main:
+                text = write_sample(model, tokenizer, cfg, dtype, cfg.sample_tokens)
+                log.text("sample", text, step)
+                log.say("       | " + repr(text[:110]))
             if figures["loss"] < best:
                 best = figures["loss"]
                 save("best.pt")
@@ -211,17 +259,22 @@ def main():
         if done:
             break
 
-        # the global batch's parts: the gradient is their mean, synchronised on the last part only
-        factor = optim.lr_factor(progress, cfg.schedule, cfg.warmup, cfg.warmdown)
+        # the parts of the global batch that are this process's
         torch.manual_seed(hash((cfg.seed, step, here.rank)) % 2**63)  # dropout, too, is a function of the step
-        loss = torch.zeros((), device=device)
-        for part in range(parts):
-            first = (part * here.world + here.rank) * micro
-            rows = step * cfg.batch_size + np.arange(first, first + micro)
-            loss += forward_backward(net, numbered(rows), here, dtype, parts, part == parts - 1, scaler)
+        first = [(part * here.world + here.rank) * micro for part in range(parts)]
+        todo = [make_batch(step * cfg.batch_size + np.arange(row, row + micro)) for row in first]
+        counts = torch.tensor([[float((b["targets"] != batches.IGNORE).sum()) for b in todo]], device=device)
+        shares = torch.cat((counts / parallel.reduce(counts.sum(), here, "sum"),  # of the words that are scored
+                            torch.full_like(counts, micro / cfg.batch_size)))[:len(weight)]  # of the pairs
+        losses = torch.zeros_like(weight)
+        for part, batch in enumerate(todo):
+            if here.world > 1:  # synchronise on the last part only; to be set before the forward
+                net.require_backward_grad_sync = part == parts - 1
+            losses += forward_backward(net, batch, shares[:, part])
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
+        factor = optim.lr_factor(progress, cfg.schedule, cfg.warmup, cfg.warmdown)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
@@ -231,25 +284,46 @@ def main():
         step += 1
 
         if step % cfg.log_interval == 0 or step == 1:
-            loss = parallel.reduce(loss, here).item()
-            if not math.isfinite(loss):
-                raise UserError(f"the training loss is {loss} at step {step}; the last good weights are in latest.pt: "
-                                "lower --lr and --muon_lr, or raise --warmup")
+            losses = parallel.reduce(losses, here, "sum").tolist()
+            if not math.isfinite(losses[0]):
+                raise UserError(diverged("training", losses[0], step, out_dir))
             now = time.time()
             rate = (step - since_step) * tokens_per_step / (now - since - paused)
             since, since_step, paused = now, step, 0.0
-            left = (1 - progress) / progress * (now - began) if progress else 0
-            log.row(step, tokens=step * tokens_per_step, seconds=now - START, loss=loss, lr=cfg.lr * factor,
-                    grad_norm=norm.item(), tokens_per_s=rate)
-            log.say(f"step {step:6} | loss {loss:.4f} | lr {cfg.lr * factor:.2e} | {rate:9,.0f} tok/s | "
-                    f"{clock(left)} left")
+            pairs = {"nsp_loss": losses[1]} if len(losses) > 1 else {}
+            log.row(step, tokens=step * tokens_per_step, seconds=now - START, loss=losses[0], **pairs,
+                    lr=cfg.lr * factor, grad_norm=norm.item(), tokens_per_s=rate)
+            left = min((cfg.max_steps - step) * tokens_per_step / rate if cfg.max_steps else math.inf,
+                       60 * cfg.max_minutes - (now - began) if cfg.max_minutes else math.inf)
+            log.say(f"step {step:6} | loss {losses[0]:.4f} | lr {cfg.lr * factor:.2e} | {rate:9,.0f} tok/s | "
+                    f"{clock(max(left, 0))} left")
 
     if interrupted:
         log.say(f"stopped at step {step} and saved; go on with --resume")
         log.close()
         parallel.stop(here)
         sys.exit(128 + (caught[0] if caught else signal.SIGTERM))
-    finish(model, splits, tokenizer, eot, cfg, here, dtype, log, out_dir, step, spent)
+
+    # the final figures, of the best weights, over whole splits
+    parallel.wait(here)  # rank 0 may still be writing best.pt
+    best_state = checkpoint.load(out_dir / "best.pt")
+    checkpoint.load_weights(model, best_state["model"], out_dir / "best.pt")
+    result = {"step": step, "best_step": best_state["step"], "tokens": step * tokens_per_step, "train_seconds": spent,
+              "parameters": n_params, "context": cfg.block_size, "stride": cfg.block_size}
+    for name in ("val", "test"):
+        if name in splits:
+            figures = measure(name, 0)
+            result |= {f"{name}_{k}": v for k, v in figures.items()}
+            log.say(f"{name}, all of it: {described(figures)} (context and stride {cfg.block_size})")
+    result["seconds"] = time.time() - START
+    log.row(step, **{k: v for k, v in result.items() if k.startswith(("val_", "test_", "seconds"))})
+    if here.main:
+        checkpoint.save_json(out_dir / "result.json", result)
+        text = write_sample(model, tokenizer, cfg, dtype, 3 * cfg.sample_tokens)
+        log.text("final sample", text, step)
+        log.say(f"\n--- the model writes ---\n{text}\n---\n{out_dir}: best.pt, latest.pt, result.json; "
+                f"python sample.py --checkpoint={out_dir}")
+    log.close()
     parallel.stop(here)
 
 
@@ -271,91 +345,37 @@ def compiled(net, try_it, cfg, log):
         log.say(f"compiled in {time.time() - began:.0f} s")
         return fast
     except Exception as error:  # no C++ compiler, an unsupported system: whatever the compiler raises
+        reason = str(error).strip().partition("\n")[0][:150]
         if cfg.compile == "true":
-            raise UserError(f"compile=true, but it fails here ({str(error).splitlines()[0][:150]}); "
-                            "use --compile=false") from None
-        log.say(f"compile=auto: eager, because compiling fails here ({str(error).splitlines()[0][:150]})")
+            raise UserError(f"compile=true, but it fails here ({reason}); use --compile=false") from None
+        log.say(f"compile=auto: eager, because compiling fails here ({reason})")
         return net
 
 
-def forward_backward(net, batch, here, dtype, parts=1, last=True, scaler=None):
-    """Add one part's gradient; return its share of the loss."""
-    if here.world > 1:
-        net.require_backward_grad_sync = last  # must be set before the forward
-    with parallel.autocast(here.device, dtype):
-        loss = net(*batch) / parts
-    (scaler.scale(loss) if scaler else loss).backward()
-    return loss.detach()
-
-
-@torch.no_grad()
-def evaluate(model, tokens, max_tokens, first_id, here, dtype, stride=0, batch=16):
-    """Figures of a split on its fixed windows; every process scores its share.
-
-    loss: nats a token; bits_per_byte; word_perplexity where the split has words: e^(nats of the whole text / words).
-    """
-    block_size = model.cfg.block_size
-    stride = stride or block_size
-    starts = batches.eval_starts(len(tokens), block_size, stride, max_tokens)[here.rank::here.world]
-    total = torch.zeros(2, dtype=torch.float64, device=here.device)  # nats, tokens
-    for i in range(0, len(starts), batch):
-        x, y = (torch.from_numpy(t).to(here.device)
-                for t in batches.eval_batch(tokens, block_size, stride, starts[i:i + batch], first_id))
-        scored = (y != batches.IGNORE).sum()
-        with parallel.autocast(here.device, dtype):
-            total += torch.stack((model(x, y).double() * scored, scored.double()))
-    nats, count = parallel.reduce(total, here, "sum").tolist()
-    loss = nats / count
-    figures = {"loss": loss, "bits_per_byte": loss / math.log(2) * len(tokens) / tokens.num_bytes}
-    if tokens.num_words:
-        figures["word_perplexity"] = math.exp(min(loss * len(tokens) / tokens.num_words, 700))
-    return figures
-
-
-def described(figures):
-    text = f"loss {figures['loss']:.4f} | {figures['bits_per_byte']:.4f} bits/byte"
-    return text + (f" | perplexity {figures['word_perplexity']:,.1f} a word" if "word_perplexity" in figures else "")
-
-
-def write_sample(model, tokenizer, eot, cfg, dtype, tokens=0):
-    """What the model writes when it begins a document, always from the same random numbers."""
-    device = model.head.weight.device
-    generator = torch.Generator(device).manual_seed(cfg.seed)
-    start = torch.tensor([[eot]], device=device)
-    with parallel.autocast(device, dtype):
-        ids = [t.item() for t in generate.generate(model, start, tokens or cfg.sample_tokens, temperature=0.8,
-                                                   top_k=50, stop_id=eot, generator=generator)]
-    return tokenizer.decode([i for i in ids if i != eot])
-
-
-def finish(model, splits, tokenizer, eot, cfg, here, dtype, log, out_dir, step, spent):
-    """The final figures, of the best weights, over whole splits, into result.json; and a longer sample."""
-    best = checkpoint.load(out_dir / "best.pt", here.device)
-    checkpoint.load_weights(model, best["model"], out_dir / "best.pt")
+def write_sample(model, tokenizer, cfg, dtype, length):
+    """What the model writes when it begins a document; of an encoder, nothing. Always from the same random numbers."""
+    if cfg.objective != "causal":
+        return ""
     model.eval()
-    result = {"step": step, "best_step": best["step"], "tokens": step * cfg.batch_size * cfg.block_size,
-              "train_seconds": spent, "parameters": sum(p.numel() for p in model.parameters()),
-              "context": cfg.block_size, "stride": cfg.block_size}
-    for name in ("val", "test"):
-        if name in splits:
-            figures = evaluate(model, splits[name], 0, eot, here, dtype)
-            result |= {f"{name}_{k}": v for k, v in figures.items()}
-            log.say(f"{name}, all of it: {described(figures)} (context and stride {cfg.block_size})")
-    result["seconds"] = time.time() - START
-    log.row(step, **{k: v for k, v in result.items() if k.startswith(("val_", "test_", "seconds"))})
-    if here.main:
-        checkpoint.save_json(out_dir / "result.json", result)
-        text = write_sample(model, tokenizer, eot, cfg, dtype, tokens=3 * cfg.sample_tokens)
-        log.text("final sample", text, step)
-        log.say(f"\n--- the model writes ---\n{text}\n---\n{out_dir}: best.pt, latest.pt, result.json; "
-                f"python sample.py --checkpoint={out_dir}")
-    log.close()
+    device, eot = model.head.weight.device, tokenizer.special["<|endoftext|>"]
+    generator = torch.Generator(device).manual_seed(cfg.seed)
+    with parallel.autocast(device, dtype):
+        tokens = generate.generate(model, torch.tensor([[eot]], device=device), length, temperature=0.8, top_k=50,
+                                   stop_id=eot, generator=generator)
+        ids = [token.item() for token in tokens]
+    model.train()
+    return tokenizer.decode([i for i in ids if i != eot])
 
 
 def check_same_tokenizer(path, tokenizer, folder):
     if Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
         raise UserError(f"{folder} was prepared with another tokenizer than {path}; prepare it again with "
                         f"--tokenizer={path}, or start from scratch")
+
+
+def diverged(which, loss, step, out_dir):
+    kept = "the last good weights are in latest.pt" if (out_dir / "latest.pt").exists() else "nothing was saved yet"
+    return f"the {which} loss is {loss} at step {step}, {kept}; lower --lr and --muon_lr, or raise --warmup"
 
 
 if __name__ == "__main__":

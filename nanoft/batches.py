@@ -5,6 +5,10 @@ rows. Training windows come without replacement: each epoch lays a fresh grid of
 random offset, and visits it in a random order.
 """
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
 from nanoft import UserError
@@ -47,14 +51,216 @@ def window_starts(n_tokens, length, seed, index):
 
 
 def causal_batch(tokens, block_size, seed, index):
-    """Inputs and targets, each int64 (len(index), block_size), of the training windows number `index`."""
+    """The training windows number `index` (B,): ids and targets, each int64 (B, block_size)."""
     starts = window_starts(len(tokens) - 1, block_size, seed, index)
     rows = tokens.gather(starts, block_size + 1)  # (B, T + 1)
-    return rows[:, :-1], rows[:, 1:]
+    return {"ids": rows[:, :-1], "targets": rows[:, 1:]}
+
+
+# ---- masked words (BERT) -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How words are hidden: the part of them, the tokenizer's ids, and whether whole words go together."""
+    prob: float
+    mask_id: int
+    ordinary: np.ndarray  # ids of all tokens that are not special
+    is_ordinary: np.ndarray  # bool (vocabulary,)
+    chunk_starts: Callable | None = None  # tells, for whole words, which tokens begin one
+
+
+def masking(tokenizer, prob, whole_word=False):
+    """Raises UserError for a tokenizer without <|mask|>."""
+    if "<|mask|>" not in tokenizer.special:
+        raise UserError("this tokenizer has no <|mask|> token, so words cannot be masked; train one with nanoft.bpe")
+    is_ordinary = np.ones(tokenizer.vocab_size, dtype=bool)
+    is_ordinary[list(tokenizer.special.values())] = False
+    return Masking(prob, tokenizer.special["<|mask|>"], np.flatnonzero(is_ordinary), is_ordinary,
+                   tokenizer.chunk_starts if whole_word else None)
+
+
+def mask_words(ids, masking, seed, index):
+    """Hide words for a masked language model (arXiv:1810.04805).
+
+    ids: (B, T); row i is masked by random numbers of (seed, index[i]) alone. Gives the ids the model sees and the
+    targets, IGNORE where nothing is asked. Of the ordinary tokens a part `prob` is chosen; of those 80 % become
+    <|mask|>, 10 % a random ordinary token, 10 % stay. One uniform draw a token decides: the smallest are chosen, and
+    their order divides them. So a row has a fixed number of chosen tokens (up to a fraction, drawn as well), which
+    compiled code wants; a plain comparison with `prob` would not.
+    """
+    B, T = ids.shape
+    draw, replacement, fraction = np.empty((B, T)), np.empty((B, T), dtype=np.int64), np.empty((B, 2))
+    for row, number in enumerate(index):
+        rng = np.random.default_rng((seed, number, MASKS))
+        draw[row], fraction[row] = rng.random(T), rng.random(2)
+        replacement[row] = masking.ordinary[rng.integers(len(masking.ordinary), size=T)]
+    if masking.chunk_starts is not None:  # all tokens of a word share the draw of its first
+        starts = np.stack([masking.chunk_starts(row) for row in ids])
+        starts[:, 0] = True
+        first = np.maximum.accumulate(np.where(starts, np.arange(T), 0), axis=1)  # (B, T) where the word began
+        draw = np.take_along_axis(draw, first, axis=1)
+    maskable = masking.is_ordinary[ids]
+    draw[~maskable] = np.inf
+    order = draw.argsort(axis=1, kind="stable")
+    rank = order.argsort(axis=1)
+    count = np.floor(masking.prob * maskable.sum(1) + fraction[:, 0]).astype(np.int64)[:, None]  # (B, 1)
+    chosen = rank < count
+    if masking.chunk_starts is not None:  # a word of which only a part would fit is left whole
+        border = np.take_along_axis(draw, np.take_along_axis(order, count.clip(max=T - 1), axis=1), axis=1)
+        chosen &= draw != border
+        count = chosen.sum(axis=1, keepdims=True)
+    part = (rank + fraction[:, 1:]) / np.maximum(count, 1)  # 0 to 1 over the chosen, in the order of their draws
+    seen = np.where(chosen & (part < 0.8), masking.mask_id, ids)
+    seen = np.where(chosen & (part >= 0.8) & (part < 0.9), replacement, seen)
+    return seen, np.where(chosen, ids, IGNORE)
+
+
+def capacity(shape, prob):
+    """A number of masked tokens that a batch of this shape (B, T) can never exceed."""
+    return shape[0] * (int(prob * shape[1]) + 1)
+
+
+MASKS, PAIRS = 1, 2  # keep the random numbers of different uses apart
+
+
+def masked_batch(tokens, block_size, seed, index, masking):
+    """Windows number `index`, documents back to back without padding, with words hidden: ids and targets (B, T)."""
+    ids = tokens.gather(window_starts(len(tokens), block_size, seed, index), block_size)
+    ids, targets = mask_words(ids, masking, seed, index)
+    return {"ids": ids, "targets": targets}
+
+
+# ---- pairs of segments (BERT's next-sentence prediction) ----------------------------------------------------------
+
+
+class Pairs:
+    """Pairs `<|cls|> A <|sep|> B <|sep|>`: B follows A in its document (0), or comes from another one (1).
+
+    Documents are cut into windows of at most block_size - 3 tokens; a window is cut in two at the sentence end nearest
+    to a random place near its middle. A wrong B also begins a sentence and is as long as the right one, so that
+    neither its start nor its length gives the answer away. Documents of fewer than two tokens make no pair.
+    """
+
+    def __init__(self, tokens, tokenizer, block_size, batch_size, seed, masking):
+        self.tokens, self.masking, self.seed, self.batch_size = tokens, masking, seed, batch_size
+        self.block_size = block_size
+        self.cls, self.sep, self.pad = (tokenizer.special[f"<|{name}|>"] for name in ("cls", "sep", "pad"))
+        self.ends_sentence = sentence_ends(tokenizer)
+        self.documents = find_documents(tokens, tokenizer.special["<|endoftext|>"])  # (documents, 2): start, end
+        room = block_size - 3
+        self.windows = []  # start, length, document
+        for number, (start, end) in enumerate(self.documents):
+            firsts = range(start, end, room)
+            for first in firsts:  # the last window of a document ends with it, full if the document has that many
+                first = max(start, min(first, end - room))
+                self.windows.append((first, min(room, end - first), number))
+        self.windows = np.array(self.windows, dtype=np.int64).reshape(-1, 3)
+
+    def check(self, name):
+        if len(self.documents) < 2:
+            raise UserError(f"{name} has {len(self.documents)} document(s) of two tokens or more; next-sentence pairs "
+                            "need two at least: prepare more documents, or use --objective=mlm")
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  (lives as long as the run)
+    def order(self, epoch):
+        """The windows of an epoch, shuffled, in batches of like lengths (which saves padding), these shuffled too."""
+        n, per_pool = len(self.windows), 64 * self.batch_size
+        order = shuffled(np.arange(n), n, (self.seed, epoch, PAIRS))
+        for i in range(0, n, per_pool):
+            pool = order[i:i + per_pool]
+            order[i:i + per_pool] = pool[self.windows[pool, 1].argsort(kind="stable")]
+        whole = n // self.batch_size
+        if whole:
+            batches = order[:whole * self.batch_size].reshape(whole, self.batch_size)
+            order = batches[shuffled(np.arange(whole), whole, (self.seed, epoch, PAIRS + 1))].ravel()
+        return order
+
+    def batch(self, index):
+        """The pairs number `index` (B,): ids, types, mask, targets (B, T) and next_targets (B,).
+
+        T is the longest of the global batch, rounded up to a multiple of 64 so that compiled code sees few shapes.
+        """
+        per_epoch = max(1, len(self.windows) // self.batch_size)
+        step = int(index[0]) // self.batch_size
+        order = self.order(step // per_epoch)
+        place = step % per_epoch * self.batch_size
+        everyone = order[(place + np.arange(self.batch_size)) % len(order)]  # the windows of the global batch
+        longest = int(self.windows[everyone, 1].max()) + 3
+        T = min(-(-longest // 64) * 64, self.block_size)
+        ids = np.full((len(index), T), self.pad, dtype=np.int64)
+        types, next_targets = np.zeros_like(ids), np.empty(len(index), dtype=np.int64)
+        for row, number in enumerate(index):
+            a, b, next_targets[row] = self.pair(everyone[number % self.batch_size], number)
+            text = np.concatenate(([self.cls], a, [self.sep], b, [self.sep]))
+            ids[row, :len(text)] = text
+            types[row, len(a) + 2:len(text)] = 1
+        seen, targets = mask_words(ids, self.masking, self.seed, index)
+        return {"ids": seen, "types": types, "mask": ids != self.pad, "targets": targets, "next_targets": next_targets}
+
+    def pair(self, window, number):
+        """The two segments of a window and 0 if they belong together, else 1."""
+        rng = np.random.default_rng((self.seed, number, PAIRS))
+        start, length, document = self.windows[window]
+        ids = self.tokens.read(start, start + length)
+        middle = rng.integers(length // 4, 3 * length // 4 + 1)
+        cut = self.sentence_start(ids, int(np.clip(middle, 1, length - 1)), 1, length - 1)
+        a, b = ids[:cut], ids[cut:]
+        if rng.random() < 0.5:
+            return a, b, 0
+        other = (document + rng.integers(1, len(self.documents))) % len(self.documents)
+        first, end = self.documents[other]
+        last = max(first, end - len(b))  # the latest place from which as many tokens follow
+        place = int(rng.integers(first, last + 1))
+        low = max(first, place - length)
+        near = self.tokens.read(low, last + 1 if last + 1 - place < length else place + length)
+        place = low + self.sentence_start(near, place - low, 0 if low == first else 1, len(near) - 1)
+        return a, self.tokens.read(place, min(place + len(b), end)), 1
+
+    def sentence_start(self, ids, near, low, high):
+        """The place in low..high nearest to `near` that follows a sentence's end; `near` itself if there is none."""
+        starts = np.flatnonzero(self.ends_sentence[ids]) + 1
+        if low == 0:
+            starts = np.append(starts, 0)  # a document's beginning begins a sentence
+        starts = starts[(starts >= low) & (starts <= high)]
+        return int(starts[np.abs(starts - near).argmin()]) if len(starts) else near
+
+
+def find_documents(tokens, eot, piece=2**24):
+    """Start and end (its <|endoftext|> left out) of each document of two tokens or more: int64 (documents, 2)."""
+    ends = np.concatenate([np.flatnonzero(tokens.read(i, min(i + piece, len(tokens))) == eot) + i
+                           for i in range(0, len(tokens), piece)])
+    spans = np.stack((np.concatenate(([0], ends[:-1] + 1)), ends), axis=1)
+    return spans[spans[:, 1] - spans[:, 0] >= 2]
+
+
+def sentence_ends(tokenizer):
+    """Which ids end a sentence or a line: bool (vocabulary,)."""
+    marks = tuple(mark.encode() for mark in ".!?。！？")
+    texts = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
+    return np.array([text.rstrip(b' "\'').endswith(marks) or text.endswith(b"\n") for text in texts])
+
+
+def training_batches(cfg, tokens, tokenizer):
+    """The function from numbers of training rows to a batch, for a script's config.
+
+    cfg: objective, block_size, batch_size, seed, mask_prob, whole_word.
+    """
+    if cfg.objective == "causal":
+        return functools.partial(causal_batch, tokens, cfg.block_size, cfg.seed)
+    hide = masking(tokenizer, cfg.mask_prob, cfg.whole_word)
+    if cfg.objective == "mlm":
+        return functools.partial(masked_batch, tokens, cfg.block_size, cfg.seed, masking=hide)
+    pairs = Pairs(tokens, tokenizer, cfg.block_size, cfg.batch_size, cfg.seed, hide)
+    pairs.check("the training split")
+    return pairs.batch
+
+
+# ---- evaluation --------------------------------------------------------------------------------------------------
 
 
 def eval_starts(n_tokens, block_size, stride, max_tokens=0):
-    """The fixed windows that score every token once, or about `max_tokens` of them, evenly spread."""
+    """Where the fixed windows begin that score every token once, or about `max_tokens` of them, evenly spread."""
     starts = np.arange(0, max(n_tokens - block_size + stride, 1), stride)
     if max_tokens and len(starts) * stride > max_tokens:
         starts = starts[np.linspace(0, len(starts) - 1, max(1, max_tokens // stride)).astype(np.int64)]
@@ -62,7 +268,7 @@ def eval_starts(n_tokens, block_size, stride, max_tokens=0):
 
 
 def eval_batch(tokens, block_size, stride, starts, first_id):
-    """Inputs and targets (len(starts), block_size) that score the last `stride` tokens of each window.
+    """Windows that score their last `stride` tokens: ids and targets, each (len(starts), block_size).
 
     The window at 0 scores all of its tokens; the first of all is predicted from `first_id`. Positions past the end
     and context that another window scores are IGNORE.
@@ -73,7 +279,18 @@ def eval_batch(tokens, block_size, stride, starts, first_id):
         piece = tokens.read(max(start - 1, 0), min(start + block_size, len(tokens)))
         row[int(start == 0):][:len(piece)] = piece
     context = (np.arange(block_size) < block_size - stride) & (starts[:, None] > 0)
-    return rows[:, :-1], np.where(context | (place >= len(tokens)), IGNORE, rows[:, 1:])
+    targets = np.where(context | (place >= len(tokens)), IGNORE, rows[:, 1:])
+    return {"ids": rows[:, :-1], "targets": targets}
+
+
+def masked_eval_batch(tokens, block_size, starts, masking):
+    """Whole windows with words hidden, the same ones every time: ids and targets (len(starts), block_size)."""
+    ids = np.stack([tokens.read(start, start + block_size) for start in starts])
+    ids, targets = mask_words(ids, masking, EVAL_SEED, starts)
+    return {"ids": ids, "targets": targets}
+
+
+EVAL_SEED = 0  # of masks and pairs in evaluation, whatever the run's own seed
 
 
 def check_length(tokens, block_size, name):

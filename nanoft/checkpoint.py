@@ -1,13 +1,12 @@
 """A run to disk and back, whole or not at all.
 
 A checkpoint is one plain dictionary: `model` (weights by name, no wrapper's prefix), `model_config`, `optimizer`
-(a list), `step`, `seed`, `config`, `best_val_loss`, `seconds` already spent. Random numbers need no entry: batches
-and dropout are drawn from (seed, step).
+(a list), `step`, `evaluated` (the step of the last evaluation), `seed`, `config`, `best_val_loss`, `seconds` spent.
+Random numbers need no entry: batches and dropout are drawn from (seed, step).
 """
 
 import json
 import os
-import pickle
 import zipfile
 from pathlib import Path
 
@@ -20,11 +19,14 @@ def write_whole(path, write):
     """Have write(file) fill a temporary file, put it safely on disk, then give it its name."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save(path, state):
@@ -49,7 +51,7 @@ def load(path, device="cpu"):
     """The dictionary of a checkpoint file. UserError if it is none of nanoft's."""
     try:
         state = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever a foreign or broken file can raise
         raise UserError(f"{path} is not a checkpoint, or is damaged ({type(error).__name__}); "
                         "give another, or train again") from None
     if not isinstance(state, dict) or not {"model", "model_config", "step"} <= state.keys():
@@ -64,5 +66,6 @@ def load_weights(model, weights, path):
         raise UserError(f"{path}: weight {name} is {'missing' if name in own else 'unknown to this model'}")
     for name, tensor in weights.items():
         if tensor.shape != own[name].shape:
-            raise UserError(f"{path}: weight {name} is {tuple(tensor.shape)}, this model wants {tuple(own[name].shape)}")
+            raise UserError(f"{path}: weight {name} is {tuple(tensor.shape)}, where this model wants "
+                            f"{tuple(own[name].shape)}")
     model.load_state_dict(weights)

@@ -127,6 +127,9 @@ def describe(cls):
 
 def run(main):
     """Call a script's main(). A UserError ends it with its sentence on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows another, and the run goes on
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         main()
     except UserError as error:

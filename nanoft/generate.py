@@ -52,7 +52,7 @@ def choose(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """One token id a row. logits: (B, V) -> (B,). Temperature 0 takes the most likely."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / temperature
+    logits = (logits - logits.max(-1, keepdim=True).values) / max(temperature, 1e-6)  # no overflow, however cold
     if top_k:
         logits = keep_top_k(logits, top_k)
     if top_p < 1:
@@ -73,7 +73,7 @@ def generate(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, re
 
     A row that has said `stop_id` goes on saying it; when all have, the loop ends. The caller sets model.eval().
     """
-    T, block_size = ids.size(1), model.cfg.block_size
+    block_size = model.cfg.block_size
     cache, start = None, -1
     done = torch.zeros(ids.size(0), dtype=torch.bool, device=ids.device)
     for _ in range(max_new_tokens):
@@ -93,3 +93,29 @@ def generate(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, re
         yield token
         if done.all():
             return
+
+
+# ---- encoders ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def fill_masks(model, ids, mask_id, k=5):
+    """The k likeliest tokens at each masked place. ids: (T,) -> ids and probabilities, each (masks, k)."""
+    rows = model.hidden(ids[None])[0][ids == mask_id]  # (masks, C)
+    probability = model.word_logits(rows).float()[:, :model.cfg.vocab_size].softmax(-1)
+    best = probability.topk(k)
+    return best.indices, best.values
+
+
+@torch.no_grad()
+def pseudo_loss(model, ids, mask_id, batch=32):
+    """Mean nats of each token when it alone is masked (arXiv:1910.14659); its exponential is the pseudo-perplexity.
+
+    ids: (T,).
+    """
+    rows = ids.repeat(len(ids), 1)  # (T, T): row i has token i masked
+    rows.fill_diagonal_(mask_id)
+    targets = torch.full_like(rows, -100)
+    targets.diagonal().copy_(ids)
+    total = sum(model(x, y).item() * len(x) for x, y in zip(rows.split(batch), targets.split(batch)))
+    return total / len(ids)

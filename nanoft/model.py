@@ -40,6 +40,7 @@ class ModelConfig:
     activation: Literal["relu2", "swiglu", "gelu", "gelu_tanh"] = "relu2"
     n_hidden: int = 0         # width of the feed-forward; 0 = 4 * n_embd
     bias: bool = False
+    embed_norm: bool = True   # normalise the embeddings
     post_norm: bool = False   # normalise after each residual sum, as BERT does, and not before
     tie_head: bool = False    # the output head is the token embedding
     n_types: int = 0          # token types (BERT's segments)
@@ -53,9 +54,10 @@ def check_model(cfg):
     if cfg.n_embd % cfg.n_head:
         problems.append(f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}; choose a multiple")
     elif cfg.n_embd // cfg.n_head % 2:
-        problems.append(f"n_embd / n_head = {cfg.n_embd // cfg.n_head} is odd; rotary positions turn pairs, so use an even head width")
+        problems.append(f"n_embd / n_head = {cfg.n_embd // cfg.n_head} is odd; rotary positions turn pairs of numbers, "
+                        "so use an even width a head")
     if cfg.n_kv_head < 0 or (cfg.n_kv_head and cfg.n_head % cfg.n_kv_head):
-        problems.append(f"n_head={cfg.n_head} is not divisible by n_kv_head={cfg.n_kv_head}; choose a divisor, or 0 for n_head")
+        problems.append(f"n_head={cfg.n_head} is not divisible by n_kv_head={cfg.n_kv_head}; choose a divisor, or 0")
     if not 0 <= cfg.dropout < 1:
         problems.append(f"dropout={cfg.dropout} must be at least 0 and below 1")
     return problems
@@ -182,7 +184,7 @@ class Transformer(nn.Module):
         self.tokens = nn.Embedding(self.padded_vocab, cfg.n_embd)
         self.positions = nn.Embedding(cfg.block_size, cfg.n_embd) if cfg.position == "learned" else None
         self.types = nn.Embedding(cfg.n_types, cfg.n_embd) if cfg.n_types else None
-        self.norm_in = make_norm(cfg, cfg.n_embd)
+        self.norm_in = make_norm(cfg, cfg.n_embd) if cfg.embed_norm else nn.Identity()
         self.drop = nn.Dropout(cfg.dropout)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm_out = nn.Identity() if cfg.post_norm else make_norm(cfg, cfg.n_embd)
@@ -283,10 +285,11 @@ class BERT(nn.Module):
         return self.head(x) + self.head_bias
 
     def forward(self, ids, targets, types=None, mask=None, next_targets=None, capacity=0):
-        """The mean loss over the masked words, and with next_targets (B,) that of the pairs: a tensor of 1 or 2 losses.
+        """A tensor of losses: the mean over the masked words, and with next_targets (B,) the mean over the pairs.
 
-        targets: (B, T), -100 where a token is not masked. The head, most of the work, is computed at masked rows only:
-        `capacity` is a number of rows that is at least theirs, for compilation, which wants fixed shapes; 0 counts them.
+        targets: (B, T), -100 where a token is not masked. The head, a large part of the work, is computed at the masked
+        rows only: `capacity` is a number of rows that is never below theirs, for compiled code, which wants fixed
+        shapes; 0 counts them.
         """
         x = self.hidden(ids, types, mask)
         rows, labels = masked_rows(x.flatten(0, 1), targets.flatten(), capacity)  # (B * T, C) -> (N, C)
@@ -317,10 +320,18 @@ def make_model(cfg):
     return GPT(cfg) if cfg.causal else BERT(cfg)
 
 
+def saved_config(fields, place):
+    """The ModelConfig of a checkpoint's dictionary. UserError where this version does not know a field."""
+    unknown = sorted(fields.keys() - ModelConfig.__dataclass_fields__.keys())
+    if unknown:
+        raise UserError(f"{place}: its model has {', '.join(unknown)}, unknown to this nanoft; use a newer one")
+    return ModelConfig(**fields)
+
+
 # The published architectures, as ModelConfig fields.
 CLASSIC = {
     "gpt2": dict(position="learned", norm="layernorm", norm_eps=1e-5, qk_norm=False, activation="gelu_tanh", bias=True,
-                 tie_head=True),
+                 embed_norm=False, tie_head=True),
     "bert": dict(position="learned", norm="layernorm", norm_eps=1e-12, qk_norm=False, activation="gelu", bias=True,
                  post_norm=True, tie_head=True),
 }

@@ -4,6 +4,7 @@ Only the main process writes; in the others every call does nothing.
 """
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -32,12 +33,18 @@ class RunLog:
         self.board = SummaryWriter(logdir=str(folder), purge_step=step + 1 if step else None, flush_secs=10)
 
     def row(self, step, **figures):
-        """One JSON line, and a scalar for each figure. Names that begin with val_ or test_ go into that group."""
+        """One JSON line, and a scalar for each figure. Names that begin with val_ or test_ go into that group.
+
+        A figure that is not finite is null, which JSON has, and no scalar.
+        """
         if not self.main:
             return
+        figures = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         # one write of a whole line in append mode: a reader never sees a part of it
         os.write(self.file.fileno(), (json.dumps({"step": step, **figures}) + "\n").encode())
         for name, value in figures.items():
+            if value is None:
+                continue
             group = name.partition("_")[0] if name.startswith(("val_", "test_")) else "train"
             self.board.add_scalar(f"{group}/{name.removeprefix(group + '_')}", value, step)
 

@@ -1,11 +1,16 @@
 """A small real corpus for all tests: nanoft's own source, as a prepared data set."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+# Two threads on a model this small gain nothing, and on a busy machine they wait for each other a hundred times longer
+# than they compute. Set before torch is imported; processes started by tests inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -27,9 +32,34 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def run(script, *args, env=None, check=True):
+def command(script, *args, launcher=()):
+    """The words that start a script of the repository (`train.py`), or a module (`nanoft.bpe`)."""
+    what = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
+    return [sys.executable, *launcher, *what, *map(str, args)]
+
+
+def run(script, *args, env=None, check=True, launcher=()):
     """Run a script of the repository as its user would; give the finished process."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], capture_output=True, text=True,
-                          env={**os.environ, **(env or {})}, cwd=ROOT, timeout=300)
+    done = subprocess.run(command(script, *args, launcher=launcher), capture_output=True, text=True,
+                          encoding="utf-8", errors="replace", env={**os.environ, **(env or {})}, cwd=ROOT, timeout=300)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def contents(*folders):
+    """Every file of the folders with its bytes, to show that nothing changed."""
+    return {path: path.read_bytes() for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """call(module, *args): a script's main() in this process, where starting it anew would only cost time."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(module, *args):
+        monkeypatch.setattr(sys, "argv", [module.__name__ + ".py", *map(str, args)])
+        module.main()
+
+    yield call
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from test_model import CLASSIC, TINY, filled
 
 from nanoft import generate
-from test_model import CLASSIC, TINY, filled
 from nanoft.model import ModelConfig
 
 

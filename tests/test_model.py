@@ -33,7 +33,8 @@ def test_plain_attention_equals_the_fused_kernel(causal, length):
     fused = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     assert torch.allclose(plain, fused, atol=1e-5)
     assert torch.allclose(weights.sum(-1), torch.ones(2, 3, length), atol=1e-5)
-    for a, b in zip(torch.autograd.grad(plain.square().sum(), (q, k, v)), torch.autograd.grad(fused.square().sum(), (q, k, v))):
+    gradients = (torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (plain, fused))
+    for a, b in zip(*gradients):
         assert torch.allclose(a, b, atol=1e-4)
 
 
@@ -93,7 +94,8 @@ def test_compiled_equals_eager():
     assert torch.allclose(eager, compiled, atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [dict(n_head=3), dict(n_kv_head=3), dict(n_embd=20), dict(dropout=1.0), dict(n_layer=0)])
+@pytest.mark.parametrize("wrong", [dict(n_head=3), dict(n_kv_head=3), dict(n_embd=20), dict(dropout=1.0),
+                                   dict(n_layer=0)])
 def test_impossible_shapes(wrong):
     with pytest.raises(UserError):
         GPT(ModelConfig(**{**TINY, **wrong}))

@@ -1,0 +1,15 @@
+# Shakespeare by characters, on a laptop's processor in half a minute (nanoGPT's CPU recipe: the same size of model).
+data = "shakespeare"
+out_dir = "out/shakespeare"
+max_steps = 400
+max_minutes = 0
+
+n_layer = 4
+n_head = 4
+n_embd = 128
+block_size = 64
+batch_size = 12
+lr = 0.01
+embed_lr = 0.1
+eval_interval = 200
+log_interval = 20

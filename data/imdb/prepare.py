@@ -1,0 +1,80 @@
+"""IMDb movie reviews (Maas et al. 2011): 25,000 to train on, 25,000 to test, positive or negative.
+
+    python data/imdb/prepare.py [--vocab_size=8192]
+
+Writes both the text for pretraining (train.bin, val.bin, tokenizer.json: training reviews only) and the labelled rows
+for fine-tuning (train.jsonl, val.jsonl, test.jsonl, task.json). The two share their validation reviews.
+"""
+
+import hashlib
+import json
+import re
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from nanoft import UserError, checkpoint, config, prepare  # noqa: E402
+
+ADDRESS = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
+MEMBER = re.compile(r"aclImdb/(train|test)/(pos|neg)/\d+_\d+\.txt")
+PER_CLASS = 12_500  # in each of train and test
+
+
+@dataclass
+class Options:
+    vocab_size: int = 8192  # ids of the tokenizer in all
+    val_fraction: float = 0.05  # part of the training reviews kept for validation
+    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    source: str = ""  # aclImdb_v1.tar.gz, or a folder that holds it
+    out: str = ""  # where the data set goes; empty is beside this file
+
+
+def read_reviews(path, val_fraction):
+    """The rows of each split: {"train": [{"text", "label"}], "val": ..., "test": ...}. Raises UserError."""
+    rows, count = {"train": [], "val": [], "test": []}, {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                match = MEMBER.fullmatch(member.name)
+                if match:
+                    split, label = match.groups()
+                    count[split, label] = count.get((split, label), 0) + 1
+                    text = re.sub(r"(<br\s*/?>\s*)+", "\n", archive.extractfile(member).read().decode("utf-8"))
+                    if split == "train" and place(text) < val_fraction:
+                        split = "val"
+                    rows[split].append((member.name, {"text": text, "label": label}))
+    except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not the published aclImdb_v1.tar.gz ({error}); fetch it again") from None
+    if any(count.get((split, label)) != PER_CLASS for split in ("train", "test") for label in ("pos", "neg")):
+        raise UserError(f"{path}: {count} reviews, where {PER_CLASS:,} of each kind were published; fetch it again")
+    return {split: [row for _, row in sorted(named, key=lambda item: item[0])] for split, named in rows.items()}
+
+
+def place(text):
+    """A number from 0 to 1 by the text itself, so that copies of a review fall into the same split."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def main():
+    cfg = config.load(Options)
+    path = prepare.find_raw("aclImdb_v1.tar.gz", ADDRESS, HERE, cfg.source)
+    rows = read_reviews(path, cfg.val_fraction)
+    out = Path(cfg.out or HERE)
+    texts = {split: lambda split=split: (row["text"] for row in rows[split]) for split in ("train", "val")}
+    prepare.write_data(out, texts, cfg.vocab_size, cfg.tokenizer)
+    for split in rows:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[split]).encode("utf-8")
+        checkpoint.write_whole(out / f"{split}.jsonl", lambda file, lines=lines: file.write(lines))
+        positive = sum(row["label"] == "pos" for row in rows[split])
+        print(f"{split}.jsonl: {len(rows[split]):,} reviews, {positive:,} positive, "
+              f"{len({row['text'] for row in rows[split]}):,} distinct")
+    checkpoint.save_json(out / "task.json", {"kind": "classify", "text": "text", "label": "label",
+                                             "labels": ["neg", "pos"]})
+
+
+if __name__ == "__main__":
+    config.run(main)

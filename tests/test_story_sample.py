@@ -1,0 +1,162 @@
+"""sample.py as its user calls it: seeds, several samples, files in and out, text as a stream, and wrong input."""
+
+import io
+import json
+from contextlib import redirect_stdout
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY, contents, run
+
+import sample
+from nanoft import UserError
+from nanoft.bpe import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """The folder of a short run."""
+    folder = tmp_path_factory.mktemp("runs") / "speaker"
+    run("train.py", *TINY, "--max_steps=30", "--eval_interval=30", f"--data={corpus}", f"--out_dir={folder}")
+    return folder
+
+
+@pytest.fixture
+def say(call, trained):
+    """say(*options): what sample.py prints."""
+    def say(*options):
+        with redirect_stdout(io.StringIO()) as out:
+            call(sample, f"--checkpoint={trained}", "--device=cpu", "--dtype=float32", "--max_new_tokens=40", *options)
+        return out.getvalue()
+
+    return say
+
+
+def test_the_same_seed_says_the_same(say):
+    first = say("--prompt=def ", "--seed=3")
+    assert first.startswith("def ") and first.endswith("\n---\n") and len(first) > 20
+    assert say("--prompt=def ", "--seed=3") == first
+    assert say("--prompt=def ", "--seed=4") != first
+
+
+def test_two_samples_are_two_texts(say):
+    texts = say("--prompt=def ", "--num_samples=2", "--seed=3").split("\n---\n")
+    assert len(texts) == 3 and texts[2] == "" and texts[0] != texts[1]
+    assert all(text.startswith("def ") for text in texts[:2])
+    assert say("--prompt=def ", "--seed=3") == texts[0] + "\n---\n"  # one sample more does not change the first
+
+
+def test_temperature_zero_needs_no_seed(say):
+    assert say("--prompt=def ", "--temperature=0", "--seed=1") == say("--prompt=def ", "--temperature=0", "--seed=2")
+
+
+def test_a_new_document_shows_no_special_token(say):
+    assert "<|endoftext|>" not in say()
+
+
+@pytest.mark.parametrize("options", [["--top_k=1"], ["--top_p=1e-9"], ["--temperature=1e-40"]])
+def test_each_of_these_is_the_likeliest_token(say, options):
+    assert say("--prompt=def ", "--top_p=1", *options) == say("--prompt=def ", "--temperature=0")
+
+
+@pytest.mark.parametrize("options", [["--repetition_penalty=1.3"], ["--top_k=100000"], ["--max_new_tokens=1"],
+                                     ["--dtype=bfloat16"], ["--temperature=1000"]])
+def test_the_other_rules_give_text_too(say, options):
+    assert say("--prompt=def ", *options).startswith("def ")
+
+
+def test_prompts_from_a_file_become_json_lines(trained, say, tmp_path):
+    prompts = ["def f(", "中文 🙂", "import "]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n\n", encoding="utf-8")
+    run("sample.py", f"--checkpoint={trained}", "--device=cpu", "--dtype=float32", "--max_new_tokens=40",
+        f"--input={tmp_path / 'prompts.txt'}", f"--output={tmp_path / 'answers.jsonl'}", "--num_samples=2")
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [answer["prompt"] for answer in answers] == [prompt for prompt in prompts for _ in range(2)]
+    assert answers[0]["text"] != answers[1]["text"]
+    # the file holds what the screen would have shown
+    shown = say(f"--input={tmp_path / 'prompts.txt'}", "--num_samples=2").split("\n---\n")[:-1]
+    assert shown == [answer["prompt"] + answer["text"] for answer in answers]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "prompts.txt"]
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_another(trained):
+    done = run("sample.py", f"--checkpoint={trained}", "--prompt=\u4e2d\u6587", "--device=cpu", "--max_new_tokens=40",
+               env={"PYTHONIOENCODING": "ascii"})
+    assert done.stdout.endswith("\n---\n")
+
+
+def streamed(monkeypatch, ids, tokenizer):
+    monkeypatch.setattr(sample.generate, "generate", lambda *a, **k: (torch.tensor([i]) for i in ids))
+    cfg = SimpleNamespace(max_new_tokens=99, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
+    return list(sample.stream(None, tokenizer, [0], cfg, torch.Generator()))
+
+
+def test_a_stream_never_cuts_a_character(monkeypatch):
+    tokenizer = Tokenizer("gpt4", [])  # a token is a byte: every character below is cut by its tokens
+    text = "naïve 中文 🙂\n"
+    pieces = streamed(monkeypatch, list(text.encode()), tokenizer)
+    assert "".join(pieces) == text
+    assert [piece for piece in pieces if piece] == list(text)  # and each came as soon as it was whole
+
+
+def test_a_stream_that_ends_inside_a_character_says_so_once(monkeypatch):
+    tokenizer = Tokenizer("gpt4", [])
+    end = tokenizer.special["<|endoftext|>"]
+    assert "".join(streamed(monkeypatch, [*"a🙂".encode()[:-1], end], tokenizer)) == "a\ufffd"
+
+
+# --- wrong input
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--prompt="], "has no tokens"),
+    (["--prompt=a\udcffb"], "surrogate"),  # what Python makes of a byte that is not UTF-8 on the command line
+    (["--temperature=-1"], "temperature=-1"),
+    (["--top_p=0"], "top_p"),
+    (["--top_k=-1"], "top_k"),
+    (["--num_samples=0"], "num_samples"),
+    (["--repetition_penalty=0"], "repetition_penalty"),
+    (["--input={tmp}/nowhere.txt"], "nowhere.txt"),
+    (["--input={tmp}/empty.txt"], "no prompt"),
+    (["--input={tmp}/latin.txt"], "UTF-8"),
+    (["--output={tmp}/no/folder.jsonl"], "folder"),
+    (["--output={tmp}"], "output"),
+    (["--checkpoint={tmp}/nowhere"], "no checkpoint there"),
+    (["--checkpoint={tmp}"], "no checkpoint there"),
+    (["--checkpoint={tmp}/text.pt"], "not a checkpoint"),
+    (["--checkpoint={tmp}/foreign.pt"], "not a nanoft checkpoint"),
+    (["--checkpoint={tmp}/later.pt"], "later.pt"),
+    (["--checkpoint={tmp}/alone.pt"], "tokenizer.json"),
+])
+def test_what_cannot_be_is_refused_in_one_sentence(trained, tmp_path, say, options, words):
+    (tmp_path / "empty.txt").write_text("\n\n", encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "text.pt").write_text("no weights", encoding="utf-8")
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "foreign.pt")
+    (tmp_path / "alone.pt").write_bytes((trained / "best.pt").read_bytes())
+    if "later" in options[0]:
+        state = torch.load(trained / "best.pt", weights_only=True)
+        state["model_config"]["n_experts"] = 8
+        torch.save(state, tmp_path / "later.pt")
+        (tmp_path / "tokenizer.json").write_bytes((trained / "tokenizer.json").read_bytes())
+    before = contents(tmp_path, trained)
+    with pytest.raises(UserError) as error:
+        say("--max_new_tokens=2", *[word.replace("{tmp}", str(tmp_path)) for word in options])
+    assert words in str(error.value) and len(str(error.value).splitlines()) == 1
+    assert contents(tmp_path, trained) == before
+
+
+def test_wrong_input_on_the_command_line_ends_with_exit_code_2(trained):
+    before = contents(trained)
+    done = run("sample.py", f"--checkpoint={trained}", "--prompt=", "--device=cpu", check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("error: the prompt ")  # a line on the number format may stand before
+    assert "Traceback" not in done.stderr and contents(trained) == before
+
+
+def test_several_wrong_options_are_named_together_before_anything_is_loaded():
+    done = run("sample.py", "--checkpoint=nowhere", "--temperature=-1", "--top_p=2", "--promt=x", check=False)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+    assert "did you mean prompt" in done.stderr and "nowhere" not in done.stderr
