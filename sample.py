@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from nanoft import UserError, checkpoint, config, generate, parallel
+from nanoft import UserError, checkpoint, config, files, generate, parallel
 from nanoft.bpe import Tokenizer
 from nanoft.model import make_model, saved_config
 
@@ -80,7 +80,7 @@ def main():
         results += answer(model, tokenizer, prompt, ids, cfg, number)
     if cfg.output:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in results)
-        checkpoint.write_whole(cfg.output, lambda file: file.write(lines.encode("utf-8")))
+        files.write_whole(cfg.output, lambda file: file.write(lines.encode("utf-8")))
         print(f"{len(results)} results written to {cfg.output}")
 
 
@@ -102,9 +102,13 @@ def continuations(model, tokenizer, prompt, ids, cfg, number):
     return rows
 
 
-def gaps(model, tokenizer, prompt, ids, cfg, _number):
+def gaps(model, tokenizer, prompt, _ids, cfg, _number):
     """What an encoder puts for each <|mask|> of a prompt; or, if asked, the prompt's pseudo-perplexity."""
     mask_id, device = tokenizer.special.get("<|mask|>"), model.head.weight.device
+    # a word's token begins with its space, so the space before a gap belongs into the gap
+    ids = tokenizer.encode(prompt.replace(" <|mask|>", "<|mask|>"), allow_special=True)
+    if model.cfg.n_types:  # trained on pairs, it knows texts between these two only
+        ids = [tokenizer.special["<|cls|>"], *ids, tokenizer.special["<|sep|>"]]
     if len(ids) > model.cfg.block_size:
         raise UserError(f"the prompt has {len(ids)} tokens, more than the {model.cfg.block_size} that this model "
                         "takes; shorten it")
@@ -113,8 +117,6 @@ def gaps(model, tokenizer, prompt, ids, cfg, _number):
         if not cfg.output:
             print(f"{prompt}\n    pseudo-perplexity {math.exp(loss):,.1f} a token, over {len(ids)} tokens")
         return [{"prompt": prompt, "nats_per_token": loss, "tokens": len(ids)}]
-    # a word's token begins with its space, so the space before a gap belongs into the gap
-    ids = tokenizer.encode(prompt.replace(" <|mask|>", "<|mask|>"), allow_special=True)
     if mask_id not in ids:
         raise UserError(f"the prompt {prompt!r} has no <|mask|> to fill; write one where a word is missing")
     best, probability = generate.fill_masks(model, torch.tensor(ids, device=device), mask_id, cfg.top_k or 5)

@@ -12,20 +12,21 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from nanoft import UserError, batches, checkpoint, config, generate, optim, parallel, prepare
+from nanoft import UserError, batches, checkpoint, config, files, generate, optim, parallel, prepare
 from nanoft.bins import Tokens
 from nanoft.bpe import Tokenizer
 from nanoft.evaluate import causal_figures, described, masked_figures, tensors
 from nanoft.model import CLASSIC, ModelConfig, check_model, make_model, saved_config
 from nanoft.runlog import RunLog, clock
 
-START = time.time()  # the clock of `seconds` in every log
+START = time.time() - time.process_time()  # when the process began: so far it has only imported
 
 
 @dataclass
@@ -42,21 +43,21 @@ class Config:
     n_layer: int = 4                   # blocks
     n_head: int = 4                    # attention heads
     n_kv_head: int = 0                 # key-value heads, 0 = n_head
-    n_embd: int = 256                  # width
-    block_size: int = 256              # tokens of context
+    n_embd: int = 128                  # width
+    block_size: int = 128              # tokens of context
     dropout: float = 0.0               # part of the activations set to zero
     tie_head: bool = False             # share the token embedding with the output head
     arch: Literal["modern", "gpt2", "bert"] = "modern"  # how blocks are built: today's way, or as published
     mask_prob: float = 0.15            # part of the words that an encoder must guess
     whole_word: bool = False           # mask all tokens of a word together
     nsp_weight: float = 0.5            # weight of the pair loss (mlm_nsp)
-    batch_size: int = 8                # sequences per optimizer step, over all processes
+    batch_size: int = 16               # sequences per optimizer step, over all processes
     micro_batch_size: int = 0          # sequences a process takes through the model at once, 0 = all of its share
     max_steps: int = 0                 # budget in optimizer steps, 0 = none
-    max_minutes: float = 2.0           # budget in minutes of training, 0 = none; the schedule fits the budget
+    max_minutes: float = 2.2           # budget in minutes of training, 0 = none; the schedule fits the budget
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for the blocks' matrices, AdamW for the rest
-    lr: float = 0.003                  # peak learning rate of AdamW
-    embed_lr: float = 0.03             # the same for the embeddings, 0 = lr
+    lr: float = 0.01                   # peak learning rate of AdamW
+    embed_lr: float = 0.1              # the same for the embeddings, 0 = lr
     muon_lr: float = 0.02              # peak learning rate of Muon
     beta2: float = 0.95                # AdamW's second decay
     weight_decay: float = 0.0          # of the matrices
@@ -133,7 +134,18 @@ def main():
         batches.check_length(tokens, cfg.block_size, f"{folder}/{name}.bin")
     if state or beginning:
         check_same_tokenizer((out_dir if state else begin_from.parent) / "tokenizer.json", tokenizer, folder)
-    make_batch = batches.training_batches(cfg, splits["train"], tokenizer)
+
+    # what step s sees: a function from the numbers of its rows; evaluation has the same masks and pairs every time
+    masking, pairs = None, {}
+    if cfg.objective == "causal":
+        make_batch = partial(batches.causal_batch, splits["train"], cfg.block_size, cfg.seed)
+    else:
+        masking = batches.masking(tokenizer, cfg.mask_prob, cfg.whole_word)
+        make_batch = partial(batches.masked_batch, splits["train"], cfg.block_size, cfg.seed, masking=masking)
+    if cfg.objective == "mlm_nsp":
+        make_batch = batches.Pairs(splits["train"], tokenizer, cfg.block_size, cfg.batch_size, cfg.seed, masking).batch
+        pairs = {name: batches.Pairs(splits[name], tokenizer, cfg.block_size, 8, batches.EVAL_SEED, masking)
+                 for name in ("val", "test") if name in splits}
 
     # the model: a plain module; compilation and DDP wrap it afterwards
     torch.manual_seed(cfg.seed)
@@ -152,6 +164,7 @@ def main():
         checkpoint.load_weights(model, (state or beginning)["model"], place)
     model.to(device)
     optimizers = optim.make_optimizers(model, cfg, device, dtype)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     # fresh, or exactly where it stopped
     step, evaluated, best, spent = 0, 0, math.inf, 0.0
@@ -159,12 +172,14 @@ def main():
     if state:
         for optimizer, saved in zip(optimizers, state["optimizer"]):  # the moments are the run's, the rates this call's
             optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        scaler.load_state_dict(state["scaler"])
         step, evaluated, best, spent = (state[k] for k in ("step", "evaluated", "best_val_loss", "seconds"))
         changed = [f"{k}={v} (was {state['config'].get(k)})" for k, v in asdict(cfg).items()
                    if k != "resume" and v != state["config"].get(k)]
+    state = beginning = None  # let go of the memory
     if here.main:
         out_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_json(out_dir / "config.json", asdict(cfg))
+        files.write_json(out_dir / "config.json", asdict(cfg))
         tokenizer.save(out_dir / "tokenizer.json")
     log = RunLog(out_dir, here.main, step)
     began = time.time() - spent  # a budget in minutes counts everything from here on
@@ -185,7 +200,6 @@ def main():
 
     # the loss terms of a batch, each with its weight
     weight = torch.tensor([1.0, cfg.nsp_weight] if cfg.objective == "mlm_nsp" else [1.0], device=device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     def forward_backward(net, batch, share):
         """Add the gradient of a part of the global batch; `share`: how much of it, one number a loss term."""
@@ -197,16 +211,19 @@ def main():
         scaler.scale((losses * weight).sum() * here.world).backward()  # DDP takes the mean over the processes
         return losses.detach()
 
-    net = parallel.wrap(model, here)
-    if wants_compile(cfg, n_params * tokens_per_step, device):
+    net = model
+    if wants_compile(cfg, n_params * tokens_per_step, device):  # before DDP: its trial must not wait for others
         net = compiled(net, lambda net: forward_backward(net, make_batch(np.arange(micro)), weight), cfg, log)
         model.zero_grad(set_to_none=True)
+    net = parallel.wrap(net, here)
 
-    caught = []  # SIGINT or SIGTERM: finish the step, save, leave; a second one ends at once
+    caught = []  # SIGINT or SIGTERM: finish the step, save, leave; a later one ends at once
 
     def on_signal(number, _frame):
-        caught.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        caught.append((number, time.time()))
+        if caught[-1][1] - caught[0][1] > 3:  # torchrun and its scheduler may both send one at once
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
@@ -216,7 +233,7 @@ def main():
         if cfg.objective == "causal":
             figures = causal_figures(model, splits[split], max_tokens, eot, here, dtype)
         else:
-            figures = masked_figures(model, splits[split], max_tokens, tokenizer, cfg, here, dtype)
+            figures = masked_figures(model, splits[split], max_tokens, masking, pairs.get(split), here, dtype)
         model.train()
         return figures
 
@@ -225,18 +242,21 @@ def main():
             checkpoint.save(out_dir / name, {
                 "model": model.state_dict(), "model_config": asdict(model_config),
                 "optimizer": [o.state_dict() for o in optimizers], "step": step, "evaluated": evaluated,
-                "seed": cfg.seed, "config": asdict(cfg), "best_val_loss": best, "seconds": spent})
+                "seed": cfg.seed, "config": asdict(cfg), "best_val_loss": best, "seconds": time.time() - began,
+                "scaler": scaler.state_dict()})
 
     eot = tokenizer.special["<|endoftext|>"]
+    losses = torch.zeros_like(weight)
     since, since_step, paused = time.time(), step, 0.0  # of the last status line; seconds of evaluation since then
     while True:
         # how far the run is, agreed on by all processes
-        now = torch.tensor([time.time() - began, float(bool(caught))], device=device)
-        spent, interrupted = parallel.reduce(now, here, "max").tolist()
-        progress = max(step / cfg.max_steps if cfg.max_steps else 0.0,
+        spent, interrupted = parallel.total([time.time() - began, bool(caught)], here, "max")
+        progress = max((step + 0.5) / cfg.max_steps if cfg.max_steps else 0.0,  # of the middle of the coming step
                        spent / (60 * cfg.max_minutes) if cfg.max_minutes else 0.0)
-        done = progress >= 1
+        done = step > 0 and progress >= 1
         if interrupted:
+            if not all(p.isfinite().all() for p in model.parameters()):
+                raise UserError(diverged("training", math.nan, step, out_dir))
             save("latest.pt")
             break
         if (step % cfg.eval_interval == 0 or done) and step > evaluated:
@@ -248,7 +268,7 @@ def main():
             log.row(step, seconds=time.time() - START, **{f"val_{k}": v for k, v in figures.items()})
             log.say(f"step {step:6} | val {described(figures)}")
             if here.main:
-                text = write_sample(model, tokenizer, cfg, dtype, cfg.sample_tokens)
+                text = write_sample(model, tokenizer, splits["val"], cfg, dtype, cfg.sample_tokens)
                 log.text("sample", text, step)
                 log.say("       | " + repr(text[:110]))
             if figures["loss"] < best:
@@ -260,17 +280,21 @@ def main():
             break
 
         # the parts of the global batch that are this process's
-        torch.manual_seed(hash((cfg.seed, step, here.rank)) % 2**63)  # dropout, too, is a function of the step
+        dropout_seed = np.random.SeedSequence((cfg.seed, step, here.rank)).generate_state(1)
+        torch.manual_seed(int(dropout_seed[0]))  # dropout, too, is a function of the step
         first = [(part * here.world + here.rank) * micro for part in range(parts)]
         todo = [make_batch(step * cfg.batch_size + np.arange(row, row + micro)) for row in first]
-        counts = torch.tensor([[float((b["targets"] != batches.IGNORE).sum()) for b in todo]], device=device)
-        shares = torch.cat((counts / parallel.reduce(counts.sum(), here, "sum"),  # of the words that are scored
-                            torch.full_like(counts, micro / cfg.batch_size)))[:len(weight)]  # of the pairs
+        counts = [(batch["targets"] != batches.IGNORE).sum() for batch in todo]
+        scored = parallel.total([sum(counts)], here)[0]
         losses = torch.zeros_like(weight)
         for part, batch in enumerate(todo):
             if here.world > 1:  # synchronise on the last part only; to be set before the forward
                 net.require_backward_grad_sync = part == parts - 1
-            losses += forward_backward(net, batch, shares[:, part])
+            # how much of the global batch's scored words this part has, and of its pairs
+            share = torch.tensor([counts[part] / scored, micro / cfg.batch_size][:len(weight)], device=device)
+            losses += forward_backward(net, batch, share)
+        if step == 0:
+            assert all(p.grad is not None for p in model.parameters()), "a parameter gets no gradient"
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
@@ -278,31 +302,36 @@ def main():
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
-            scaler.step(optimizer)
-        scaler.update()
+        if scaler.is_enabled() and not norm.isfinite():  # fp16 overflowed: nobody steps, the scale is halved
+            scaler.update(scaler.get_scale() / 2)
+        else:
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+            scaler.update()
         model.zero_grad(set_to_none=True)
         step += 1
 
         if step % cfg.log_interval == 0 or step == 1:
-            losses = parallel.reduce(losses, here, "sum").tolist()
-            if not math.isfinite(losses[0]):
-                raise UserError(diverged("training", losses[0], step, out_dir))
+            shown = parallel.total(losses, here)
+            if not math.isfinite(sum(shown)):
+                raise UserError(diverged("training", sum(shown), step, out_dir))
             now = time.time()
             rate = (step - since_step) * tokens_per_step / (now - since - paused)
             since, since_step, paused = now, step, 0.0
-            pairs = {"nsp_loss": losses[1]} if len(losses) > 1 else {}
-            log.row(step, tokens=step * tokens_per_step, seconds=now - START, loss=losses[0], **pairs,
+            pairs = {"nsp_loss": shown[1]} if len(shown) > 1 else {}
+            log.row(step, tokens=step * tokens_per_step, seconds=now - START, loss=shown[0], **pairs,
                     lr=cfg.lr * factor, grad_norm=norm.item(), tokens_per_s=rate)
             left = min((cfg.max_steps - step) * tokens_per_step / rate if cfg.max_steps else math.inf,
                        60 * cfg.max_minutes - (now - began) if cfg.max_minutes else math.inf)
-            log.say(f"step {step:6} | loss {losses[0]:.4f} | lr {cfg.lr * factor:.2e} | {rate:9,.0f} tok/s | "
+            log.say(f"step {step:6} | loss {shown[0]:.4f} | lr {cfg.lr * factor:.2e} | {rate:9,.0f} tok/s | "
                     f"{clock(max(left, 0))} left")
 
     if interrupted:
+        parallel.wait(here)  # torchrun ends everybody when the first has gone
         log.say(f"stopped at step {step} and saved; go on with --resume")
         log.close()
         parallel.stop(here)
-        sys.exit(128 + (caught[0] if caught else signal.SIGTERM))
+        sys.exit(128 + (caught[0][0] if caught else signal.SIGTERM))
 
     # the final figures, of the best weights, over whole splits
     parallel.wait(here)  # rank 0 may still be writing best.pt
@@ -316,10 +345,10 @@ def main():
             result |= {f"{name}_{k}": v for k, v in figures.items()}
             log.say(f"{name}, all of it: {described(figures)} (context and stride {cfg.block_size})")
     result["seconds"] = time.time() - START
-    log.row(step, **{k: v for k, v in result.items() if k.startswith(("val_", "test_", "seconds"))})
+    log.row(step, **{k: v for k, v in result.items() if k.startswith(("test_", "seconds"))})
     if here.main:
-        checkpoint.save_json(out_dir / "result.json", result)
-        text = write_sample(model, tokenizer, cfg, dtype, 3 * cfg.sample_tokens)
+        files.write_json(out_dir / "result.json", result)
+        text = write_sample(model, tokenizer, splits["val"], cfg, dtype, 3 * cfg.sample_tokens)
         log.text("final sample", text, step)
         log.say(f"\n--- the model writes ---\n{text}\n---\n{out_dir}: best.pt, latest.pt, result.json; "
                 f"python sample.py --checkpoint={out_dir}")
@@ -340,7 +369,7 @@ def compiled(net, try_it, cfg, log):
     """The compiled module, tried once; the module itself, with the reason, where it does not compile."""
     began = time.time()
     try:
-        fast = torch.compile(net)
+        fast = torch.compile(net, dynamic=False)
         try_it(fast)
         log.say(f"compiled in {time.time() - began:.0f} s")
         return fast
@@ -352,12 +381,23 @@ def compiled(net, try_it, cfg, log):
         return net
 
 
-def write_sample(model, tokenizer, cfg, dtype, length):
-    """What the model writes when it begins a document; of an encoder, nothing. Always from the same random numbers."""
-    if cfg.objective != "causal":
-        return ""
+def write_sample(model, tokenizer, val, cfg, dtype, length):
+    """What a GPT writes when it begins a document; how an encoder fills gaps in validation text, in [brackets].
+
+    Always from the same random numbers.
+    """
     model.eval()
     device, eot = model.head.weight.device, tokenizer.special["<|endoftext|>"]
+    if cfg.objective != "causal":
+        ids = torch.from_numpy(val.read(0, min(length, cfg.block_size, len(val)))).to(device)
+        hidden = ids.clone()
+        hidden[4::8] = tokenizer.special["<|mask|>"]
+        with parallel.autocast(device, dtype):
+            best, _ = generate.fill_masks(model, hidden, tokenizer.special["<|mask|>"], k=1)
+        model.train()
+        guesses = iter(best[:, 0].tolist())
+        return "".join(f"[{tokenizer.decode([next(guesses)])}]" if masked else tokenizer.decode([token])
+                       for token, masked in zip(ids.tolist(), (hidden != ids).tolist()))
     generator = torch.Generator(device).manual_seed(cfg.seed)
     with parallel.autocast(device, dtype):
         tokens = generate.generate(model, torch.tensor([[eot]], device=device), length, temperature=0.8, top_k=50,

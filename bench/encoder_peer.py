@@ -22,10 +22,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from nanoft import batches, config, parallel, prepare  # noqa: E402
+from nanoft import UserError, batches, config, parallel, prepare  # noqa: E402
 from nanoft.bins import Tokens  # noqa: E402
 from nanoft.bpe import Tokenizer  # noqa: E402
-from nanoft.evaluate import chunks, tensors  # noqa: E402
+from nanoft.evaluate import tensors  # noqa: E402
 
 
 @dataclass
@@ -50,6 +50,9 @@ def main():
                         f"--data={cfg.data}", f"--out_dir={out_dir}", f"--max_minutes={cfg.minutes}",
                         f"--seed={cfg.seed}", f"--block_size={T}", f"--batch_size={B}"], check=True)
     ours = json.loads((out_dir / "result.json").read_text())
+    if abs(ours["train_seconds"] / 60 - cfg.minutes) > 0.1:
+        raise UserError(f"{out_dir} holds a run of {ours['train_seconds'] / 60:.1f} minutes, not {cfg.minutes:g}; give "
+                        "another --out_dir")
 
     folder = prepare.find_data(cfg.data)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
@@ -99,7 +102,7 @@ def main():
     starts = np.arange(0, len(val) - T + 1, T)
     nats = right = count = 0.0
     with torch.no_grad():
-        for some in chunks(starts, T):
+        for some in (starts[i:i + 64] for i in range(0, len(starts), 64)):
             batch = tensors(batches.masked_eval_batch(val, T, some, hide), torch.device("cpu"))
             there = batch["targets"] != batches.IGNORE
             with parallel.autocast(torch.device("cpu"), dtype):

@@ -14,6 +14,8 @@ import numpy as np
 from nanoft import UserError
 
 IGNORE = -100  # the target of a position that is not scored; never a class
+EVAL_SEED = 0  # of masks and pairs in evaluation, whatever the run's own seed
+WINDOWS, MASKS, PAIRS = 1, 2, 3  # keep the random numbers of different uses apart
 
 
 def shuffled(index, n, key):
@@ -45,8 +47,8 @@ def window_starts(n_tokens, length, seed, index):
     epochs = index // per_epoch
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        offset = np.random.default_rng((seed, epoch)).integers(slack + 1)
-        starts[here] = offset + shuffled(index[here] % per_epoch, per_epoch, (seed, epoch, 1)) * length
+        offset = np.random.default_rng((seed, epoch, WINDOWS)).integers(slack + 1)
+        starts[here] = offset + shuffled(index[here] % per_epoch, per_epoch, (seed, epoch, WINDOWS)) * length
     return starts
 
 
@@ -74,6 +76,8 @@ def masking(tokenizer, prob, whole_word=False):
     """Raises UserError for a tokenizer without <|mask|>."""
     if "<|mask|>" not in tokenizer.special:
         raise UserError("this tokenizer has no <|mask|> token, so words cannot be masked; train one with nanoft.bpe")
+    if whole_word:  # a word of several tokens must come out as one, or this would be ordinary masking
+        assert not tokenizer.chunk_starts(tokenizer.encode(" antidisestablishmentarianism"))[1:].any()
     is_ordinary = np.ones(tokenizer.vocab_size, dtype=bool)
     is_ordinary[list(tokenizer.special.values())] = False
     return Masking(prob, tokenizer.special["<|mask|>"], np.flatnonzero(is_ordinary), is_ordinary,
@@ -121,9 +125,6 @@ def capacity(shape, prob):
     return shape[0] * (int(prob * shape[1]) + 1)
 
 
-MASKS, PAIRS = 1, 2  # keep the random numbers of different uses apart
-
-
 def masked_batch(tokens, block_size, seed, index, masking):
     """Windows number `index`, documents back to back without padding, with words hidden: ids and targets (B, T)."""
     ids = tokens.gather(window_starts(len(tokens), block_size, seed, index), block_size)
@@ -148,19 +149,18 @@ class Pairs:
         self.cls, self.sep, self.pad = (tokenizer.special[f"<|{name}|>"] for name in ("cls", "sep", "pad"))
         self.ends_sentence = sentence_ends(tokenizer)
         self.documents = find_documents(tokens, tokenizer.special["<|endoftext|>"])  # (documents, 2): start, end
-        room = block_size - 3
-        self.windows = []  # start, length, document
-        for number, (start, end) in enumerate(self.documents):
-            firsts = range(start, end, room)
-            for first in firsts:  # the last window of a document ends with it, full if the document has that many
-                first = max(start, min(first, end - room))
-                self.windows.append((first, min(room, end - first), number))
-        self.windows = np.array(self.windows, dtype=np.int64).reshape(-1, 3)
-
-    def check(self, name):
         if len(self.documents) < 2:
-            raise UserError(f"{name} has {len(self.documents)} document(s) of two tokens or more; next-sentence pairs "
-                            "need two at least: prepare more documents, or use --objective=mlm")
+            raise UserError(f"{tokens.paths[0]} has {len(self.documents)} document(s) of two tokens or more; pairs of "
+                            "segments need two at least: prepare more documents, or use --objective=mlm")
+        start, end = self.documents.T
+        self.by_length = (end - start).argsort(kind="stable")
+        room = block_size - 3
+        count = -(-(end - start) // room)  # windows of each document
+        document = np.repeat(np.arange(len(count)), count)
+        nth = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
+        # the last window of a document ends with it, and is full if the document has that many tokens
+        first = np.maximum(start[document], np.minimum(start[document] + nth * room, end[document] - room))
+        self.windows = np.stack((first, np.minimum(room, end[document] - first), document), axis=1)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  (lives as long as the run)
     def order(self, epoch):
@@ -172,14 +172,16 @@ class Pairs:
             order[i:i + per_pool] = pool[self.windows[pool, 1].argsort(kind="stable")]
         whole = n // self.batch_size
         if whole:
-            batches = order[:whole * self.batch_size].reshape(whole, self.batch_size)
-            order = batches[shuffled(np.arange(whole), whole, (self.seed, epoch, PAIRS + 1))].ravel()
+            rows = order[:whole * self.batch_size].reshape(whole, self.batch_size)
+            rows = rows[shuffled(np.arange(whole), whole, (self.seed, epoch, PAIRS + 1))]
+            order = np.concatenate((rows.ravel(), order[whole * self.batch_size:]))
         return order
 
     def batch(self, index):
         """The pairs number `index` (B,): ids, types, mask, targets (B, T) and next_targets (B,).
 
-        T is the longest of the global batch, rounded up to a multiple of 64 so that compiled code sees few shapes.
+        T is the longest of the global batch, rounded up so that compiled code, which is made anew for each T, sees
+        four at most.
         """
         per_epoch = max(1, len(self.windows) // self.batch_size)
         step = int(index[0]) // self.batch_size
@@ -187,7 +189,8 @@ class Pairs:
         place = step % per_epoch * self.batch_size
         everyone = order[(place + np.arange(self.batch_size)) % len(order)]  # the windows of the global batch
         longest = int(self.windows[everyone, 1].max()) + 3
-        T = min(-(-longest // 64) * 64, self.block_size)
+        multiple = max(64, -(-self.block_size // 4))
+        T = min(-(-longest // multiple) * multiple, self.block_size)
         ids = np.full((len(index), T), self.pad, dtype=np.int64)
         types, next_targets = np.zeros_like(ids), np.empty(len(index), dtype=np.int64)
         for row, number in enumerate(index):
@@ -208,14 +211,20 @@ class Pairs:
         a, b = ids[:cut], ids[cut:]
         if rng.random() < 0.5:
             return a, b, 0
-        other = (document + rng.integers(1, len(self.documents))) % len(self.documents)
-        first, end = self.documents[other]
+        first, end = self.documents[self.another(document, len(b), rng)]
         last = max(first, end - len(b))  # the latest place from which as many tokens follow
         place = int(rng.integers(first, last + 1))
         low = max(first, place - length)
         near = self.tokens.read(low, last + 1 if last + 1 - place < length else place + length)
         place = low + self.sentence_start(near, place - low, 0 if low == first else 1, len(near) - 1)
         return a, self.tokens.read(place, min(place + len(b), end)), 1
+
+    def another(self, document, length, rng):
+        """A random document but this one, of at least `length` tokens, or of the longest there are."""
+        start, end = self.documents[self.by_length].T
+        candidates = self.by_length[min(np.searchsorted(end - start, length), len(start) - 2):]
+        candidates = candidates[candidates != document]
+        return candidates[rng.integers(len(candidates))]
 
     def sentence_start(self, ids, near, low, high):
         """The place in low..high nearest to `near` that follows a sentence's end; `near` itself if there is none."""
@@ -239,21 +248,6 @@ def sentence_ends(tokenizer):
     marks = tuple(mark.encode() for mark in ".!?。！？")
     texts = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
     return np.array([text.rstrip(b' "\'').endswith(marks) or text.endswith(b"\n") for text in texts])
-
-
-def training_batches(cfg, tokens, tokenizer):
-    """The function from numbers of training rows to a batch, for a script's config.
-
-    cfg: objective, block_size, batch_size, seed, mask_prob, whole_word.
-    """
-    if cfg.objective == "causal":
-        return functools.partial(causal_batch, tokens, cfg.block_size, cfg.seed)
-    hide = masking(tokenizer, cfg.mask_prob, cfg.whole_word)
-    if cfg.objective == "mlm":
-        return functools.partial(masked_batch, tokens, cfg.block_size, cfg.seed, masking=hide)
-    pairs = Pairs(tokens, tokenizer, cfg.block_size, cfg.batch_size, cfg.seed, hide)
-    pairs.check("the training split")
-    return pairs.batch
 
 
 # ---- evaluation --------------------------------------------------------------------------------------------------
@@ -288,9 +282,6 @@ def masked_eval_batch(tokens, block_size, starts, masking):
     ids = np.stack([tokens.read(start, start + block_size) for start in starts])
     ids, targets = mask_words(ids, masking, EVAL_SEED, starts)
     return {"ids": ids, "targets": targets}
-
-
-EVAL_SEED = 0  # of masks and pairs in evaluation, whatever the run's own seed
 
 
 def check_length(tokens, block_size, name):

@@ -19,7 +19,8 @@ import numpy as np
 
 from nanoft import UserError, config
 from nanoft.bpe import Tokenizer
-from nanoft.text import BATCH, available_cores, cut_safely, map_ahead, progress_bar
+from nanoft.files import available_cores, progress_bar
+from nanoft.text import BATCH, cut_safely, map_ahead
 
 # magic, version, bytes per id, shard number, shards, tokens, vocabulary, fingerprint, bytes of text, words, documents
 HEADER = struct.Struct("<8sIIIIQQ32sQQQ")
@@ -189,6 +190,7 @@ class Tokens:
         self.num_bytes = sum(header["bytes"] for header in headers)
         self.num_words = sum(header["words"] for header in headers)
         self.num_documents = sum(header["documents"] for header in headers)
+        self.maps, self.calls = {}, 0
         self.begins = np.array([0, *itertools.accumulate(header["tokens"] for header in headers)])  # of each shard
 
     @classmethod
@@ -210,6 +212,16 @@ class Tokens:
         """The ids from start to stop, as int64 (stop - start,)."""
         return self.gather([start], stop - start)[0]
 
+    def map(self, shard):
+        """The memory map of a shard, made anew now and then: one that lives on keeps every page it read resident."""
+        if self.calls % 1000 == 0:
+            self.maps = {}
+        self.calls += 1
+        if shard not in self.maps:
+            self.maps[shard] = np.memmap(self.paths[shard], dtype=self.dtype, mode="r", offset=HEADER_BYTES).view(
+                np.ndarray)
+        return self.maps[shard]
+
     def gather(self, starts, length):
         """Windows of ids: starts (B,) -> int64 (B, length). Every window must lie inside the row of ids."""
         starts = np.asarray(starts, dtype=np.int64)
@@ -220,8 +232,7 @@ class Tokens:
             rows = np.flatnonzero((first <= shard) & (last >= shard))
             if not len(rows):
                 continue
-            # A map that lives on keeps every page it ever read resident; one a call costs some 50 microseconds.
-            ids = np.memmap(self.paths[shard], dtype=self.dtype, mode="r", offset=HEADER_BYTES)
+            ids = self.map(shard)
             for row in rows:
                 offset = starts[row] - self.begins[shard]  # negative where the window began in an earlier shard
                 part = ids[max(offset, 0) : max(offset + length, 0)]

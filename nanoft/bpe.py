@@ -7,6 +7,7 @@ some 30,000 short words. The idea is Sennrich et al. 2016 (arXiv:1508.07909); by
 GPT-2 (Radford et al. 2019) and GPT-4. Encoding with the learned merges is done by tiktoken's engine.
 
     python -m nanoft.bpe FILE... --vocab_size=8192 --out=tokenizer.json
+    python -m nanoft.bpe --gpt2=FOLDER --out=tokenizer.json     # the published GPT-2 vocabulary
 """
 
 import functools
@@ -14,7 +15,6 @@ import hashlib
 import heapq
 import itertools
 import json
-import os
 import sys
 import time
 from collections import Counter, defaultdict
@@ -26,17 +26,15 @@ import regex
 import tiktoken
 
 from nanoft import UserError, config
+from nanoft.files import available_cores, progress_bar, read_json, write_whole
 from nanoft.text import (
     COARSE,
     PATTERNS,
-    available_cores,
     batches,
     check_pattern,
     check_text,
     map_ahead,
-    progress_bar,
     read_blocks,
-    read_json,
 )
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|cls|>", "<|sep|>")
@@ -274,13 +272,8 @@ class Tokenizer:
 
     def save(self, path):
         """Write tokenizer.json, whole or not at all."""
-        text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":"))
-        partial = f"{path}.{os.getpid()}.tmp"
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":")) + "\n"
+        write_whole(path, lambda file: file.write(text.encode("utf-8")))
 
     @classmethod
     def load(cls, path):
@@ -343,6 +336,7 @@ class Options:
     vocab_size: int = 8192  # ids in all: 256 bytes, merges, 5 special tokens
     pattern: str = "gpt4"  # gpt4, gpt2, or a regular expression
     processes: int = 0  # for counting words; 0 is one a core
+    gpt2: str = ""  # a folder with GPT-2's published encoder.json and vocab.bpe, to use instead of learning
     out: str = "tokenizer.json"  # where the tokenizer goes
 
 
@@ -350,6 +344,11 @@ def main():
     words = sys.argv[1:]
     cfg = config.load(Options, [word for word in words if word.startswith("-")])
     files = [word for word in words if not word.startswith("-")]
+    if cfg.gpt2:
+        tokenizer = Tokenizer.from_gpt2(f"{cfg.gpt2}/encoder.json", f"{cfg.gpt2}/vocab.bpe")
+        tokenizer.save(cfg.out)
+        print(f"{cfg.out}: the {tokenizer.vocab_size:,} tokens of GPT-2")
+        return
     if not files:
         raise UserError("no text to learn from; give files: python -m nanoft.bpe FILE... --out=tokenizer.json")
     start = time.perf_counter()

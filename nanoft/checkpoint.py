@@ -5,37 +5,16 @@ A checkpoint is one plain dictionary: `model` (weights by name, no wrapper's pre
 Random numbers need no entry: batches and dropout are drawn from (seed, step).
 """
 
-import json
-import os
-import zipfile
 from pathlib import Path
 
 import torch
 
 from nanoft import UserError
-
-
-def write_whole(path, write):
-    """Have write(file) fill a temporary file, put it safely on disk, then give it its name."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from nanoft.files import write_whole
 
 
 def save(path, state):
     write_whole(path, lambda file: torch.save(state, file))
-
-
-def save_json(path, content):
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def find(place):
@@ -50,7 +29,7 @@ def find(place):
 def load(path, device="cpu"):
     """The dictionary of a checkpoint file. UserError if it is none of nanoft's."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever a foreign or broken file can raise
         raise UserError(f"{path} is not a checkpoint, or is damaged ({type(error).__name__}); "
                         "give another, or train again") from None

@@ -132,6 +132,8 @@ def run(main):
             stream.reconfigure(errors="replace")
     try:
         main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except UserError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         raise SystemExit(2) from None

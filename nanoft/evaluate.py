@@ -24,13 +24,14 @@ def causal_figures(model, tokens, max_tokens, first_id, here, dtype, stride=0):
     block_size = model.cfg.block_size
     stride = stride or block_size
     starts = batches.eval_starts(len(tokens), block_size, stride, max_tokens)[here.rank::here.world]
-    total = torch.zeros(2, dtype=torch.float64, device=here.device)  # nats, tokens
-    for some in chunks(starts, block_size):
+    nats = count = 0
+    for some in chunks(starts, model):
         batch = tensors(batches.eval_batch(tokens, block_size, stride, some, first_id), here.device)
-        scored = (batch["targets"] != batches.IGNORE).sum()
+        scored = (batch["targets"] != batches.IGNORE).sum().item()
         with parallel.autocast(here.device, dtype):
-            total += torch.stack((model(**batch).double() * scored, scored.double()))
-    nats, count = parallel.reduce(total, here, "sum").tolist()
+            nats += model(**batch).item() * scored
+        count += scored
+    nats, count = parallel.total([nats, count], here)
     loss = nats / count
     figures = {"loss": loss, "bits_per_byte": loss / math.log(2) * len(tokens) / tokens.num_bytes}
     if tokens.num_words:
@@ -39,48 +40,46 @@ def causal_figures(model, tokens, max_tokens, first_id, here, dtype, stride=0):
 
 
 @torch.no_grad()
-def masked_figures(model, tokens, max_tokens, tokenizer, cfg, here, dtype):
+def masked_figures(model, tokens, max_tokens, masking, pairs, here, dtype):
     """Figures of a BERT on about max_tokens of a split (0 = all): a dictionary of
 
-    loss: nats a masked token; mlm_accuracy; with objective mlm_nsp nsp_loss and nsp_accuracy too.
+    loss: nats a masked token; mlm_accuracy; where `pairs` of the split are given, nsp_loss and nsp_accuracy too.
     """
-    hide = batches.masking(tokenizer, cfg.mask_prob, cfg.whole_word)
-    block_size = cfg.block_size
-    if cfg.objective == "mlm_nsp":
-        pairs = batches.Pairs(tokens, tokenizer, block_size, 8, batches.EVAL_SEED, hide)
-        number = min(len(pairs.windows), max_tokens // block_size or len(pairs.windows)) // 8 * 8
-        index = np.arange(number)
-        parts = [pairs.batch(some) for some in np.split(index, max(1, number // 8))[here.rank::here.world]]
+    block_size = model.cfg.block_size
+    if pairs:
+        number = len(pairs.windows)
+        number = min(number, max(1, max_tokens // block_size)) if max_tokens else number
+        size = pairs.batch_size
+        parts = map(pairs.batch, np.split(np.arange(number), range(size, number, size))[here.rank::here.world])
     else:
         starts = batches.eval_starts(len(tokens) - block_size + 1, block_size, block_size, max_tokens)
-        starts = starts[starts + block_size <= len(tokens)][here.rank::here.world]
-        parts = (batches.masked_eval_batch(tokens, block_size, some, hide) for some in chunks(starts, block_size))
-    total = torch.zeros(6, dtype=torch.float64, device=here.device)
+        starts = starts[here.rank::here.world]
+        parts = (batches.masked_eval_batch(tokens, block_size, some, masking) for some in chunks(starts, model))
+    sums = np.zeros(6)  # nats, right and number of the masked words, and of the pairs
     for batch in parts:
         batch = tensors(batch, here.device)
         with parallel.autocast(here.device, dtype):
             x = model.hidden(batch["ids"], batch.get("types"), batch.get("mask"))
             rows, labels = masked_rows(x.flatten(0, 1), batch["targets"].flatten())
-            totals = sums(model.word_logits(rows), labels)
+            sums[:3] += score(model.word_logits(rows), labels)
             if "next_targets" in batch:
-                totals += sums(model.next(model.pooled(x)), batch["next_targets"])
-        total[:len(totals)] += torch.stack(totals)
-    nats, right, count, next_nats, next_right, pairs_count = parallel.reduce(total, here, "sum").tolist()
+                sums[3:] += score(model.next(model.pooled(x)), batch["next_targets"])
+    nats, right, count, next_nats, next_right, next_count = parallel.total(sums, here)
     figures = {"loss": nats / count, "mlm_accuracy": right / count}
-    if pairs_count:
-        figures |= {"nsp_loss": next_nats / pairs_count, "nsp_accuracy": next_right / pairs_count}
+    if next_count:
+        figures |= {"nsp_loss": next_nats / next_count, "nsp_accuracy": next_right / next_count}
     return figures
 
 
-def sums(logits, labels):
-    """Nats, right answers and their number, as float64. logits: (N, K); labels: (N,)."""
-    right = (logits.argmax(-1) == labels).sum()
-    return [(token_loss(logits, labels) * len(labels)).double(), right.double(), right.new_tensor(len(labels)).double()]
+def score(logits, labels):
+    """Nats, right answers, number of answers. logits: (N, K); labels: (N,)."""
+    right = (logits.argmax(-1) == labels).sum().item()
+    return token_loss(logits, labels).item() * len(labels), right, len(labels)
 
 
-def chunks(starts, block_size, tokens=16384):
-    """The windows in groups of about `tokens` tokens."""
-    size = max(1, tokens // block_size)
+def chunks(starts, model):
+    """The windows in groups whose logits take some 100 MB."""
+    size = max(1, 2**25 // (model.cfg.block_size * model.cfg.vocab_size))
     return (starts[i:i + size] for i in range(0, len(starts), size))
 
 

@@ -103,7 +103,7 @@ def fill_masks(model, ids, mask_id, k=5):
     """The k likeliest tokens at each masked place. ids: (T,) -> ids and probabilities, each (masks, k)."""
     rows = model.hidden(ids[None])[0][ids == mask_id]  # (masks, C)
     probability = model.word_logits(rows).float()[:, :model.cfg.vocab_size].softmax(-1)
-    best = probability.topk(k)
+    best = probability.topk(min(k, probability.size(-1)))
     return best.indices, best.values
 
 

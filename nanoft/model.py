@@ -73,6 +73,8 @@ def attention(q, k, v, causal=False, mask=None, dropout=0.0, explicit=False):
     product there; everything else takes the fused kernel. Both give the same result, and a test says so.
     """
     T, S = q.size(-2), k.size(-2)
+    if causal and S > T:  # T new tokens after S - T in a cache
+        mask, causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T), False
     plain = explicit or (q.device.type == "cpu" and torch.is_grad_enabled() and S <= 512)
     if not plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal), None
@@ -228,8 +230,9 @@ class Transformer(nn.Module):
 
 
 def token_loss(logits, targets):
-    """Mean cross-entropy in nats over the targets that are not -100. logits: (N, V) any float; targets: (N,)."""
-    return F.cross_entropy(logits.float(), targets, ignore_index=-100)
+    """Mean cross-entropy in nats over the targets that are not -100, 0 if all are. logits: (N, V); targets: (N,)."""
+    total = F.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="sum")
+    return total / (targets != -100).sum().clamp(min=1)
 
 
 class GPT(nn.Module):

@@ -6,12 +6,14 @@ A single process is the case of one: the same calls, and they do nothing.
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from nanoft import UserError
+from nanoft.files import available_cores
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,21 @@ def start(device="auto"):
     """Join the other processes that torchrun started, if any, and choose the device."""
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available["mps"] &= world == 1  # its tensors cannot be sent between processes
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if not available[device]:
-        raise UserError(f"device={device} is not available on this machine; use --device=auto or --device=cpu")
+    if not available[device] or (device == "cuda" and local >= torch.cuda.device_count()):
+        raise UserError(f"device={device} is not available to process {rank} of {world} on this machine; use "
+                        "--device=auto or --device=cpu, or fewer processes")
     if device == "cuda":
         torch.cuda.set_device(local)
         torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for
     elif device == "cpu" and world > 1:
         # torchrun gives each process one thread; share the cores out instead
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+        torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        # the others may wait for hours while rank 0 prepares a large data set
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=12))
     return Here(rank, world, torch.device(device, local) if device == "cuda" else torch.device(device))
 
 
@@ -77,13 +82,13 @@ def wrap(model, here):
                                    gradient_as_bucket_view=True)
 
 
-def reduce(tensor, here, op="mean"):
-    """A tensor's mean, sum or max over all processes, in place; returns it."""
-    if here.world > 1:
-        dist.all_reduce(tensor, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
-        if op == "mean":
-            tensor /= here.world
-    return tensor
+def total(numbers, here, op="sum"):
+    """The sum (or with op="max" the largest) over all processes of each number: a list of floats."""
+    if here.world == 1:
+        return [float(x) for x in numbers]
+    tensor = torch.tensor([float(x) for x in numbers], dtype=torch.float64, device=here.device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
+    return tensor.tolist()
 
 
 def wait(here):

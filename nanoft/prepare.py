@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nanoft import UserError, bpe
 from nanoft.bins import Tokens, find_shards, write_split
-from nanoft.text import progress_bar
+from nanoft.files import progress_bar
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) nanoft"  # some publishers refuse urllib's own name

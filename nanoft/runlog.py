@@ -8,7 +8,7 @@ import math
 import os
 from pathlib import Path
 
-from nanoft.checkpoint import write_whole
+from nanoft.files import write_whole
 
 
 class RunLog:

@@ -6,14 +6,11 @@ share one document. The split patterns are those of GPT-2 (Radford et al. 2019) 
 
 import codecs
 import gzip
-import json
-import os
 import re
-import sys
-import time
+import zlib
 from collections import deque
 
-import regex
+import regex  # comes with tiktoken
 import tiktoken
 
 from nanoft import UserError
@@ -117,29 +114,6 @@ def map_ahead(pool, function, items, ahead):
         yield waiting.popleft().result()
 
 
-def available_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def progress_bar(what, total=0, unit=""):
-    """A line on the terminal that is rewritten in place: call it with the amount done, with None to wipe it away."""
-    last = 0.0
-
-    def show(done):
-        nonlocal last
-        if not sys.stderr.isatty() or (done is not None and time.monotonic() - last < 0.1):
-            return
-        last = time.monotonic()
-        line = ""
-        if done is not None:
-            of = f" of {total:,.0f}" if total else ""
-            bar = "[" + ("#" * int(30 * done / total)).ljust(30, ".") + "] " if total else ""
-            line = f"{what} {bar}{done:,.0f}{of} {unit}"
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-    return show
-
-
 def read_blocks(path, size=2**22):
     """The text of a UTF-8 file (byte-order mark or not, `.gz` or not), in parts. Raises UserError with the bad byte."""
     decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
@@ -159,15 +133,5 @@ def read_blocks(path, size=2**22):
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {position - pending + error.start} is not UTF-8 ({error.reason}); save the file "
                         "as UTF-8") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); check the name and the file") from None
-
-
-def read_json(path):
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; prepare the data set first, or give the path of one") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); it is damaged or another file, make it again") from None

@@ -27,7 +27,7 @@ def corpus(tmp_path_factory):
     """A data set folder: train, val and test of nanoft's source files."""
     folder = tmp_path_factory.mktemp("data") / "own"
     texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "nanoft").glob("*.py"))]
-    splits = {"train": lambda: texts[2:], "val": lambda: texts[:1] + texts[1:2], "test": lambda: texts[1:2]}
+    splits = {"train": lambda: texts[2:], "val": lambda: texts[:1] + texts[1:2], "test": lambda: texts[1:3]}
     prepare.write_data(folder, splits, vocab_size=400, words={"test": 1000})
     return folder
 

@@ -29,10 +29,10 @@ def test_a_batch_is_a_function_of_the_row_numbers(corpus):
     tokens = Tokens.open(corpus, "train")
     whole = batches.causal_batch(tokens, 32, 1, 8 * 5 + np.arange(8))
     parts = [batches.causal_batch(tokens, 32, 1, 8 * 5 + rows) for rows in (np.arange(3), np.arange(3, 8))]
-    for side in (0, 1):
+    for side in ("ids", "targets"):
         assert np.array_equal(whole[side], np.concatenate([part[side] for part in parts]))
-    assert np.array_equal(whole[0][:, 1:], whole[1][:, :-1])
-    assert not np.array_equal(whole[0], batches.causal_batch(tokens, 32, 2, 8 * 5 + np.arange(8))[0])
+    assert np.array_equal(whole["ids"][:, 1:], whole["targets"][:, :-1])
+    assert not np.array_equal(whole["ids"], batches.causal_batch(tokens, 32, 2, 8 * 5 + np.arange(8))["ids"])
 
 
 @pytest.mark.parametrize("length", [33, 34, 65])
@@ -45,7 +45,7 @@ def test_the_shortest_texts(length):
 def test_evaluation_scores_every_token_once(corpus, stride):
     tokens = Tokens.open(corpus, "val")
     starts = batches.eval_starts(len(tokens), 32, stride)
-    x, y = batches.eval_batch(tokens, 32, stride, starts, first_id=3)
+    x, y = batches.eval_batch(tokens, 32, stride, starts, first_id=3).values()
     assert x[0, 0] == 3
     assert np.array_equal(y[y != batches.IGNORE], tokens.read(0, len(tokens)))
     for row, start in zip(x, starts):

@@ -207,3 +207,26 @@ def test_write_data_with_a_tokenizer_of_another_set(tmp_path):
     prepare.write_data(tmp_path / "out", splits, 5000, tokenizer=str(tmp_path / "other.json"))
     assert Tokens.open(tmp_path / "out", "val").fingerprint == other.fingerprint
     assert sorted(os.listdir(tmp_path / "out")) == ["tokenizer.json", "train.bin", "val.bin"]
+
+
+@needs("aclImdb_v1.tar.gz")
+def test_imdb_keeps_the_test_reviews_out_of_pretraining(tmp_path):
+    done = run("imdb", f"--out={tmp_path}", "--vocab_size=1000", mirror=MIRROR)
+    assert done.returncode == 0, done.stderr
+    rows = {name: [json.loads(line) for line in open(tmp_path / f"{name}.jsonl", encoding="utf-8")]
+            for name in ("train", "val", "test")}
+    assert len(rows["train"]) + len(rows["val"]) == len(rows["test"]) == 25_000
+    assert sum(row["label"] == "pos" for row in rows["test"]) == 12_500
+    tokens = {name: Tokens.open(tmp_path, name) for name in ("train", "val")}
+    for name in tokens:
+        assert tokens[name].num_documents == len(rows[name])
+        assert tokens[name].num_bytes == sum(len(row["text"].encode()) for row in rows[name])
+    assert 1000 < len(rows["val"]) < 1500 and not Tokens.exists(tmp_path, "test")
+    assert not {row["text"] for row in rows["train"]} & {row["text"] for row in rows["val"]}
+
+
+def test_an_archive_that_is_not_imdb_is_refused(tmp_path):
+    (tmp_path / "aclImdb_v1.tar.gz").write_bytes(b"no archive")
+    done = run("imdb", f"--source={tmp_path}", f"--out={tmp_path / 'out'}", mirror=tmp_path)
+    assert done.returncode == 2 and "not the published aclImdb_v1.tar.gz" in done.stderr
+    assert not (tmp_path / "out").exists()

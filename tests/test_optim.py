@@ -14,8 +14,9 @@ def test_orthogonalize_evens_the_singular_values(shape):
     values = torch.linalg.svdvals(optim.orthogonalize(m, steps=5).float())
     assert values.min() > 0.6 and values.max() < 1.3
     u, _, v = torch.linalg.svd(m, full_matrices=False)
-    angle = (optim.orthogonalize(m) * (u @ v)).sum() / (optim.orthogonalize(m).norm() * (u @ v).norm())
-    assert angle > 0.97
+    for steps, nearness in ((3, 0.85), (5, 0.99)):
+        near = optim.orthogonalize(m, steps)
+        assert (near * (u @ v)).sum() / (near.norm() * (u @ v).norm()) > nearness
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])

@@ -11,13 +11,14 @@ import json
 import re
 import sys
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from nanoft import UserError, checkpoint, config, prepare  # noqa: E402
+from nanoft import UserError, config, files, prepare  # noqa: E402
 
 ADDRESS = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 MEMBER = re.compile(r"aclImdb/(train|test)/(pos|neg)/\d+_\d+\.txt")
@@ -47,7 +48,7 @@ def read_reviews(path, val_fraction):
                     if split == "train" and place(text) < val_fraction:
                         split = "val"
                     rows[split].append((member.name, {"text": text, "label": label}))
-    except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
+    except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{path}: not the published aclImdb_v1.tar.gz ({error}); fetch it again") from None
     if any(count.get((split, label)) != PER_CLASS for split in ("train", "test") for label in ("pos", "neg")):
         raise UserError(f"{path}: {count} reviews, where {PER_CLASS:,} of each kind were published; fetch it again")
@@ -68,11 +69,11 @@ def main():
     prepare.write_data(out, texts, cfg.vocab_size, cfg.tokenizer)
     for split in rows:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[split]).encode("utf-8")
-        checkpoint.write_whole(out / f"{split}.jsonl", lambda file, lines=lines: file.write(lines))
+        files.write_whole(out / f"{split}.jsonl", lambda file, lines=lines: file.write(lines))
         positive = sum(row["label"] == "pos" for row in rows[split])
         print(f"{split}.jsonl: {len(rows[split]):,} reviews, {positive:,} positive, "
               f"{len({row['text'] for row in rows[split]}):,} distinct")
-    checkpoint.save_json(out / "task.json", {"kind": "classify", "text": "text", "label": "label",
+    files.write_json(out / "task.json", {"kind": "classify", "text": "text", "label": "label",
                                              "labels": ["neg", "pos"]})
 
 

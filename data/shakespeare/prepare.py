@@ -19,6 +19,7 @@ ADDRESS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinys
 @dataclass
 class Options:
     vocab_size: int = 261  # ids in all; 261 is 256 bytes and 5 special tokens: no merges, a token a character
+    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
     source: str = ""  # the text file, or a folder that holds it
     out: str = ""  # where the data set goes; empty is beside this file
 
@@ -30,7 +31,8 @@ def main():
     if len(text) < 2:
         raise UserError(f"{path}: empty; fetch it again")
     cut = int(0.9 * len(text))  # the split of nanoGPT, so that losses can be compared
-    prepare.write_data(cfg.out or HERE, {"train": lambda: [text[:cut]], "val": lambda: [text[cut:]]}, cfg.vocab_size)
+    splits = {"train": lambda: [text[:cut]], "val": lambda: [text[cut:]]}
+    prepare.write_data(cfg.out or HERE, splits, cfg.vocab_size, cfg.tokenizer)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The standard library of the Python that runs this: programs and documentation that every machine already has.
 
-    python data/stdlib/prepare.py [--vocab_size=4096] [--source=FOLDER]
+    python data/stdlib/prepare.py [--vocab_size=2048] [--source=FOLDER]
 """
 
 import hashlib
+import re
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ MAX_BYTES = 12_000_000  # keeps the preparation at a few seconds whatever the Py
 
 @dataclass
 class Options:
-    vocab_size: int = 4096  # ids of the tokenizer in all
+    vocab_size: int = 2048  # ids of the tokenizer in all
+    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
     source: str = ""  # another folder of Python files; empty is the standard library
     out: str = ""  # where the data set goes; empty is beside this file
 
@@ -42,6 +44,12 @@ def choose_files(root):
     return sorted(chosen)
 
 
+def body(text):
+    """A file without the comments that open it: licences, not programs. Empty for a table of numbers."""
+    text = re.sub(r"\A(#.*\n|\s*\n)+", "", text)
+    return text if sum(map(str.isdigit, text)) < len(text) / 5 else ""
+
+
 def main():
     cfg = config.load(Options)
     root = Path(cfg.source or sysconfig.get_paths()["stdlib"])
@@ -54,11 +62,12 @@ def main():
         except UnicodeDecodeError:
             skipped += 1
             continue
-        splits["val" if digest(path)[-1] % 20 == 0 else "train"].append(text)
+        splits["val" if digest(path)[-1] % 20 == 0 else "train"].append(body(text))
     if not splits["train"] or not splits["val"]:
         raise UserError(f"{root}: too few Python files for a train and a validation split; give another by --source")
     print(f"{root}: {sum(map(len, splits.values()))} files, {skipped} skipped that are not UTF-8")
-    prepare.write_data(cfg.out or HERE, {name: texts.copy for name, texts in splits.items()}, cfg.vocab_size)
+    splits = {name: texts.copy for name, texts in splits.items()}
+    prepare.write_data(cfg.out or HERE, splits, cfg.vocab_size, cfg.tokenizer)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import io
 import re
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,12 +59,13 @@ def main():
                "test": f"{name}/wiki.test.{ending}"}
     try:
         words = {split: count_words(read_articles(zip_path, member)) for split, member in members.items()}
-    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
+    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{zip_path}: not the published {name}-v1.zip ({error}); fetch it again") from None
     if words != WORDS.get(cfg.variant, words):
         raise UserError(f"{zip_path}: {words} words, where {WORDS[cfg.variant]} were published; fetch it again")
     splits = {split: lambda member=member: read_articles(zip_path, member) for split, member in members.items()}
     out = cfg.out or (HERE if cfg.variant == "2" else HERE / cfg.variant)
+    words = {} if "raw" in cfg.variant else words  # published perplexities count the words of the other form
     prepare.write_data(out, splits, cfg.vocab_size, cfg.tokenizer, words)
 
 
