@@ -155,7 +155,7 @@ def main():
     model_config = ModelConfig(**shape)
     model = make_model(model_config)
     if state or beginning:
-        place = out_dir if state else cfg.init_from
+        place = out_dir / "latest.pt" if state else begin_from
         saved = asdict(saved_config((state or beginning)["model_config"], place))
         free = set() if state else {"dropout"} | ({"block_size"} if model_config.position == "rope" else set())
         other = [f"{k}={v}" for k, v in saved.items() if k not in free and v != asdict(model_config)[k]]
@@ -318,8 +318,8 @@ def main():
             now = time.time()
             rate = (step - since_step) * tokens_per_step / (now - since - paused)
             since, since_step, paused = now, step, 0.0
-            pairs = {"nsp_loss": shown[1]} if len(shown) > 1 else {}
-            log.row(step, tokens=step * tokens_per_step, seconds=now - START, loss=shown[0], **pairs,
+            pair_loss = {"nsp_loss": shown[1]} if len(shown) > 1 else {}
+            log.row(step, tokens=step * tokens_per_step, seconds=now - START, loss=shown[0], **pair_loss,
                     lr=cfg.lr * factor, grad_norm=norm.item(), tokens_per_s=rate)
             left = min((cfg.max_steps - step) * tokens_per_step / rate if cfg.max_steps else math.inf,
                        60 * cfg.max_minutes - (now - began) if cfg.max_minutes else math.inf)

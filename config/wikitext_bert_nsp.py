@@ -3,6 +3,7 @@ data = "wikitext"
 out_dir = "out/wikitext_bert_nsp"
 objective = "mlm_nsp"
 max_minutes = 15
+nsp_weight = 1.0
 
 n_layer = 4
 n_head = 4

@@ -70,13 +70,16 @@ def make_optimizers(model, cfg, device, dtype=torch.float32):
     named = dict(model.named_parameters())  # a tied weight appears once
     embeds = {n: p for n, p in named.items() if n.startswith("trunk.") and ".blocks." not in n and p.dim() == 2}
     matrices = {n: p for n, p in named.items() if ".blocks." in n and p.dim() == 2}
-    vectors = {n: p for n, p in named.items() if p.dim() < 2}
-    rest = {n: p for n, p in named.items() if n not in embeds | matrices | vectors}
+    sentence = {n: p for n, p in named.items() if n.startswith(("pooler.", "next."))}
+    vectors = {n: p for n, p in named.items() if p.dim() < 2 and n not in sentence}
+    rest = {n: p for n, p in named.items() if n not in embeds | matrices | vectors | sentence}
     muon = cfg.optimizer == "muon"
     groups = [
         dict(params=list(embeds.values()), weight_decay=0.0,
              lr=cfg.lr if model.cfg.tie_head else cfg.embed_lr or cfg.lr),  # a tied embedding is small, as a head is
         dict(params=list(vectors.values()), lr=cfg.lr, weight_decay=0.0),
+        # two classes instead of thousands: at the full rate they only jump about (LOG.md)
+        dict(params=list(sentence.values()), lr=cfg.lr / 10, weight_decay=0.0),
         dict(params=list(rest.values()) + ([] if muon else list(matrices.values())),
              lr=cfg.lr, weight_decay=cfg.weight_decay),
     ]

@@ -293,7 +293,7 @@ def test_init_from_begins_where_the_other_run_ended(stopped, corpus, tmp_path, c
     call(train, *TINY, f"--data={corpus}", f"--out_dir={tmp_path}", f"--init_from={stopped['whole']}", "--max_steps=1")
     old = losses(stopped["whole"])
     assert old[0] - old[-1] > 0.5  # or the next line would show nothing
-    assert abs(losses(tmp_path)[0] - old[-5:].mean()) < 0.2
+    assert abs(losses(tmp_path)[0] - old[-5:].mean()) < 0.3  # losses of single batches differ by this much
 
 
 def test_init_from_with_another_block_size_is_obeyed_or_refused(plain, corpus, tmp_path, call):
@@ -430,7 +430,7 @@ def test_a_split_shorter_than_one_window_is_refused(corpus, tmp_path, call):
 
 def test_no_warmdown_and_no_warmup_are_no_error(corpus, tmp_path, call):
     call(train, *TINY, f"--data={corpus}", f"--out_dir={tmp_path}", "--max_steps=2", "--warmdown=0", "--warmup=0")
-    assert rows(tmp_path)[0][-1]["lr"] == pytest.approx(0.003)
+    assert rows(tmp_path)[0][-1]["lr"] == pytest.approx(train.Config.lr)
 
 
 def test_a_data_set_with_another_tokenizer_is_refused(plain, corpus, other, tmp_path, call):
