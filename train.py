@@ -106,34 +106,8 @@ def main():
     dtype, reason = parallel.number_format(cfg.dtype, device)
     out_dir = Path(cfg.out_dir)
 
-    # the run to go on with, or the weights to begin from
-    state = beginning = None
-    if cfg.resume:
-        if not (out_dir / "latest.pt").exists():
-            raise UserError(f"{out_dir} holds no latest.pt to resume; run without --resume to start there")
-        state = checkpoint.load(out_dir / "latest.pt")
-        if "optimizer" not in state or state["config"]["optimizer"] != cfg.optimizer:
-            raise UserError(f"{out_dir}/latest.pt has no state of --optimizer={cfg.optimizer}; resume with the one it "
-                            "began with, or start another run with --init_from")
-    elif (out_dir / "latest.pt").exists():
-        raise UserError(f"{out_dir} already holds a run; --resume goes on with it, --out_dir=NAME starts another")
-    elif cfg.init_from != "scratch":
-        begin_from = checkpoint.find(cfg.init_from)
-        beginning = checkpoint.load(begin_from)
-
-    # the data: rank 0 prepares it if need be, the others wait
-    folder = prepare.find_data(cfg.data)
-    if here.main:
-        prepare.ensure(folder)
-    parallel.wait(here)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    splits = {name: Tokens.open(folder, name) for name in ("train", "val", "test") if Tokens.exists(folder, name)}
-    for name, tokens in splits.items():
-        if tokens.fingerprint != tokenizer.fingerprint:
-            raise UserError(f"{folder}/{name}.bin was made by another tokenizer than tokenizer.json; prepare it again")
-        batches.check_length(tokens, cfg.block_size, f"{folder}/{name}.bin")
-    if state or beginning:
-        check_same_tokenizer((out_dir if state else begin_from.parent) / "tokenizer.json", tokenizer, folder)
+    source, place = open_source(cfg, out_dir)
+    folder, tokenizer, splits = open_data(cfg, here)
 
     # what step s sees: a function from the numbers of its rows; evaluation has the same masks and pairs every time
     masking, pairs = None, {}
@@ -154,14 +128,8 @@ def main():
                                               n_types=2 * (cfg.objective == "mlm_nsp"))
     model_config = ModelConfig(**shape)
     model = make_model(model_config)
-    if state or beginning:
-        place = out_dir / "latest.pt" if state else begin_from
-        saved = asdict(saved_config((state or beginning)["model_config"], place))
-        free = set() if state else {"dropout"} | ({"block_size"} if model_config.position == "rope" else set())
-        other = [f"{k}={v}" for k, v in saved.items() if k not in free and v != asdict(model_config)[k]]
-        if other:
-            raise UserError(f"{place} holds another model ({', '.join(other)}); give these options, or another folder")
-        checkpoint.load_weights(model, (state or beginning)["model"], place)
+    if source:
+        take_weights(model, source, place, cfg.resume, tokenizer, folder)
     model.to(device)
     optimizers = optim.make_optimizers(model, cfg, device, dtype)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -169,14 +137,14 @@ def main():
     # fresh, or exactly where it stopped
     step, evaluated, best, spent = 0, 0, math.inf, 0.0
     changed = []
-    if state:
-        for optimizer, saved in zip(optimizers, state["optimizer"]):  # the moments are the run's, the rates this call's
+    if cfg.resume:
+        for optimizer, saved in zip(optimizers, source["optimizer"]):  # the run's moments, this call's rates
             optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
-        scaler.load_state_dict(state["scaler"])
-        step, evaluated, best, spent = (state[k] for k in ("step", "evaluated", "best_val_loss", "seconds"))
-        changed = [f"{k}={v} (was {state['config'].get(k)})" for k, v in asdict(cfg).items()
-                   if k != "resume" and v != state["config"].get(k)]
-    state = beginning = None  # let go of the memory
+        scaler.load_state_dict(source["scaler"])
+        step, evaluated, best, spent = (source[k] for k in ("step", "evaluated", "best_val_loss", "seconds"))
+        changed = [f"{k}={v} (was {source['config'].get(k)})" for k, v in asdict(cfg).items()
+                   if k != "resume" and v != source["config"].get(k)]
+    source = None  # let go of the memory
     if here.main:
         out_dir.mkdir(parents=True, exist_ok=True)
         files.write_json(out_dir / "config.json", asdict(cfg))
@@ -212,8 +180,11 @@ def main():
         return losses.detach()
 
     net = model
-    if wants_compile(cfg, n_params * tokens_per_step, device):  # before DDP: its trial must not wait for others
-        net = compiled(net, lambda net: forward_backward(net, make_batch(np.arange(micro)), weight), cfg, log)
+    steps = cfg.max_steps or math.inf
+    minutes = min(cfg.max_minutes or math.inf, 6 * n_params * tokens_per_step * steps / 2e11 / 60)  # at 200 GFLOP/s
+    if parallel.wants_compile(cfg.compile, minutes, device):  # before DDP: its trial must not wait for others
+        net = parallel.compiled(net, lambda net: forward_backward(net, make_batch(np.arange(micro)), weight),
+                                cfg.compile, log.say)
         model.zero_grad(set_to_none=True)
     net = parallel.wrap(net, here)
 
@@ -356,29 +327,52 @@ def main():
     parallel.stop(here)
 
 
-def wants_compile(cfg, products, device):
-    """Whether to compile. On a CPU it costs half a minute, so `auto` does it for runs of some minutes only."""
-    if cfg.compile != "auto":
-        return cfg.compile == "true"
-    steps = cfg.max_steps or math.inf
-    minutes = min(cfg.max_minutes or math.inf, steps * 6 * products / 2e11 / 60)  # at 200 GFLOP/s
-    return device.type == "cuda" or (device.type == "cpu" and minutes > 5)
+def open_source(cfg, out_dir):
+    """The checkpoint to go on with (resume) or to begin from (init_from), and its path; None twice for neither."""
+    latest = out_dir / "latest.pt"
+    if cfg.resume:
+        if not latest.exists():
+            raise UserError(f"{out_dir} holds no latest.pt to resume; run without --resume to start there")
+        source = checkpoint.load(latest)
+        if "optimizer" not in source or source["config"]["optimizer"] != cfg.optimizer:
+            raise UserError(f"{latest} has no state of --optimizer={cfg.optimizer}; resume with the one it began with, "
+                            "or start another run with --init_from")
+        return source, latest
+    if latest.exists():
+        raise UserError(f"{out_dir} already holds a run; --resume goes on with it, --out_dir=NAME starts another")
+    if cfg.init_from == "scratch":
+        return None, None
+    path = checkpoint.find(cfg.init_from)
+    return checkpoint.load(path), path
 
 
-def compiled(net, try_it, cfg, log):
-    """The compiled module, tried once; the module itself, with the reason, where it does not compile."""
-    began = time.time()
-    try:
-        fast = torch.compile(net, dynamic=False)
-        try_it(fast)
-        log.say(f"compiled in {time.time() - began:.0f} s")
-        return fast
-    except Exception as error:  # no C++ compiler, an unsupported system: whatever the compiler raises
-        reason = str(error).strip().partition("\n")[0][:150]
-        if cfg.compile == "true":
-            raise UserError(f"compile=true, but it fails here ({reason}); use --compile=false") from None
-        log.say(f"compile=auto: eager, because compiling fails here ({reason})")
-        return net
+def open_data(cfg, here):
+    """The data set's folder, its tokenizer and its splits, prepared by rank 0 if need be while the others wait."""
+    folder = prepare.find_data(cfg.data)
+    if here.main:
+        prepare.ensure(folder)
+    parallel.wait(here)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    splits = {name: Tokens.open(folder, name) for name in ("train", "val", "test") if Tokens.exists(folder, name)}
+    for name, tokens in splits.items():
+        if tokens.fingerprint != tokenizer.fingerprint:
+            raise UserError(f"{folder}/{name}.bin was made by another tokenizer than tokenizer.json; prepare it again")
+        batches.check_length(tokens, cfg.block_size, f"{folder}/{name}.bin")
+    return folder, tokenizer, splits
+
+
+def take_weights(model, source, place, resume, tokenizer, folder):
+    """Put a checkpoint's weights into the model, if it is the same model over the same tokenizer."""
+    own, saved = asdict(model.cfg), asdict(saved_config(source["model_config"], place))
+    free = set() if resume else {"dropout"} | ({"block_size"} if model.cfg.position == "rope" else set())
+    other = [f"{k}={v}" for k, v in saved.items() if k not in free | {"vocab_size"} and v != own[k]]
+    if other:
+        raise UserError(f"{place} holds another model ({', '.join(other)}); give these options, or another folder")
+    path = place.parent / "tokenizer.json"
+    if Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{folder} was prepared with another tokenizer than {path}; prepare it again with "
+                        f"--tokenizer={path}, or start from scratch")
+    checkpoint.load_weights(model, source["model"], place)
 
 
 def write_sample(model, tokenizer, val, cfg, dtype, length):
@@ -405,12 +399,6 @@ def write_sample(model, tokenizer, val, cfg, dtype, length):
         ids = [token.item() for token in tokens]
     model.train()
     return tokenizer.decode([i for i in ids if i != eot])
-
-
-def check_same_tokenizer(path, tokenizer, folder):
-    if Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
-        raise UserError(f"{folder} was prepared with another tokenizer than {path}; prepare it again with "
-                        f"--tokenizer={path}, or start from scratch")
 
 
 def diverged(which, loss, step, out_dir):

@@ -76,8 +76,9 @@ def masking(tokenizer, prob, whole_word=False):
     """Raises UserError for a tokenizer without <|mask|>."""
     if "<|mask|>" not in tokenizer.special:
         raise UserError("this tokenizer has no <|mask|> token, so words cannot be masked; train one with nanoft.bpe")
-    if whole_word:  # a word of several tokens must come out as one, or this would be ordinary masking
-        assert not tokenizer.chunk_starts(tokenizer.encode(" antidisestablishmentarianism"))[1:].any()
+    if whole_word and tokenizer.chunk_starts(tokenizer.encode(" antidisestablishmentarianism"))[1:].any():
+        raise UserError("this tokenizer's split pattern cuts words into pieces, so --whole_word would mask as usual; "
+                        "train a tokenizer with the gpt4 or gpt2 pattern")
     is_ordinary = np.ones(tokenizer.vocab_size, dtype=bool)
     is_ordinary[list(tokenizer.special.values())] = False
     return Masking(prob, tokenizer.special["<|mask|>"], np.flatnonzero(is_ordinary), is_ordinary,

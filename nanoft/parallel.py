@@ -1,9 +1,10 @@
-"""One process or many: torchrun's environment, the device, number formats, DDP, reductions.
+"""One process or many: torchrun's environment, the device, number formats, compilation, DDP, reductions.
 
 A single process is the case of one: the same calls, and they do nothing.
 """
 
 import os
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,6 +73,29 @@ def number_format(dtype, device):
 def autocast(device, dtype):
     """The context in which matrix products run in `dtype`."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def wants_compile(choice, minutes, device):
+    """Whether to compile, `choice` being auto, true or false. On a CPU it costs half a minute: not in short runs."""
+    if choice != "auto":
+        return choice == "true"
+    return device.type == "cuda" or (device.type == "cpu" and minutes > 5)
+
+
+def compiled(net, try_it, choice, say):
+    """The compiled module, tried once; with choice auto the module itself, and the reason, where that fails."""
+    began = time.time()
+    try:
+        fast = torch.compile(net, dynamic=False)
+        try_it(fast)
+        say(f"compiled in {time.time() - began:.0f} s")
+        return fast
+    except Exception as error:  # no C++ compiler, an unsupported system: whatever the compiler raises
+        reason = str(error).strip().partition("\n")[0][:150]
+        if choice == "true":
+            raise UserError(f"compile=true, but it fails here ({reason}); use --compile=false") from None
+        say(f"compile=auto: eager, because compiling fails here ({reason})")
+        return net
 
 
 def wrap(model, here):
