@@ -1,4 +1,5 @@
 # An encoder for movie reviews: masked words on the 25,000 IMDb training reviews, the start for fine-tuning.
+# Not yet run for its whole budget.
 data = "imdb"
 out_dir = "out/imdb_mlm"
 objective = "mlm"

@@ -1,4 +1,5 @@
 # The same encoder on masked words and next-sentence prediction, as BERT was pretrained; 15 minutes on 2 cores.
+# Expect a masked loss of 4.04 and 57 % of the pairs: it has only begun to tell them apart (LOG.md).
 data = "wikitext"
 out_dir = "out/wikitext_bert_nsp"
 objective = "mlm_nsp"
