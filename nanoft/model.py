@@ -269,10 +269,9 @@ class BERT(nn.Module):
         if cfg.n_types:  # trained on pairs
             self.pooler = nn.Linear(cfg.n_embd, cfg.n_embd)
             self.next = nn.Linear(cfg.n_embd, 2)  # 0 = the second part follows the first, 1 = it does not
-        for name in ("pooler", "next"):
-            if hasattr(self, name):
-                nn.init.normal_(getattr(self, name).weight, std=cfg.n_embd ** -0.5)
-                nn.init.zeros_(getattr(self, name).bias)
+            for layer in (self.pooler, self.next):
+                nn.init.normal_(layer.weight, std=cfg.n_embd ** -0.5)
+                nn.init.zeros_(layer.bias)
 
     def hidden(self, ids, types=None, mask=None):
         """One vector a token: ids (B, T) -> (B, T, C). mask: bool (B, T), False at padding."""
