@@ -122,5 +122,7 @@ def wait(here):
 
 
 def stop(here):
+    """Part from the other processes, together: one that is gone early can abort another that is still connected."""
     if here.world > 1:
+        dist.barrier()
         dist.destroy_process_group()
