@@ -46,6 +46,8 @@ class Config:
     n_embd: int = 128                  # width
     block_size: int = 128              # tokens of context
     dropout: float = 0.0               # part of the activations set to zero
+    n_gram: int = 1                    # longest run of tokens with an embedding of its own, 1 = none but the tokens'
+    n_buckets: int = 16384             # rows of the table that these n-grams share
     tie_head: bool = False             # share the token embedding with the output head
     arch: Literal["modern", "gpt2", "bert"] = "modern"  # how blocks are built: today's way, or as published
     mask_prob: float = 0.15            # part of the words that an encoder must guess
@@ -54,7 +56,7 @@ class Config:
     batch_size: int = 16               # sequences per optimizer step, over all processes
     micro_batch_size: int = 0          # sequences a process takes through the model at once, 0 = all of its share
     max_steps: int = 0                 # budget in optimizer steps, 0 = none
-    max_minutes: float = 2.2           # budget in minutes of training, 0 = none; the schedule fits the budget
+    max_minutes: float = 2.2           # budget in minutes from the first step on, 0 = none; the schedule fits it
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for the blocks' matrices, AdamW for the rest
     lr: float = 0.01                   # peak learning rate of AdamW
     embed_lr: float = 0.1              # the same for the embeddings, 0 = lr
@@ -150,8 +152,6 @@ def main():
         files.write_json(out_dir / "config.json", asdict(cfg))
         tokenizer.save(out_dir / "tokenizer.json")
     log = RunLog(out_dir, here.main, step)
-    began = time.time() - spent  # a budget in minutes counts everything from here on
-
     micro = cfg.micro_batch_size or cfg.batch_size // here.world
     parts = cfg.batch_size // (micro * here.world)
     tokens_per_step = cfg.batch_size * cfg.block_size
@@ -218,6 +218,7 @@ def main():
 
     eot = tokenizer.special["<|endoftext|>"]
     losses = torch.zeros_like(weight)
+    began = time.time() - spent  # a budget in minutes counts steps and evaluations, not the compilation
     since, since_step, paused = time.time(), step, 0.0  # of the last status line; seconds of evaluation since then
     while True:
         # how far the run is, agreed on by all processes
@@ -365,6 +366,9 @@ def take_weights(model, source, place, resume, tokenizer, folder):
     """Put a checkpoint's weights into the model, if it is the same model over the same tokenizer."""
     own, saved = asdict(model.cfg), asdict(saved_config(source["model_config"], place))
     free = set() if resume else {"dropout"} | ({"block_size"} if model.cfg.position == "rope" else set())
+    # an encoder trained without pairs has no token types and no sentence head: those begin anew
+    adds_pairs = not resume and own["n_types"] > saved["n_types"] == 0
+    free |= {"n_types"} if adds_pairs else set()
     other = [f"{k}={v}" for k, v in saved.items() if k not in free | {"vocab_size"} and v != own[k]]
     if other:
         raise UserError(f"{place} holds another model ({', '.join(other)}); give these options, or another folder")
@@ -372,7 +376,8 @@ def take_weights(model, source, place, resume, tokenizer, folder):
     if Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
         raise UserError(f"{folder} was prepared with another tokenizer than {path}; prepare it again with "
                         f"--tokenizer={path}, or start from scratch")
-    checkpoint.load_weights(model, source["model"], place)
+    fresh = ("trunk.types.", "pooler.", "next.") if adds_pairs else ()
+    checkpoint.load_weights(model, source["model"], place, fresh)
 
 
 def write_sample(model, tokenizer, val, cfg, dtype, length):

@@ -38,9 +38,13 @@ def load(path, device="cpu"):
     return state
 
 
-def load_weights(model, weights, path):
-    """Put weights into a model. UserError naming the first difference in names or shapes."""
+def load_weights(model, weights, path, fresh=()):
+    """Put weights into a model; those whose names begin with one of `fresh` stay as they were made.
+
+    UserError naming the first difference in names or shapes.
+    """
     own = model.state_dict()
+    weights = {name: own[name] for name in own if name.startswith(tuple(fresh))} | weights
     for name in sorted(own.keys() ^ weights.keys()):
         raise UserError(f"{path}: weight {name} is {'missing' if name in own else 'unknown to this model'}")
     for name, tensor in weights.items():

@@ -24,8 +24,22 @@ class LayerCache:
         return self.k[:, :, :self.length], self.v[:, :, :self.length]
 
 
-def make_cache(cfg):
-    return [LayerCache(cfg.block_size) for _ in range(cfg.n_layer)]
+class Cache:
+    """What a model keeps of the tokens it has read: their ids, and the keys and values of each layer."""
+
+    def __init__(self, cfg):
+        self.layers = [LayerCache(cfg.block_size) for _ in range(cfg.n_layer)]
+        self.ids = None
+
+    @property
+    def length(self):
+        """Tokens read and taken in by every layer."""
+        return self.layers[-1].length
+
+    def read(self, ids):
+        """Append ids: (B, T); return all of them so far: (B, past + T)."""
+        self.ids = ids if self.ids is None else torch.cat((self.ids, ids), dim=1)
+        return self.ids
 
 
 def keep_top_k(logits, k):
@@ -79,7 +93,7 @@ def generate(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, re
     for _ in range(max_new_tokens):
         fresh = context_start(ids.size(1), block_size)
         if not cached or fresh != start:  # the first step, and each jump of the window: read the whole context
-            start, cache = fresh, make_cache(model.cfg) if cached else None
+            start, cache = fresh, Cache(model.cfg) if cached else None
             logits = model(ids[:, start:], cache=cache)
         else:
             logits = model(ids[:, -1:], cache=cache)

@@ -4,6 +4,7 @@ Defaults, each a field of ModelConfig:
 - rotary positions (RoPE, arXiv:2104.09864) on normalised queries and keys (QK-norm, arXiv:2010.04245)
 - pre-norm blocks with parameter-free RMSNorm (arXiv:1910.07467), the embedding normalised too
 - squared-ReLU feed-forward (Primer, arXiv:2109.08668), no biases, output projections that start at zero
+- embeddings for pairs and longer runs of tokens (n-grams, arXiv:2501.16975) when n_gram > 1, hashed into one table
 - grouped key-value heads (arXiv:2305.13245) when n_kv_head < n_head
 - the vocabulary padded to a multiple of 64; the rows beyond it are never read as ids
 The other fields are what the published GPT-2, BERT and RoBERTa need: learned positions, LayerNorm with biases,
@@ -44,6 +45,8 @@ class ModelConfig:
     post_norm: bool = False   # normalise after each residual sum, as BERT does, and not before
     tie_head: bool = False    # the output head is the token embedding
     n_types: int = 0          # token types (BERT's segments)
+    n_gram: int = 1           # longest run of tokens with an embedding of its own; 1 = only single tokens have one
+    n_buckets: int = 16384    # rows of the table that the n-grams share
 
 
 def check_model(cfg):
@@ -51,6 +54,8 @@ def check_model(cfg):
     problems = []
     if min(cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.block_size) < 1:
         return ["n_layer, n_head, n_embd and block_size must be at least 1"]
+    if min(cfg.n_gram, cfg.n_buckets) < 1:
+        problems.append(f"n_gram={cfg.n_gram} and n_buckets={cfg.n_buckets} must be at least 1")
     if cfg.n_embd % cfg.n_head:
         problems.append(f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}; choose a multiple")
     elif cfg.n_embd // cfg.n_head % 2:
@@ -66,27 +71,37 @@ def check_model(cfg):
 def attention(q, k, v, causal=False, mask=None, dropout=0.0, explicit=False):
     """softmax(q kᵀ / √D) v, the one attention function (arXiv:1706.03762).
 
-    q: (B, H, T, D); k, v: (B, H, S, D); mask: bool, broadcastable to (B, H, T, S), True = may look.
+    q: (B, H, T, D); k, v: (B, H, S, D); mask: bool (B, 1, 1, S), True = may be looked at.
     Returns (B, H, T, D), and the weights (B, H, T, S) when `explicit`, else None.
 
-    On the CPU torch's fused kernel is slow backward at short lengths (see LOG.md), so training takes the plain
-    product there; everything else takes the fused kernel. Both give the same result, and a test says so.
+    On the CPU torch's fused kernel is slow backward at short lengths (LOG.md), so training takes the plain product
+    there. Compiled causal code takes it in four parts, each a quarter of the queries with the keys they may see: three
+    eighths of the product need not be made, and a part stays in the processor's cache. Every way gives the same
+    result, and a test says so.
     """
     T, S = q.size(-2), k.size(-2)
     if causal and S > T:  # T new tokens after S - T in a cache
         mask, causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T), False
-    plain = explicit or (q.device.type == "cpu" and torch.is_grad_enabled() and S <= 512)
+    plain = explicit or (q.device.type == "cpu" and torch.is_grad_enabled() and S <= 1024)
     if not plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal), None
-    scores = (q * (1 / math.sqrt(q.size(-1)))) @ k.transpose(-2, -1)  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
-    if causal:
-        future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, -torch.inf)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    weights = scores.softmax(dim=-1)
-    mixed = F.dropout(weights, dropout) if dropout else weights
-    return mixed @ v, (weights if explicit else None)  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
+    in_parts = causal and torch.compiler.is_compiling() and not explicit and T >= 128
+    parts = 4 if in_parts else 1
+    mixed = []
+    for i in range(parts):
+        first, end = i * T // parts, (i + 1) * T // parts
+        seen = end if causal else S
+        query, key, value = q[..., first:end, :], k[..., :seen, :], v[..., :seen, :]
+        scores = (query * (1 / math.sqrt(q.size(-1)))) @ key.transpose(-2, -1)  # (B, H, end - first, seen)
+        if causal:
+            at = torch.arange(end, dtype=torch.float32, device=q.device)  # numbers that the compiler can vectorise
+            scores = scores.masked_fill(at > at[first:, None], -torch.inf)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[..., :seen], -torch.inf)
+        weights = scores.softmax(dim=-1)
+        mixed.append((F.dropout(weights, dropout) if dropout else weights) @ value)  # (B, H, end - first, D)
+    y = torch.cat(mixed, dim=-2) if parts > 1 else mixed[0]  # (B, H, T, D)
+    return y, (weights if explicit else None)
 
 
 def rotate(x, cos, sin):
@@ -173,6 +188,23 @@ class Block(nn.Module):
         return x + self.drop(self.mlp(self.norm2(x)))
 
 
+def hash_multipliers(n):
+    """Odd 64-bit numbers, as signed ones: the powers of 2^64 divided by the golden ratio."""
+    powers = [pow(0x9E3779B97F4A7C15, i + 1, 2**64) for i in range(n)]
+    return torch.tensor([m - 2**64 if m >= 2**63 else m for m in powers])
+
+
+def gram_rows(ids, multipliers, n_buckets):
+    """The table's row for each n-gram that ends at a token, n = 2 to N: ids (B, T), multipliers (N,) -> (B, T, N - 1).
+
+    A sum of products modulo 2^64, of which the upper half is kept. What lies before the first token counts as 0, so
+    there a longer n-gram has the row of the shorter one.
+    """
+    N = len(multipliers)
+    recent = F.pad(ids + 1, (N - 1, 0)).unfold(1, N, 1).flip(-1)  # (B, T) -> (B, T, N), the latest token first
+    return (((recent * multipliers).cumsum(-1) >> 32) % n_buckets)[..., 1:]
+
+
 class Transformer(nn.Module):
     """Token ids to hidden states: embeddings, blocks, final norm. The trunk that GPT and BERT share."""
 
@@ -186,10 +218,13 @@ class Transformer(nn.Module):
         self.tokens = nn.Embedding(self.padded_vocab, cfg.n_embd)
         self.positions = nn.Embedding(cfg.block_size, cfg.n_embd) if cfg.position == "learned" else None
         self.types = nn.Embedding(cfg.n_types, cfg.n_embd) if cfg.n_types else None
+        self.grams = nn.Embedding(cfg.n_buckets, cfg.n_embd) if cfg.n_gram > 1 else None
         self.norm_in = make_norm(cfg, cfg.n_embd) if cfg.embed_norm else nn.Identity()
         self.drop = nn.Dropout(cfg.dropout)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm_out = nn.Identity() if cfg.post_norm else make_norm(cfg, cfg.n_embd)
+        if cfg.n_gram > 1:
+            self.register_buffer("multipliers", hash_multipliers(cfg.n_gram), persistent=False)
         if cfg.position == "rope":
             width = cfg.n_embd // cfg.n_head
             rate = 10000 ** (-torch.arange(0, width, 2) / width)             # (D/2,) radians a token
@@ -202,7 +237,9 @@ class Transformer(nn.Module):
     def init_weights(self):
         """Variance 1 / fan-in for the matrices, zero for what writes into the residual stream."""
         for name, p in self.named_parameters():
-            if name.startswith(("tokens.", "positions.", "types.")):
+            if name.startswith(("types.", "grams.")):
+                p.zero_()  # what is seldom or never seen says nothing
+            elif name.startswith(("tokens.", "positions.")):
                 p.normal_(std=0.02 if self.cfg.tie_head else 1.0)
             elif name.endswith("proj.weight"):
                 p.zero_()
@@ -214,18 +251,21 @@ class Transformer(nn.Module):
     def forward(self, ids, types=None, mask=None, cache=None):
         """ids: (B, T) -> (B, T, C). types: (B, T) or None; mask: bool (B, 1, 1, T), False at padding.
 
-        cache: one entry a layer, from nanoft.generate; then `ids` are the tokens after those it holds.
+        cache: a nanoft.generate.Cache; then `ids` are the tokens after those it holds.
         """
-        T, past = ids.size(1), cache[0].length if cache else 0
+        T, past = ids.size(1), cache.length if cache else 0
         x = self.tokens(ids)  # (B, T) -> (B, T, C)
         if self.positions is not None:
             x = x + self.positions.weight[past:past + T]
         if self.types is not None:
             x = x + self.types(torch.zeros_like(ids) if types is None else types)
+        if self.grams is not None:
+            rows = gram_rows(cache.read(ids) if cache else ids, self.multipliers, self.cfg.n_buckets)
+            x = x + self.grams(rows[:, -T:]).sum(2)  # (B, T, N - 1, C) -> (B, T, C)
         x = self.drop(self.norm_in(x))
         turn = (self.cos[past:past + T], self.sin[past:past + T]) if self.cfg.position == "rope" else None
         for i, block in enumerate(self.blocks):
-            x = block(x, turn, mask, cache[i] if cache else None)
+            x = block(x, turn, mask, cache.layers[i] if cache else None)
         return self.norm_out(x)
 
 

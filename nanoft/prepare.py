@@ -26,25 +26,38 @@ USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) nanoft"  # some publishers refuse 
 def find_raw(name, address, folder, source="", sha256=""):
     """The path of a raw file, fetched from its publisher's address into folder/raw/ when it is nowhere else.
 
-    source: a path given by the user (the file, or a folder that holds it). Raises UserError when there is no such path,
-    and, naming the address and the other ways, when the download fails.
+    name: of the file, with its folder in the mirror before it if it lies in one there (wnut17/wnut17train.conll).
+    address: "" for a set that no publisher keeps. source: a path given by the user (the file, or a folder that holds
+    it). Raises UserError when there is no such path, and, naming the address and the other ways, when the download
+    fails.
     """
+    mirror, (parent, name) = os.environ.get("NANOFT_MIRROR", ""), os.path.split(name)
     if source:
         path = Path(source) / name if Path(source).is_dir() else Path(source)
         if not path.is_file():
             raise UserError(f"--source={source}: there is no file {path}; give the path of {name}")
         return path
     raw = Path(folder) / "raw" / name
-    mirror = os.environ.get("NANOFT_MIRROR", "")
-    for path in ([Path(mirror) / name] if mirror else []) + [raw]:
+    for path in ([Path(mirror) / parent / name] if mirror else []) + [raw]:
         if path.is_file():
             return path
+    other_ways = ("give it by --source=PATH, or set NANOFT_MIRROR to a folder that holds "
+                  f"{os.path.join(parent, name)}, or put it at {raw}")
+    if not address:
+        raise UserError(f"{name}: no publisher keeps it at an address that lasts; {other_ways}")
     try:
         download(address, raw, sha256)
     except (OSError, urllib.error.URLError, ValueError) as error:
-        raise UserError(f"{name}: could not be fetched from {address} ({error}); give it by --source=PATH, or set "
-                        f"NANOFT_MIRROR to a folder that holds it, or put it at {raw}") from None
+        raise UserError(f"{name}: could not be fetched from {address} ({error}); {other_ways}") from None
     return raw
+
+
+def find_raw_files(addresses, folder, source=""):
+    """find_raw for a set of several files, {name: address}: their paths in order. source: a folder that holds all."""
+    if source and not Path(source).is_dir():
+        raise UserError(f"--source={source}: no such folder; give one that holds "
+                        f"{' and '.join(os.path.basename(name) for name in addresses)}")
+    return [find_raw(name, address, folder, source) for name, address in addresses.items()]
 
 
 def download(address, path, sha256=""):

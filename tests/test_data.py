@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nanoft import UserError, prepare
+from nanoft import UserError, examples, prepare
 from nanoft.bins import Tokens
 from nanoft.bpe import Tokenizer, train
 
@@ -213,8 +213,8 @@ def test_write_data_with_a_tokenizer_of_another_set(tmp_path):
 def test_imdb_keeps_the_test_reviews_out_of_pretraining(tmp_path):
     done = run("imdb", f"--out={tmp_path}", "--vocab_size=1000", mirror=MIRROR)
     assert done.returncode == 0, done.stderr
-    rows = {name: [json.loads(line) for line in open(tmp_path / f"{name}.jsonl", encoding="utf-8")]
-            for name in ("train", "val", "test")}
+    task, rows = examples.load_task(tmp_path)
+    assert task == {"kind": "classify", "labels": ["neg", "pos"], "metric": "accuracy"}
     assert len(rows["train"]) + len(rows["val"]) == len(rows["test"]) == 25_000
     assert sum(row["label"] == "pos" for row in rows["test"]) == 12_500
     tokens = {name: Tokens.open(tmp_path, name) for name in ("train", "val")}

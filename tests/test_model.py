@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoft import UserError
-from nanoft.model import GPT, ModelConfig, attention
+from nanoft.model import GPT, ModelConfig, attention, gram_rows, hash_multipliers
 
 TINY = dict(vocab_size=100, block_size=16, n_layer=2, n_head=4, n_embd=32)
 CLASSIC = dict(position="learned", norm="layernorm", qk_norm=False, activation="gelu_tanh", bias=True, tie_head=True)
@@ -38,7 +38,30 @@ def test_plain_attention_equals_the_fused_kernel(causal, length):
         assert torch.allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, CLASSIC, dict(n_kv_head=2), dict(activation="swiglu"), dict(post_norm=True)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_in_parts_equals_attention_in_one(masked, monkeypatch):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 130, 8, requires_grad=True) for _ in range(3))
+    mask = torch.rand(2, 1, 1, 130) > 0.3 if masked else None
+    if masked:
+        mask[..., 0] = True
+    whole, _ = attention(q, k, v, True, mask)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    seen = []
+    monkeypatch.setattr(torch, "cat", lambda parts, dim, cat=torch.cat: seen.append(len(parts)) or cat(parts, dim))
+    in_parts, _ = attention(q, k, v, True, mask)
+    assert seen == [4]
+    assert torch.allclose(whole, in_parts, atol=1e-6)
+    gradients = (torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (whole, in_parts))
+    for a, b in zip(*gradients):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+NGRAMS = dict(n_gram=4, n_buckets=500)
+
+
+@pytest.mark.parametrize("options", [{}, CLASSIC, dict(n_kv_head=2), dict(activation="swiglu"), dict(post_norm=True),
+                                     NGRAMS])
 def test_no_token_sees_the_future(options):
     model = filled(ModelConfig(**TINY, **options)).eval()
     ids = torch.randint(0, 100, (1, 16))
@@ -55,7 +78,21 @@ def test_first_loss_is_that_of_a_guess():
     assert model(ids, ids).item() == pytest.approx(math.log(128), abs=1e-5)  # the vocabulary padded to 128
 
 
-@pytest.mark.parametrize("options", [{}, CLASSIC, dict(n_kv_head=1), dict(activation="swiglu")])
+def test_n_grams_have_rows_of_their_own():
+    multipliers = hash_multipliers(3)
+    ids = torch.tensor([[5, 7, 9, 5, 7, 9, 7], [8, 7, 9, 0, 0, 5, 7]])
+    pairs, triples = gram_rows(ids, multipliers, 10**6).unbind(-1)
+    assert pairs[0, 2] == pairs[0, 5] == pairs[1, 2]               # 7 9, wherever it stands
+    assert triples[0, 2] == triples[0, 5] != triples[1, 2]         # 5 7 9 and 8 7 9
+    assert pairs[0, 6] != pairs[0, 2]                              # 9 7 is not 7 9
+    assert triples[0, 1] == pairs[0, 1]                            # nothing before it
+    assert pairs[1, 3] != pairs[1, 4]                              # token 0 is a token, not nothing
+    many = gram_rows(torch.randint(0, 8192, (1, 100_000)), multipliers, 1024)[0, 2:]
+    for rows in many.unbind(-1):                                   # spread evenly: 98 each, give or take chance
+        assert rows.bincount(minlength=1024).float().std() < 15 and rows.min() >= 0
+
+
+@pytest.mark.parametrize("options", [{}, CLASSIC, dict(n_kv_head=1), dict(activation="swiglu"), NGRAMS])
 def test_every_parameter_gets_a_gradient(options):
     model = filled(ModelConfig(**TINY, **options))
     ids = torch.randint(0, 100, (4, 16))
@@ -83,9 +120,10 @@ def test_the_same_seed_gives_the_same_loss():
 GOLDEN = 5.590283
 
 
-def test_compiled_equals_eager():
-    model = filled(ModelConfig(**TINY))
-    ids = torch.randint(0, 100, (4, 16))
+@pytest.mark.parametrize("options", [{}, dict(block_size=128), NGRAMS])
+def test_compiled_equals_eager(options):
+    model = filled(ModelConfig(**{**TINY, **options}))
+    ids = torch.randint(0, 100, (4, model.cfg.block_size))
     eager = model(ids, ids)
     try:
         compiled = torch.compile(model)(ids, ids)
@@ -95,7 +133,7 @@ def test_compiled_equals_eager():
 
 
 @pytest.mark.parametrize("wrong", [dict(n_head=3), dict(n_kv_head=3), dict(n_embd=20), dict(dropout=1.0),
-                                   dict(n_layer=0)])
+                                   dict(n_layer=0), dict(n_gram=0), dict(n_buckets=0)])
 def test_impossible_shapes(wrong):
     with pytest.raises(UserError):
         GPT(ModelConfig(**{**TINY, **wrong}))

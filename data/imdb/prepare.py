@@ -6,8 +6,6 @@ Writes both the text for pretraining (train.bin, val.bin, tokenizer.json: traini
 for fine-tuning (train.jsonl, val.jsonl, test.jsonl, task.json). The two share their validation reviews.
 """
 
-import hashlib
-import json
 import re
 import sys
 import tarfile
@@ -18,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from nanoft import UserError, config, files, prepare  # noqa: E402
+from nanoft import UserError, config, examples, prepare  # noqa: E402
 
 ADDRESS = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 MEMBER = re.compile(r"aclImdb/(train|test)/(pos|neg)/\d+_\d+\.txt")
@@ -45,19 +43,15 @@ def read_reviews(path, val_fraction):
                     split, label = match.groups()
                     count[split, label] = count.get((split, label), 0) + 1
                     text = re.sub(r"(<br\s*/?>\s*)+", "\n", archive.extractfile(member).read().decode("utf-8"))
-                    if split == "train" and place(text) < val_fraction:
+                    row = {"text": text, "label": label}
+                    if split == "train" and examples.in_validation(row, val_fraction):
                         split = "val"
-                    rows[split].append((member.name, {"text": text, "label": label}))
+                    rows[split].append((member.name, row))
     except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{path}: not the published aclImdb_v1.tar.gz ({error}); fetch it again") from None
     if any(count.get((split, label)) != PER_CLASS for split in ("train", "test") for label in ("pos", "neg")):
         raise UserError(f"{path}: {count} reviews, where {PER_CLASS:,} of each kind were published; fetch it again")
     return {split: [row for _, row in sorted(named, key=lambda item: item[0])] for split, named in rows.items()}
-
-
-def place(text):
-    """A number from 0 to 1 by the text itself, so that copies of a review fall into the same split."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def main():
@@ -67,14 +61,7 @@ def main():
     out = Path(cfg.out or HERE)
     texts = {split: lambda split=split: (row["text"] for row in rows[split]) for split in ("train", "val")}
     prepare.write_data(out, texts, cfg.vocab_size, cfg.tokenizer)
-    for split in rows:
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[split]).encode("utf-8")
-        files.write_whole(out / f"{split}.jsonl", lambda file, lines=lines: file.write(lines))
-        positive = sum(row["label"] == "pos" for row in rows[split])
-        print(f"{split}.jsonl: {len(rows[split]):,} reviews, {positive:,} positive, "
-              f"{len({row['text'] for row in rows[split]}):,} distinct")
-    files.write_json(out / "task.json", {"kind": "classify", "text": "text", "label": "label",
-                                             "labels": ["neg", "pos"]})
+    examples.save_task(out, {"kind": "classify", "labels": ["neg", "pos"], "metric": "accuracy"}, rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,142 @@
+"""Measure nanoft on this machine, with the machine's own ceilings and, if asked for, its peers in the same rounds.
+
+    python -m bench                                        # every quick part, nanoft alone
+    python -m bench --only=step,memory --rounds=3          # some parts
+    python -m bench --peers --nanogpt=../nanoGPT           # beside its peers, in an environment that has them
+    python -m bench --only=size                            # the slow part: an hour
+    python -m bench --profile                              # where a step's time goes
+    python -m bench --readme                               # the README's table, from bench/results/*.json
+
+Contenders take turns, A, B, A, B, ..., each in a process of its own, and medians over the rounds are shown: the rate of
+a machine that others use too can move by a third within minutes. All of it is on the CPU, and on Linux or macOS.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import report, runs, steps
+from bench.turns import ROOT, Child
+from nanoft import UserError, config, files
+
+# finetune: to be added here, in report.PARTS and as a function of runs.py, when there is a finetune.py to measure
+MEASURE = {"ceilings": steps.ceilings, "step": steps.step, "memory": steps.memory, "first_step": runs.first_step,
+           "loss": runs.loss, "bpe": runs.bpe, "tokenize": runs.tokenize, "generate": runs.generate,
+           "profile": steps.profile, "size": steps.size}
+SLOW = ("profile", "size")  # only when asked for
+
+
+@dataclass
+class Options:
+    only: str = ""            # of ceilings,step,memory,first_step,loss,bpe,tokenize,generate,size; empty: all but size
+    rounds: int = 5           # turns of each contender
+    steps: int = 3            # training steps a turn
+    minutes: float = 0.0      # of rounds for each part, 0 = no cap; one round is always done
+    peers: bool = False       # beside transformers, tokenizers, rustbpe where they are installed
+    nanogpt: str = ""         # beside nanoGPT: a folder with its model.py and train.py
+    match: str = ""           # only contenders whose name this regular expression finds, such as "nanoft bf16"
+    profile: bool = False     # where the time of nanoft's step goes
+    readme: bool = False      # write the README's block from the results; alone: measure nothing
+    target: float = 1.886     # validation loss to reach on Shakespeare, nats per character: where nanoGPT's recipe ends
+    text: str = ""            # a UTF-8 text for the tokenizers; empty is WikiText-2's training text
+    vocab_size: int = 8192    # of the tokenizers
+    repeat: int = 0           # tokenize the text this many times over as one document: rate and peak memory
+    results: str = "bench/results"  # where NAME.json goes, one file a part
+
+
+def check(cfg):
+    problems = [f"--only: there is no part {part!r}; the parts are {', '.join(MEASURE)}"
+                for part in parts_of(cfg) if part not in MEASURE]
+    problems += [f"{name}={getattr(cfg, name)} must be at least 1" for name in ("rounds", "steps")
+                 if getattr(cfg, name) < 1]
+    if cfg.nanogpt and not (Path(cfg.nanogpt) / "model.py").is_file():
+        problems.append(f"--nanogpt={cfg.nanogpt}: no model.py there; give the folder of a checkout of nanoGPT")
+    try:
+        re.compile(cfg.match)
+    except re.error as error:
+        problems.append(f"--match={cfg.match} is no regular expression ({error})")
+    return problems
+
+
+def parts_of(cfg):
+    """The parts to measure, in order. --profile and --readme without --only ask for nothing else."""
+    named = [part.strip() for part in cfg.only.split(",") if part.strip()]
+    if not named and not cfg.profile and not cfg.readme:
+        named = [part for part in MEASURE if part not in SLOW]
+    return named + ["profile"] * (cfg.profile and "profile" not in named)
+
+
+def main():
+    cfg = config.load(Options, check=check)
+    folder = ROOT / cfg.results
+    results, command = {}, shown_command(sys.argv[1:])
+    machine = about_machine() | {"peers": versions(cfg)} if parts_of(cfg) else {}
+    if machine:
+        print(report.described(machine), flush=True)
+        if not machine["native_bf16"]:
+            print("no native bfloat16 on this processor: only fp32 is measured")
+    for part in parts_of(cfg):
+        print(f"\n{part}", flush=True)
+        try:
+            result = MEASURE[part](cfg, machine)
+        except UserError as error:
+            if cfg.only or part == "profile":
+                raise
+            print(f"  left out: {error}")
+            continue
+        if not result["rows"]:
+            print("  nothing to measure")
+            continue
+        part = "tokenize_long" if part == "tokenize" and cfg.repeat else part
+        results[part] = result
+        report.save(part, result, machine, command, time.strftime("%Y-%m-%d"), folder)
+        if part == "size":
+            report.plot_size(result, folder / "size.png")
+    results.pop("profile", None)  # printed by itself
+    if results:
+        print("\n" + "\n".join(report.table(results)), flush=True)
+    if cfg.readme:
+        kept = report.load(folder)
+        if not kept:
+            raise UserError(f"{cfg.results} holds no results yet; measure first, with python -m bench")
+        report.rewrite(ROOT / "README.md", report.readme_block(kept, (folder / "size.png").exists()))
+        print("README.md: its block is written anew")
+
+
+def shown_command(words):
+    """The command as it is kept: options, and of a path its last part only."""
+    return " ".join(["python -m bench", *(re.sub(r"=.*/([^/]+)/*$", r"=\1", word) for word in words)])
+
+
+def about_machine():
+    """Its processor, cores, memory and software: nothing that tells one machine of a kind from another."""
+    with Child(make="machine") as child:
+        about = child.ask("about")
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8"))
+        cpu = found[1].strip() if found else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": cpu, "cores": files.available_cores(), "memory_gb": round(memory), "system": platform.system(),
+            "python": platform.python_version(), **about}
+
+
+def versions(cfg):
+    """{peer: version} of what nanoft may be compared with in this run; of nanoGPT its commit."""
+    names = ("tiktoken", *(("transformers", "tokenizers", "rustbpe") if cfg.peers else ()))
+    found = {name: importlib.metadata.version(name) for name in names if importlib.util.find_spec(name)}
+    if cfg.nanogpt:
+        commit = ["git", "-C", cfg.nanogpt, "rev-parse", "--short", "HEAD"]
+        found["nanoGPT"] = subprocess.run(commit, capture_output=True, text=True).stdout.strip() or "of unknown commit"
+    return found
+
+
+if __name__ == "__main__":
+    config.run(main)

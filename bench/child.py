@@ -1,0 +1,339 @@
+"""The far end of a bench.turns.Child: one contender in a process of its own, told what to do a line at a time.
+
+The first line on stdin says what to make, each later one names one of its answers; all lines are JSON. Peers are
+imported here only, so that nanoft is measured without them being there.
+"""
+
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+CPU = "cpu"
+
+
+def main():
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a contender prints must not come between the replies
+    spec = json.loads(sys.stdin.readline())
+    answers = MAKERS[spec.pop("make")](**spec)
+    answers["memory"] = peak_memory
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(answers[request.pop("do")](**request)), file=replies, flush=True)
+
+
+def timed(function):
+    """Seconds that one call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def peak_memory():
+    """The most memory that this process has had resident, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"mb": peak / (2**20 if sys.platform == "darwin" else 1024)}
+
+
+# ---- the machine -------------------------------------------------------------------------------------------------
+
+
+def machine():
+    """What torch knows of this machine, and the ceilings: GFLOP/s of matrix products, GB/s of reading memory."""
+    import torch
+
+    from nanoft import parallel
+
+    device = torch.device(CPU)
+    extras = [name for name in ("avx512_bf16", "amx_bf16", "bf16") if torch.cpu.get_capabilities().get(name)]
+
+    def about():
+        return {"torch": torch.__version__, "threads": torch.get_num_threads(),
+                "isa": " + ".join([torch.backends.cpu.get_cpu_capability(), *extras]),
+                "native_bf16": parallel.native_bf16(device)}
+
+    def product(dtype, size, runs=5):
+        a, b = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
+        return {"gflops": 2 * size**3 / median_seconds(lambda: a @ b, runs) / 1e9}
+
+    def step_products(dtype, size, runs=3):
+        return {"gflops": linear_rate(size, getattr(torch, dtype), runs)}
+
+    def read(mb=256, runs=7):
+        x = torch.randn(mb * 2**18)
+        return {"gb_s": 4 * x.numel() / median_seconds(x.sum, runs) / 1e9}
+
+    return {"about": about, "product": product, "step_products": step_products, "read": read}
+
+
+def median_seconds(function, runs):
+    function()
+    return statistics.median(timed(function) for _ in range(runs))
+
+
+def linear_rate(size, dtype, runs):
+    """GFLOP/s over all linear layers of a GPT's step: forward, and backward to the input and to the weight."""
+    import torch
+    from torch.nn.functional import linear
+
+    C, rows = size["n_embd"], size["batch_size"] * size["block_size"]
+    layers = {(C, C): 4 * size["n_layer"], (C, 4 * C): size["n_layer"], (4 * C, C): size["n_layer"],
+              (C, size["vocab_size"]): 1}  # (from, to): how many
+    flops = seconds = 0.0
+    for (m, n), number in layers.items():
+        x, w, g = (torch.randn(*shape).to(dtype) for shape in ((rows, m), (n, m), (rows, n)))
+        for way in (partial(linear, x, w), lambda g=g, w=w: g @ w, lambda g=g, x=x: g.T @ x):
+            seconds += number * median_seconds(way, runs)
+            flops += number * 2 * rows * m * n
+    return flops / seconds / 1e9
+
+
+# ---- a training step ---------------------------------------------------------------------------------------------
+
+
+def step(who, size, dtype, compiled=False, profiled=False, **options):
+    """One training step on random tokens: forward, backward, clip, optimizer. who: nanoft, nanogpt, transformers."""
+    import torch
+
+    if profiled:
+        torch._inductor.config.cpp.enable_kernel_profile = True  # a name for every fused kernel
+    torch.manual_seed(0)
+    tokens = torch.randint(0, size["vocab_size"], (size["batch_size"], size["block_size"] + 1))
+    x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    make = {"nanoft": nanoft_step, "nanogpt": nanogpt_step, "transformers": transformers_step}[who]
+    model, learn, optimizers = make(x, y, size, getattr(torch, dtype), compiled, **options)
+
+    def update():
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+
+    def once():
+        learn()
+        update()
+
+    def warm():
+        first = timed(once)
+        once()
+        return {"first_seconds": first, "parameters": sum(p.numel() for p in model.parameters()),
+                "weights": product_weights(model)}
+
+    return {"warm": warm, "steps": lambda n: {"seconds": [timed(once) for _ in range(n)]},
+            "profile": lambda n: profile(learn, update, n)}
+
+
+def nanoft_step(x, y, size, dtype, compiled, optimizer="adamw", tie_head=True):
+    """As train.py does it. Gives the model, a function that adds the gradient, and the optimizers."""
+    import torch
+
+    import train
+    from nanoft import optim, parallel
+    from nanoft.model import ModelConfig, make_model
+
+    device = parallel.start(CPU).device
+    shape = {name: size[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
+    model = make_model(ModelConfig(tie_head=tie_head, **shape)).to(device)
+    cfg = train.Config(optimizer=optimizer, tie_head=tie_head, lr=1e-3, embed_lr=0.0)  # random tokens: a calm rate
+    optimizers = optim.make_optimizers(model, cfg, device, dtype)
+
+    def learn(net):
+        with parallel.autocast(device, dtype):
+            losses = net(ids=x, targets=y).view(-1) * torch.ones(1)
+        losses.sum().backward()
+
+    net = parallel.compiled(model, learn, "true", print) if compiled else model
+    model.zero_grad(set_to_none=True)
+    return model, partial(learn, net), optimizers
+
+
+def nanogpt_step(x, y, size, dtype, compiled, checkout):
+    import torch
+
+    sys.path.insert(0, checkout)
+    from model import GPT, GPTConfig
+
+    model = GPT(GPTConfig(block_size=size["block_size"], vocab_size=size["vocab_size"], n_layer=size["n_layer"],
+                          n_head=size["n_head"], n_embd=size["n_embd"], dropout=0.0, bias=False))
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), CPU)
+    net = torch.compile(model) if compiled else model
+
+    def learn():
+        with torch.autocast(CPU, dtype) if dtype != torch.float32 else nullcontext():
+            loss = net(x, y)[1]
+        loss.backward()
+
+    return model, learn, [optimizer]
+
+
+def transformers_step(x, y, size, dtype, compiled):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(
+        vocab_size=size["vocab_size"], n_positions=size["block_size"], n_embd=size["n_embd"], n_layer=size["n_layer"],
+        n_head=size["n_head"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).train()
+    net = torch.compile(model) if compiled else model
+
+    def learn():
+        with torch.autocast(CPU, dtype) if dtype != torch.float32 else nullcontext():
+            loss = net(input_ids=x, labels=x).loss  # it shifts the labels itself
+        loss.backward()
+
+    return model, learn, [torch.optim.AdamW(model.parameters(), lr=1e-3)]
+
+
+def product_weights(model):
+    """Weights that each token is multiplied with: matrices, but no table that is only looked up."""
+    from torch import nn
+
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    heads = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}  # a tied head is both
+    return sum(p.numel() for p in model.parameters() if p.dim() > 1 and (id(p) not in tables or id(p) in heads))
+
+
+GROUPS = ("matrix products of linear layers", "attention products", "softmax", "norms, elementwise",
+          "casts and copies", "embedding", "loss", "optimizer, clipping", "other")
+
+
+def group_of(name):
+    """The group of a profiler event, by its name: an aten operator, or what the compiler calls a fused kernel."""
+    fused, has = "fused" in name, lambda *parts: any(part in name for part in parts)
+    if has("log_softmax", "nll_loss", "cross_entropy"):
+        return "loss"
+    if has("softmax"):
+        return "softmax"
+    if not fused and has("bmm", "scaled_dot_product", "flash_attention"):
+        return "attention products"
+    if not fused and has("aten::mm", "addmm", "aten::linear", "aten::matmul", "linear_pointwise", "mkl_linear"):
+        return "matrix products of linear layers"
+    if has("embedding"):
+        return "embedding"
+    if not fused and has("copy", "aten::to", "aten::clone", "aten::contiguous", "aten::cat", "aten::stack"):
+        return "casts and copies"
+    return "norms, elementwise" if fused or name.startswith("aten::") else "other"
+
+
+def profile(learn, update, n):
+    """Milliseconds a step by group, and the ten costliest operators. Whatever no operator accounts for is `other`."""
+    from torch.profiler import ProfilerActivity, record_function
+    from torch.profiler import profile as recording
+
+    def once():
+        learn()
+        with record_function("bench::update"):
+            update()
+
+    once()
+    with recording(activities=[ProfilerActivity.CPU]) as recorded:
+        wall = timed(lambda: [once() for _ in range(n)])
+    groups, operators = dict.fromkeys(GROUPS, 0.0), {}
+    for event in recorded.events():
+        ms, above, group = event.self_cpu_time_total / 1000 / n, event, group_of(event.name)
+        while above is not None:
+            if above.name == "bench::update":
+                group = "optimizer, clipping"
+            above = above.cpu_parent
+        groups[group] += ms
+        operators[event.name] = operators.get(event.name, 0.0) + ms
+    total = 1000 * wall / n
+    groups["other"] = total - sum(ms for group, ms in groups.items() if group != "other")
+    top = sorted(operators.items(), key=lambda item: -item[1])[:10]
+    return {"ms": total, "groups": groups, "operators": top}
+
+
+# ---- sampling ----------------------------------------------------------------------------------------------------
+
+
+def sampling(who, size, dtype, prompt=16, checkout=""):
+    """One sequence from a GPT-2 with random weights, held in `dtype`. Answers `sample`: seconds for n tokens."""
+    import torch
+
+    torch.manual_seed(0)
+    dtype, rules = getattr(torch, dtype), dict(temperature=0.8, top_k=200)
+    if who == "nanoft":
+        from nanoft import generate, parallel
+        from nanoft.model import CLASSIC, ModelConfig, make_model
+
+        parallel.start(CPU)
+        model = make_model(ModelConfig(**size, **CLASSIC["gpt2"]))
+
+        def sample(ids, n):
+            return sum(1 for _ in generate.generate(model, ids, n, **rules))
+    elif who == "nanogpt":
+        sys.path.insert(0, checkout)
+        from model import GPT, GPTConfig
+
+        model = GPT(GPTConfig(**size, dropout=0.0))
+
+        def sample(ids, n):
+            return model.generate(ids, n, **rules).size(1) - ids.size(1)
+    else:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=size["vocab_size"], n_positions=size["block_size"],
+                                           n_embd=size["n_embd"], n_layer=size["n_layer"], n_head=size["n_head"]))
+
+        def sample(ids, n):
+            return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=True,
+                                  eos_token_id=None, pad_token_id=0, **rules).size(1) - ids.size(1)
+    model.eval()
+    for p in model.parameters():  # as sample.py does
+        p.data = p.data.to(dtype)
+    ids = torch.randint(0, size["vocab_size"], (1, prompt))
+
+    def timed_sample(n):
+        start = time.perf_counter()
+        with torch.no_grad():
+            made = sample(ids, n)
+        assert made == n, f"{made} tokens came, {n} were asked for"
+        return {"seconds": time.perf_counter() - start}
+
+    def warm():
+        timed_sample(8)
+        return {"bytes": product_weights(model) * dtype.itemsize}
+
+    return {"warm": warm, "sample": timed_sample}
+
+
+# ---- tokenizing --------------------------------------------------------------------------------------------------
+
+
+def tokenizing(path, vocab_size):
+    """A text to ids, with a tokenizer that nanoft learns on it: on disk and fsynced; by tiktoken, in memory."""
+    from nanoft import bins, bpe, files, text
+
+    tokenizer = bpe.train([text.read_blocks(path)], vocab_size, progress=False)
+    megabytes = Path(path).stat().st_size / 1e6
+
+    def to_disk(repeat=0):
+        """MB/s; with `repeat`, of the text that many times over as one document, which is never held in memory."""
+        stream = (block for _ in range(repeat) for block in text.read_blocks(path))
+        with tempfile.TemporaryDirectory() as folder:
+            documents = [stream] if repeat else parts()
+            return {"mb_s": megabytes * max(repeat, 1) / timed(
+                lambda: bins.write_split(folder, "train", documents, tokenizer))}
+
+    def in_memory():
+        documents, threads = parts(), files.available_cores()
+        return {"mb_s": megabytes / timed(
+            lambda: tokenizer.encoding.encode_ordinary_batch(documents, num_threads=threads))}
+
+    def parts():
+        content = Path(path).read_text(encoding="utf-8")
+        return [content[i:i + 20_000] for i in range(0, len(content), 20_000)]
+
+    return {"to_disk": to_disk, "in_memory": in_memory}
+
+
+MAKERS = {"machine": machine, "step": step, "sampling": sampling, "tokenizing": tokenizing}
+
+if __name__ == "__main__":
+    main()

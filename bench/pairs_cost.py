@@ -1,0 +1,48 @@
+"""What next-sentence prediction costs the masked words: two encoders on the same plain validation windows and masks.
+
+    python train.py config/wikitext_bert_nsp.py --out_dir=out/pairs
+    python train.py config/wikitext_bert_nsp.py --out_dir=out/alone --objective=mlm
+    python bench/pairs_cost.py --runs=out/alone,out/pairs
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from nanoft import UserError, batches, checkpoint, config, parallel, prepare  # noqa: E402
+from nanoft.bins import Tokens  # noqa: E402
+from nanoft.bpe import Tokenizer  # noqa: E402
+from nanoft.evaluate import described, masked_figures  # noqa: E402
+from nanoft.model import make_model, saved_config  # noqa: E402
+
+
+@dataclass
+class Options:
+    runs: str = ""           # run folders, separated by commas; each one's latest.pt is read
+    data: str = "wikitext"   # a prepared data set
+
+
+def main():
+    cfg = config.load(Options)
+    if not cfg.runs:
+        raise UserError("--runs names no run folder; give one or more, separated by commas")
+    here = parallel.start("cpu")
+    dtype, _ = parallel.number_format("auto", here.device)
+    folder = prepare.find_data(cfg.data)
+    tokenizer, val = Tokenizer.load(folder / "tokenizer.json"), Tokens.open(folder, "val")
+    for run in cfg.runs.split(","):
+        path = Path(run) / "latest.pt"
+        state = checkpoint.load(path)
+        model = make_model(saved_config(state["model_config"], path)).eval()
+        checkpoint.load_weights(model, state["model"], path)
+        with torch.no_grad():
+            figures = masked_figures(model, val, 0, batches.masking(tokenizer, 0.15), None, here, dtype)
+        print(f"{run}: step {state['step']}, windows of {model.cfg.block_size}: {described(figures)}")
+
+
+if __name__ == "__main__":
+    config.run(main)

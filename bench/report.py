@@ -1,0 +1,171 @@
+"""Results on disk, as a table on the terminal, as a block of the README, and as a plot."""
+
+import json
+import re
+from pathlib import Path
+
+from bench.turns import ROOT
+from nanoft import UserError, files
+
+RESULTS = ROOT / "bench" / "results"
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+# in the order in which they are measured and shown
+PARTS = ("ceilings", "step", "memory", "first_step", "loss", "bpe", "tokenize", "tokenize_long", "generate", "profile",
+         "size")
+
+
+def number(x):
+    """Three or four figures, as people write them: 3,912; 41.3; 1.51; a dash for a run that did not arrive."""
+    if x is None:
+        return "-"
+    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
+
+
+def factor(result, ours, theirs):
+    """How many times better the first row's median is than the second's; None where one of them did not arrive."""
+    if not ours["median"] or not theirs["median"]:
+        return None
+    ratio = ours["median"] / theirs["median"]
+    return ratio if result["higher_is_better"] else 1 / ratio
+
+
+def beside(lead, row):
+    """Whether a row of a peer is set beside a lead row: not bf16 beside fp32, nor a compiled start beside an eager."""
+    return bool(row.get("peer")) and row.get("compiled") == lead.get("compiled") \
+        and (row.get("dtype"), lead.get("dtype")) != ("bfloat16", "float32")
+
+
+def leads(result):
+    return [row for name in result["lead"] for row in result["rows"] if row["name"] == name]
+
+
+def table(results):
+    """The lines of one table over several parts: {part: result}."""
+    lines = [("", "", "median", "", "of the limit", "nanoft's factor")]
+    for result in results.values():
+        lines.append((result["title"],))
+        for name, limit in result["limits"].items():
+            lines.append(("  limit", name, number(limit), "GB/s" if name == "memory read" else "GFLOP/s"))
+        for row in result["rows"]:
+            compared = [(lead, factor(result, lead, row)) for lead in leads(result) if beside(lead, row)]
+            factors = [f"{ratio:.2f} x ({lead['name']})" for lead, ratio in compared if ratio]
+            lines.append(("  peer" if row.get("peer") else "", row["name"], number(row["median"]),
+                          row.get("unit", result["unit"]), f"{row['share']:.0%}" if "share" in row else "",
+                          ", ".join(factors)))
+    widths = [max(len(line[i]) for line in lines if len(line) > 1 and len(line) > i) for i in range(5)]
+    text = []
+    for line in lines:
+        cells = [cell.rjust(width) if i in (2, 4) else cell.ljust(width)
+                 for i, (cell, width) in enumerate(zip(line, [*widths, 0]))]
+        text.append(line[0] if len(line) == 1 else "  ".join(cells).rstrip())
+    return text
+
+
+def save(part, result, machine, command, date, folder=RESULTS):
+    """Keep a part's result with the machine and the command that it comes from."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    content = {"part": part, "date": date, "command": command, "machine": machine, **result}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r",\s+", ", ", m[1]) + "]", text)  # a list a line
+    files.write_whole(Path(folder) / f"{part}.json", lambda file: file.write((text + "\n").encode("utf-8")))
+
+
+def load(folder=RESULTS):
+    """{part: result} of all that were kept, in order."""
+    return {part: files.read_json(Path(folder) / f"{part}.json") for part in PARTS
+            if (Path(folder) / f"{part}.json").exists()}
+
+
+def readme_block(results, plot=False):
+    """Markdown of kept results: the machine, what nanoft does, and its factor over each peer of the same run."""
+    lines = []
+    machines = {described(result["machine"]): None for result in results.values()}
+    dates = sorted({result["date"] for result in results.values()})
+    lines += [f"{'; '.join(machines)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; medians of interleaved "
+              "rounds (`bench/results/`, `python -m bench`)."]
+    if "ceilings" in results:
+        limits = [f"{row['name']} {number(row['median'])} {row['unit']}" for row in results["ceilings"]["rows"]]
+        lines += ["The machine's ceilings: " + ", ".join(limits) + "."]
+    lines += ["", "| work | nanoft | the others, and nanoft's factor |", "|---|---|---|"]
+    for result in results.values():
+        for lead in leads(result):
+            share = f" ({lead['share']:.0%} of {lead['share_of']})" if "share" in lead else ""
+            others = [(row, factor(result, lead, row)) for row in result["rows"] if beside(lead, row)]
+            others = [f"{row['name']} {number(row['median'])}" + (f" (**{ratio:.2f}x**)" if ratio else "")
+                      for row, ratio in others]
+            which = lead["name"].removeprefix("nanoft").strip(", ")
+            lines.append(f"| {result['title']}{': ' + which if which else ''} | {number(lead['median'])} "
+                         f"{result['unit']}{share} | {', '.join(others) or '-'} |")
+    if "size" in results:
+        lines += ["", *size_table(results["size"])]
+        if plot:
+            lines += ["", "![Tokens a second and peak memory against the context](bench/results/size.png)"]
+    return "\n".join(lines)
+
+
+def size_table(result):
+    """Markdown: a row a model, a column a length, tokens/s compiled / eager and the compiled step's peak memory."""
+    cells = {(row["model"], row["length"], row["mode"]): row for row in result["rows"]}
+    models, lengths = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    lines = [f"| {result['title']}: tokens/s compiled / eager, peak GB | "
+             + " | ".join(f"T={length:,}" for length in sorted(lengths)) + " |", "|---" * (len(lengths) + 1) + "|"]
+    for model in models:
+        texts = []
+        for length in sorted(lengths):
+            both = [cells.get((model, length, mode)) for mode in ("compiled", "eager")]
+            peak = next((f", {row['peak_mb'] / 1024:.1f}" for row in both if row), "")
+            texts.append(" / ".join(number(row and row["median"]) for row in both) + peak)
+        lines.append(f"| {model} | " + " | ".join(texts) + " |")
+    return lines
+
+
+def described(machine):
+    """One line on a machine."""
+    return (f"{machine['cores']} cores of {machine['cpu']} ({machine['isa']}), {machine['memory_gb']} GB, "
+            f"torch {machine['torch'].partition('+')[0]}")
+
+
+def rewrite(path, block):
+    """Put the block between the two marks of a text file. Raises UserError where it has not both, in order."""
+    text = Path(path).read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{Path(path).name} has no block from {BEGIN} to {END}; put both where the table belongs")
+    files.write_whole(path, lambda file: file.write(f"{before}{begin}\n{block}\n{end}{after}".encode()))
+
+
+def plot_size(result, path):
+    """Tokens a second and memory against the context, a line a model: a PNG. False where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is not installed here: no plot of the sizes")
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    models = list(dict.fromkeys(row["model"] for row in result["rows"]))
+    for i, model in enumerate(models):
+        for mode, style in (("compiled", "-o"), ("eager", "--x")):
+            rows = sorted((row for row in result["rows"] if (row["model"], row["mode"]) == (model, mode)),
+                          key=lambda row: row["length"])
+            lengths = [row["length"] for row in rows]
+            label = f"{model}, {mode}"
+            left.plot(lengths, [row["median"] for row in rows], style, color=f"C{i}", label=label)
+            right.plot(lengths, [row["peak_mb"] / 1024 for row in rows], style, color=f"C{i}", label=label)
+    for axes, title in ((left, "training rate (tokens/s)"), (right, "peak memory (GB)")):
+        axes.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel=title)
+        lengths = sorted({row["length"] for row in result["rows"]})
+        axes.set_xticks(lengths, labels=[f"{length:,}" for length in lengths], minor=False)
+        axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.grid(alpha=0.3)
+    right.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(result["title"])
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+    return True

@@ -1,0 +1,160 @@
+"""The machine's ceilings, and the training step beside them: its rate, its memory, where its time goes, its size."""
+
+import os
+import time
+from contextlib import ExitStack
+
+from bench.turns import Child, Gone, in_turn, measured, median, present, start_all, wanted
+
+SIZE = dict(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=16, vocab_size=4096)
+SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+LEAD = ["nanoft bf16 compiled", "nanoft fp32 compiled"]  # what peers are set beside
+
+
+# ---- ceilings ----------------------------------------------------------------------------------------------------
+
+
+def limit_ways(child, machine):
+    """What the machine can do at best, as ways to measure once: {name: function}."""
+    dtypes = ["float32"] + ["bfloat16"] * machine["native_bf16"]
+    ways = {}
+    for dtype in dtypes:
+        ways[f"{SHORT[dtype]} matrix product, 2048"] = \
+            lambda dtype=dtype: child.ask("product", dtype=dtype, size=2048)["gflops"]
+        ways[f"{SHORT[dtype]} products of the step"] = \
+            lambda dtype=dtype: child.ask("step_products", dtype=dtype, size=SIZE)["gflops"]
+    return ways | {"memory read": lambda: child.ask("read")["gb_s"]}
+
+
+def ceilings(cfg, machine):
+    with Child(make="machine") as child:
+        figures = in_turn(limit_ways(child, machine), cfg.rounds, cfg.minutes)
+    facts = {name: {"unit": "GB/s" if name == "memory read" else "GFLOP/s"} for name in figures}
+    return measured("the machine", "GFLOP/s", True, figures, facts, [])
+
+
+# ---- a training step ---------------------------------------------------------------------------------------------
+
+
+def contenders(cfg, machine, size=SIZE):
+    """{name: how bench.child makes that step}, of nanoft and its peers."""
+    found = {}
+    for dtype in ["bfloat16"] * machine["native_bf16"] + ["float32"]:
+        for compiled in (True, False):
+            found[f"nanoft {SHORT[dtype]} {'compiled' if compiled else 'eager'}"] = \
+                dict(who="nanoft", dtype=dtype, compiled=compiled)
+    best = "bfloat16" if machine["native_bf16"] else "float32"
+    found[f"nanoft {SHORT[best]} compiled, Muon"] = dict(who="nanoft", dtype=best, compiled=True, optimizer="muon")
+    found[f"nanoft {SHORT[best]} compiled, own head"] = dict(who="nanoft", dtype=best, compiled=True, tie_head=False)
+    peers = [("nanogpt", "nanoGPT", {"checkout": os.path.abspath(cfg.nanogpt)})] if cfg.nanogpt else []
+    peers += [("transformers", "transformers", {})] if present(cfg, "transformers") else []
+    for who, name, more in peers:
+        found[f"{name} fp32 eager"] = dict(who=who, dtype="float32", **more)
+        if who == "nanogpt" or best == "float32":
+            found[f"{name} fp32 compiled"] = dict(who=who, dtype="float32", compiled=True, **more)
+        if best == "bfloat16":
+            found[f"{name} bf16 compiled"] = dict(who=who, dtype="bfloat16", compiled=True, **more)
+    return {name: dict(make="step", size=size, **found[name]) for name in wanted(cfg, found)}
+
+
+def facts_of(specs):
+    return {name: {"dtype": spec["dtype"], "peer": spec["who"] != "nanoft"} for name, spec in specs.items()}
+
+
+def step(cfg, machine, size=SIZE):
+    """Tokens a second. The share of the ceiling counts 6 operations for each weight that a token is multiplied with."""
+    tokens = size["batch_size"] * size["block_size"]
+    specs = contenders(cfg, machine, size)
+    with ExitStack() as stack:
+        started = start_all(specs, stack)
+        ways = limit_ways(stack.enter_context(Child(make="machine")), machine)
+        ways.pop("memory read", None)
+        ways |= {name: lambda child=child: cfg.steps * tokens / sum(child.ask("steps", n=cfg.steps)["seconds"])
+                 for name, (child, _) in started.items()}
+        figures = in_turn(ways, cfg.rounds, cfg.minutes)
+    limits = {name: median(figures.pop(name)) for name in list(figures) if name not in started}
+    facts = facts_of(specs)
+    for name, (_, warm) in started.items():
+        limit = f"{SHORT[facts[name]['dtype']]} matrix product, 2048"
+        gflops = 6 * warm["weights"] * median(figures[name]) / 1e9
+        facts[name] |= {"parameters": warm["parameters"], "share": gflops / limits[limit], "share_of": limit}
+    return measured("training step, 12.3M parameters", "tokens/s", True, figures, facts, LEAD, limits)
+
+
+def memory(cfg, machine):
+    """Peak resident memory of a process that does three steps, in MB; compiled ones find their code in the cache."""
+    specs = contenders(cfg, machine)
+
+    def peak(spec):
+        with Child(**spec) as child:
+            child.ask("warm")
+            child.ask("steps", n=1)
+            return child.ask("memory")["mb"]
+
+    for name, spec in list(specs.items()):  # fills the caches, and finds who can run here
+        with ExitStack() as stack:
+            if not start_all({name: spec}, stack):
+                del specs[name]
+    figures = in_turn({name: lambda spec=spec: peak(spec) for name, spec in specs.items()}, cfg.rounds, cfg.minutes)
+    return measured("peak memory of that step", "MB", False, figures, facts_of(specs), LEAD)
+
+
+def profile(cfg, machine):
+    """Prints where nanoft's step spends its time, eager and compiled; gives a result of milliseconds by group."""
+    dtype, rows = "bfloat16" if machine["native_bf16"] else "float32", []
+    for mode in ("eager", "compiled"):
+        spec = dict(make="step", who="nanoft", size=SIZE, dtype=dtype, compiled=mode == "compiled", profiled=True)
+        with ExitStack() as stack:
+            child, _ = start_all({f"nanoft {SHORT[dtype]} {mode}": spec}, stack)[f"nanoft {SHORT[dtype]} {mode}"]
+            found = child.ask("profile", n=cfg.steps)
+        print(f"\nnanoft {SHORT[dtype]} {mode}: {found['ms']:.0f} ms a step under the profiler")
+        for group, ms in found["groups"].items():
+            print(f"  {group:34}{ms:9.1f} ms {ms / found['ms']:7.1%}")
+        print("  the costliest operators: " + ", ".join(f"{name[:60]} {ms:.0f}" for name, ms in found["operators"]))
+        rows += [{"name": f"{mode}: {group}", "median": ms, "rounds": [ms], "share": ms / found["ms"]}
+                 for group, ms in found["groups"].items()]
+    return {"title": "where a step's time goes", "unit": "ms", "higher_is_better": False, "lead": [], "limits": {},
+            "rows": rows}
+
+
+# ---- cost against size -------------------------------------------------------------------------------------------
+
+MODELS = {  # the vocabulary of the largest is GPT-2's, as its size is
+    "1M": dict(n_layer=4, n_head=4, n_embd=128, vocab_size=4096),
+    "12M": dict(n_layer=6, n_head=6, n_embd=384, vocab_size=4096),
+    "50M": dict(n_layer=10, n_head=10, n_embd=640, vocab_size=4096),
+    "124M": dict(n_layer=12, n_head=12, n_embd=768, vocab_size=50257),
+}
+LENGTHS = (128, 256, 512, 1024, 2048)
+TOKENS = 4096  # a step, whatever the length
+
+
+def size(cfg, machine, models=MODELS, lengths=LENGTHS, tokens=TOKENS):
+    """Tokens a second and peak MB of a step at growing sizes and lengths, eager and compiled, each in a fresh process.
+
+    Nothing is compared here, so nothing takes turns. A minute or two for each of the larger ones: an hour in all.
+    """
+    dtype, rows, began = "bfloat16" if machine["native_bf16"] else "float32", [], time.time()
+    names = wanted(cfg, [f"{model} T={length} {mode}" for model in models for length in lengths
+                         for mode in ("eager", "compiled")])
+    for name in names:
+        if cfg.minutes and rows and time.time() - began > 60 * cfg.minutes:
+            print(f"  after {cfg.minutes:g} minutes: {len(rows)} of {len(names)} sizes")
+            break
+        model, length, mode = name.replace("T=", "").split()
+        shape = models[model] | dict(block_size=int(length), batch_size=max(1, tokens // int(length)))
+        with Child(make="step", who="nanoft", size=shape, dtype=dtype, compiled=mode == "compiled") as child:
+            try:
+                warm = child.ask("warm")
+                rates = [shape["batch_size"] * shape["block_size"] / seconds
+                         for seconds in child.ask("steps", n=cfg.steps)["seconds"]]
+                peak = child.ask("memory")["mb"]
+            except Gone as gone:  # too large for this machine, most likely
+                print(f"  {name} fails here: {gone}", flush=True)
+                continue
+        rows.append({"name": name, "model": model, "length": int(length), "mode": mode, "dtype": dtype, "peak_mb": peak,
+                     "parameters": warm["parameters"], "weights": warm["weights"], "median": median(rates),
+                     "rounds": rates})
+        print(f"  {name}: {median(rates):,.0f} tokens/s, {peak:,.0f} MB", flush=True)
+    return {"title": f"step against size, {tokens:,} tokens a step, {SHORT[dtype]}", "unit": "tokens/s",
+            "higher_is_better": True, "lead": [], "limits": {}, "rows": rows}

@@ -1,0 +1,58 @@
+"""ChnSentiCorp (Tan Songbo): Chinese reviews of hotels, books and computers, negative or positive.
+
+    python data/chnsenticorp/prepare.py --source=FOLDER [--vocab_size=4096]
+
+Writes both the text for pretraining (train.bin, val.bin, tokenizer.json: reviews of the training file only) and the
+labelled rows for fine-tuning (train.jsonl, val.jsonl, test.jsonl, task.json). The test rows are dev.tsv, whole; the
+training reviews that stand there too are left out.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from nanoft import UserError, config, examples, prepare  # noqa: E402
+from nanoft.text import read_blocks  # noqa: E402
+
+ROWS = {"train.tsv": 9_600, "dev.tsv": 1_200}  # in the form that circulates: a review, a tab, its label; no header
+LABELS = ("negative", "positive")
+
+
+@dataclass
+class Options:
+    vocab_size: int = 4096  # ids of the tokenizer in all
+    val_fraction: float = 0.1  # part of the training reviews kept for validation
+    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    source: str = ""  # a folder that holds train.tsv and dev.tsv
+    out: str = ""  # where the data set goes; empty is beside this file
+
+
+def read_reviews(path, expected):
+    """The rows of a file. Raises UserError for one in another form."""
+    lines = [line.split("\t") for line in "".join(read_blocks(path)).split("\n") if line.strip()]
+    rows = [{"text": line[0].strip(), "label": line[-1].strip()} for line in lines if len(line) == 2]
+    if not len(lines) == len(rows) == expected or {row["label"] for row in rows} != set(LABELS):
+        raise UserError(f"{path}: {len(rows):,} of {len(lines):,} lines are a review, a tab and its label, where "
+                        f"{expected:,} are expected, {' and '.join(LABELS)}; give another copy")
+    return rows
+
+
+def main():
+    cfg = config.load(Options)
+    paths = prepare.find_raw_files({f"chnsenticorp/{name}": "" for name in ROWS}, HERE, cfg.source)
+    rows, test = (read_reviews(path, expected) for path, expected in zip(paths, ROWS.values()))
+    seen = {row["text"] for row in test}  # a quarter of dev.tsv stands in train.tsv: no test of anything learned
+    unseen = [row for row in rows if row["text"] not in seen]
+    print(f"{len(rows) - len(unseen):,} of {len(rows):,} training reviews left out: the test set has their text")
+    splits = examples.split_off_validation(unseen, cfg.val_fraction) | {"test": test}
+    out = Path(cfg.out or HERE)
+    texts = {split: lambda split=split: (row["text"] for row in splits[split]) for split in ("train", "val")}
+    prepare.write_data(out, texts, cfg.vocab_size, cfg.tokenizer)
+    examples.save_task(out, {"kind": "classify", "labels": list(LABELS), "metric": "accuracy"}, splits)
+
+
+if __name__ == "__main__":
+    config.run(main)

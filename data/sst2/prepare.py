@@ -1,0 +1,62 @@
+"""SST-2 (Socher et al. 2013, as GLUE gives it): phrases and sentences of film reviews, negative or positive.
+
+    python data/sst2/prepare.py [--vocab_size=4096]
+
+Writes both the text for pretraining (train.bin, val.bin, tokenizer.json: training phrases only) and the labelled rows
+for fine-tuning (train.jsonl, val.jsonl, test.jsonl, task.json). The test rows are GLUE's dev.tsv.
+"""
+
+import sys
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from nanoft import UserError, config, examples, prepare  # noqa: E402
+
+ADDRESS = "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"
+ROWS = {"train": 67_349, "dev": 872}  # as published
+LABELS = ("negative", "positive")  # 0 and 1 in the file
+
+
+@dataclass
+class Options:
+    vocab_size: int = 4096  # ids of the tokenizer in all
+    val_fraction: float = 0.03  # part of the training phrases kept for validation
+    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    source: str = ""  # SST-2.zip, or a folder that holds it
+    out: str = ""  # where the data set goes; empty is beside this file
+
+
+def read_phrases(path):
+    """{"train": rows, "dev": rows}. Raises UserError for another file than the published one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            texts = {name: archive.read(f"SST-2/{name}.tsv").decode("utf-8") for name in ROWS}
+        rows = {}
+        for name, text in texts.items():
+            pairs = [line.split("\t") for line in text.removesuffix("\n").split("\n")[1:]]  # quotes are only quotes
+            rows[name] = [{"text": phrase.strip(), "label": LABELS[int(label)]} for phrase, label in pairs]
+    except (zipfile.BadZipFile, KeyError, ValueError, IndexError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not the published SST-2.zip ({error}); fetch it again") from None
+    counts = {name: len(found) for name, found in rows.items()}
+    if counts != ROWS:
+        raise UserError(f"{path}: {counts} rows, where {ROWS} were published; fetch it again")
+    return rows
+
+
+def main():
+    cfg = config.load(Options)
+    rows = read_phrases(prepare.find_raw("SST-2.zip", ADDRESS, HERE, cfg.source))
+    splits = examples.split_off_validation(rows["train"], cfg.val_fraction) | {"test": rows["dev"]}
+    out = Path(cfg.out or HERE)
+    texts = {split: lambda split=split: (row["text"] for row in splits[split]) for split in ("train", "val")}
+    prepare.write_data(out, texts, cfg.vocab_size, cfg.tokenizer)
+    examples.save_task(out, {"kind": "classify", "labels": list(LABELS), "metric": "accuracy"}, splits)
+
+
+if __name__ == "__main__":
+    config.run(main)
