@@ -1,13 +1,15 @@
-"""Let a trained model speak: a GPT continues a text, an encoder fills its gaps.
+"""Let a trained model speak: a GPT continues a text, an encoder fills its gaps, a fine-tuned model does its task.
 
     python sample.py --checkpoint=out/wikitext --prompt="The history of"
     python sample.py --checkpoint=out/stdlib --num_samples=3 --temperature=0.7 --top_p=0.95
     python sample.py --checkpoint=out/wikitext --input=prompts.txt --output=answers.jsonl
     python sample.py --checkpoint=out/wikitext_bert --prompt="The capital of France is <|mask|>."
+    python sample.py --checkpoint=out/sst2 --text="a joy from beginning to end"
+    python sample.py --checkpoint=out/squad --question="Who wrote back?" --context="Ada wrote, and Babbage wrote back."
+    python sample.py --checkpoint=out/sst2 --input=rows.jsonl --output=predictions.jsonl
 """
 
 import codecs
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from nanoft import UserError, checkpoint, config, files, generate, parallel
+from nanoft import UserError, checkpoint, config, encode, files, generate, parallel, predict, tables
 from nanoft.bpe import Tokenizer
 from nanoft.model import make_model, saved_config
 
@@ -25,8 +27,12 @@ from nanoft.model import make_model, saved_config
 class Config:
     checkpoint: str = "out/stdlib"     # a run folder (its best.pt) or a checkpoint file
     prompt: str = "<|endoftext|>"      # text to continue; <|endoftext|> begins a new document
-    input: str = ""                    # a file with one prompt a line, instead of prompt
-    output: str = ""                   # write JSON lines (prompt, text) to this file instead of the screen
+    text: str = ""                     # for a fine-tuned model: the text to classify or to tag
+    pair: str = ""                     # the second text, of a model for pairs
+    question: str = ""                 # for a model that answers
+    context: str = ""                  # the text in which the answer stands
+    input: str = ""                    # a file with one prompt or text a line, or .jsonl rows as in fine-tuning
+    output: str = ""                   # write JSON lines to this file instead of the screen
     num_samples: int = 1               # continuations of each prompt
     max_new_tokens: int = 200          # longest continuation
     temperature: float = 0.8           # below 1 safer, above 1 wilder, 0 always the likeliest token
@@ -56,13 +62,19 @@ def check(cfg):
 
 def main():
     cfg = config.load(Config, check=check)
-    device = parallel.start(cfg.device).device
+    here = parallel.start(cfg.device)
+    device = here.device
     dtype, reason = parallel.number_format(cfg.dtype, device)
     if reason:
         print(reason, file=sys.stderr)
     path = checkpoint.find(cfg.checkpoint)
     state = checkpoint.load(path)
     tokenizer = Tokenizer.load(path.parent / "tokenizer.json")
+    task = state.get("task", {})
+    if task and task["kind"] != "generate":
+        return do_task(state, path, task, tokenizer, here, dtype, cfg)
+    if cfg.text or cfg.question:
+        raise UserError(f"{path} is not fine-tuned for a task on texts; give a --prompt, or a run of finetune.py")
     model = make_model(saved_config(state["model_config"], path))
     checkpoint.load_weights(model, state["model"], path)
     model.to(device).eval()
@@ -70,6 +82,8 @@ def main():
         p.data = p.data.to(dtype)
 
     prompts = read_prompts(cfg)
+    if task:
+        prompts = [encode.prompt_text(prompt) for prompt in prompts]
     answer = continuations if model.cfg.causal else gaps
     results = []
     for number, prompt in enumerate(prompts):
@@ -79,9 +93,65 @@ def main():
                             "to begin a new document")
         results += answer(model, tokenizer, prompt, ids, cfg, number)
     if cfg.output:
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in results)
-        files.write_whole(cfg.output, lambda file: file.write(lines.encode("utf-8")))
+        files.write_jsonl(cfg.output, results)
         print(f"{len(results)} results written to {cfg.output}")
+
+
+def do_task(state, path, task, tokenizer, here, dtype, cfg):
+    """What a fine-tuned model says of each row: its prediction on the screen, or the rows with it in a file."""
+    rows = read_rows(cfg, task)
+    model = predict.load_model(state, path, here.device)
+    pieces = encode.encode(rows, task, tokenizer)
+    out = predict.outputs(model, pieces, task, tokenizer, here, dtype)
+    found = predict.predictions(task, rows, pieces, out)
+    if cfg.output:
+        files.write_jsonl(cfg.output, [row | guess for row, guess in zip(rows, found)])
+        print(f"{len(rows)} results written to {cfg.output}")
+        return
+    for row, guess in zip(rows, found):
+        print(row_text(task["kind"], row, guess))
+
+
+def row_text(kind, row, guess):
+    """A row and its prediction as lines for a person."""
+    if kind == "tag":
+        return " ".join(word if tag == "O" else f"{word}[{tag} {p:.0%}]"
+                        for word, tag, p in zip(row["words"], guess["prediction"], guess["probabilities"]))
+    if kind == "answer":
+        if not guess["prediction"]:
+            return f"{row['question']}\n    no answer in the context"
+        end = guess["start"] + len(guess["prediction"])
+        return (f"{row['question']}\n    {guess['prediction']}   (characters {guess['start']} to {end}, "
+                f"{guess['probability']:.1%})")
+    text = row["text"] + (f" | {row['pair']}" if "pair" in row else "")
+    if kind == "regress":
+        return f"{text}\n    {guess['prediction']:.4g}"
+    likeliest = sorted(guess["probabilities"].items(), key=lambda item: -item[1])
+    return f"{text}\n    " + "   ".join(f"{label} {p:.1%}" for label, p in likeliest)
+
+
+def read_rows(cfg, task):
+    """The rows of --input (.jsonl, or a text a line), or the one that the options give. Raises UserError."""
+    kind = task["kind"]
+    needed = {"pair": ("text", "pair"), "tag": ("words",), "answer": ("question", "context")}.get(kind, ("text",))
+    if cfg.input.endswith((".jsonl", ".jsonl.gz")):
+        located = tables.read_jsonl(cfg.input)
+    elif cfg.input:
+        located = [(f"{cfg.input} line {i}", {"text": line}) for i, line in enumerate(read_prompts(cfg), 1)]
+    else:
+        given = {name: getattr(cfg, name) for name in ("text", "pair", "question", "context")}
+        located = [("the command line", {name: value for name, value in given.items() if value})]
+    for where, row in located:
+        if kind == "tag" and "words" not in row and isinstance(row.get("text"), str):
+            row["words"] = row["text"].split()
+        for name in needed:
+            whole = isinstance(row.get(name), list) and all(isinstance(word, str) for word in row[name])
+            if not (whole if name == "words" else isinstance(row.get(name), str)):
+                options = " ".join(f"--{'text' if name == 'words' else name}=..." for name in needed)
+                raise UserError(f"{where}: no {name} for a model of kind {kind}; give {options}, or .jsonl rows")
+    if not located:
+        raise UserError(f"{cfg.input} holds no row; write one on each line")
+    return [row for _, row in located]
 
 
 def continuations(model, tokenizer, prompt, ids, cfg, number):

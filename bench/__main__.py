@@ -26,16 +26,16 @@ from bench import report, runs, steps
 from bench.turns import ROOT, Child
 from nanoft import UserError, config, files
 
-# finetune: to be added here, in report.PARTS and as a function of runs.py, when there is a finetune.py to measure
 MEASURE = {"ceilings": steps.ceilings, "step": steps.step, "memory": steps.memory, "first_step": runs.first_step,
-           "loss": runs.loss, "bpe": runs.bpe, "tokenize": runs.tokenize, "generate": runs.generate,
+           "loss": runs.loss, "bpe": runs.bpe, "tokenize": runs.tokenize, "finetune": steps.finetune,
+           "generate": runs.generate,
            "profile": steps.profile, "size": steps.size}
 SLOW = ("profile", "size")  # only when asked for
 
 
 @dataclass
 class Options:
-    only: str = ""            # of ceilings,step,memory,first_step,loss,bpe,tokenize,generate,size; empty: all but size
+    only: str = ""            # parts: ceilings,step,memory,first_step,loss,bpe,tokenize,finetune,generate,size
     rounds: int = 5           # turns of each contender
     steps: int = 3            # training steps a turn
     minutes: float = 0.0      # of rounds for each part, 0 = no cap; one round is always done

@@ -249,6 +249,96 @@ def profile(learn, update, n):
     return {"ms": total, "groups": groups, "operators": top}
 
 
+# ---- fine-tuning -------------------------------------------------------------------------------------------------
+
+
+def finetuning(who, dtype, pad):
+    """A classifier of 4 x 256 on texts as long as SST-2's: steps of 32 texts, padded (`pad`) to 128 or to the longest.
+
+    nanoft takes texts of like lengths together, as finetune.py does; the peer takes them as they come, its default.
+    Answers `texts`: texts a second over about so many.
+    """
+    import numpy as np
+    import torch
+
+    torch.manual_seed(0)
+    lengths = np.clip(np.random.default_rng(0).lognormal(3.0, 0.6, 1600).astype(int) + 2, 4, 128)
+    dtype = getattr(torch, dtype)
+    order, learn, update = {"nanoft": nanoft_classifier, "transformers": transformers_classifier}[who](lengths, pad)
+
+    def one(index):
+        with torch.autocast(CPU, dtype) if dtype != torch.float32 else nullcontext():
+            loss = learn(index)
+        loss.backward()
+        update()
+
+    def texts(n):
+        some = order[:max(1, n // order.shape[1])]
+        return {"per_second": some.size / timed(lambda: [one(index) for index in some])}
+
+    return {"warm": lambda: texts(64), "texts": texts}
+
+
+def nanoft_classifier(lengths, pad):
+    from types import SimpleNamespace
+
+    import numpy as np
+    import torch
+
+    import finetune
+    from nanoft import batches, encode, parallel, tuning
+    from nanoft.evaluate import tensors
+    from nanoft.heads import TaskModel
+    from nanoft.model import ModelConfig
+
+    device = parallel.start(CPU).device
+    n, rng = len(lengths), np.random.default_rng(0)
+    task = {"kind": "classify", "labels": ["no", "yes"], "pool": "mean", "label_smoothing": 0.0, "head_dropout": 0.1,
+            "max_length": 128}
+    model = TaskModel(ModelConfig(vocab_size=8192, block_size=128, n_layer=4, n_head=4, n_embd=256, causal=False,
+                                  dropout=0.1), task)
+    tokenizer = SimpleNamespace(special={"<|pad|>": 8191})
+    rows, none = np.arange(n), np.zeros(n, dtype=np.int64)
+    encoded = encode.Encoded(ids=rng.integers(0, 8000, lengths.sum()), begin=np.cumsum([0, *lengths]), row=rows,
+                             second=lengths, targets=rng.integers(0, 2, n), context=none,
+                             own=np.zeros((n, 2), dtype=np.int64), full=lengths, places=[])
+    optimizers = tuning.make_optimizers(model, finetune.Config(), device, torch.bfloat16)
+
+    def learn(index):
+        return model(**tensors(encode.batch(encoded, index, task, tokenizer, pad), device)) / len(index)
+
+    def update():
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+
+    return batches.grouped(lengths, 32, 1, 0), learn, update
+
+
+def transformers_classifier(lengths, pad):
+    import numpy as np
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model = BertForSequenceClassification(BertConfig(vocab_size=8192, hidden_size=256, num_hidden_layers=4,
+                                                     num_attention_heads=4, intermediate_size=1024)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def learn(index):
+        T = max(pad, int(lengths[index].max()))
+        mask = (torch.arange(T) < torch.from_numpy(lengths[index])[:, None]).long()
+        return model(input_ids=torch.randint(5, 8192, (len(index), T)), attention_mask=mask,
+                     labels=torch.randint(0, 2, (len(index),))).loss
+
+    def update():
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return np.arange(len(lengths)).reshape(-1, 32), learn, update
+
+
 # ---- sampling ----------------------------------------------------------------------------------------------------
 
 
@@ -333,7 +423,7 @@ def tokenizing(path, vocab_size):
     return {"to_disk": to_disk, "in_memory": in_memory}
 
 
-MAKERS = {"machine": machine, "step": step, "sampling": sampling, "tokenizing": tokenizing}
+MAKERS = {"machine": machine, "step": step, "finetuning": finetuning, "sampling": sampling, "tokenizing": tokenizing}
 
 if __name__ == "__main__":
     main()

@@ -10,8 +10,8 @@ from nanoft import UserError, files
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 # in the order in which they are measured and shown
-PARTS = ("ceilings", "step", "memory", "first_step", "loss", "bpe", "tokenize", "tokenize_long", "generate", "profile",
-         "size")
+PARTS = ("ceilings", "step", "memory", "first_step", "loss", "bpe", "tokenize", "tokenize_long", "finetune", "generate",
+         "profile", "size")
 
 
 def number(x):

@@ -117,6 +117,28 @@ def profile(cfg, machine):
             "rows": rows}
 
 
+# ---- fine-tuning -------------------------------------------------------------------------------------------------
+
+
+def finetune(cfg, machine):
+    """Texts a second of a classifier's training steps, on texts as long as SST-2's."""
+    best = "bfloat16" if machine["native_bf16"] else "float32"
+    specs = {f"nanoft {SHORT[best]}": dict(who="nanoft", dtype=best, pad=1)}
+    if present(cfg, "transformers"):
+        specs[f"transformers {SHORT[best]}, padded to the longest"] = dict(who="transformers", dtype=best, pad=1)
+        specs["transformers fp32, padded to 128"] = dict(who="transformers", dtype="float32", pad=128)
+    specs = {name: dict(make="finetuning", **specs[name]) for name in wanted(cfg, specs)}
+    with ExitStack() as stack:
+        ways = {}
+        for name, (child, _) in start_all(specs, stack).items():
+            texts = 1600 if specs[name]["who"] == "nanoft" else 256  # the peer's batches are all alike
+            ways[name] = lambda child=child, texts=texts: child.ask("texts", n=texts)["per_second"]
+        figures = in_turn(ways, cfg.rounds, cfg.minutes)
+    facts = {name: {"peer": spec["who"] != "nanoft"} for name, spec in specs.items()}
+    return measured("fine-tuning a classifier of 4 x 256, texts as long as SST-2's", "texts/s", True, figures, facts,
+                    list(specs)[:1])
+
+
 # ---- cost against size -------------------------------------------------------------------------------------------
 
 MODELS = {  # the vocabulary of the largest is GPT-2's, as its size is

@@ -15,7 +15,7 @@ from nanoft import UserError
 
 IGNORE = -100  # the target of a position that is not scored; never a class
 EVAL_SEED = 0  # of masks and pairs in evaluation, whatever the run's own seed
-WINDOWS, MASKS, PAIRS = 1, 2, 3  # keep the random numbers of different uses apart
+WINDOWS, MASKS, PAIRS, GROUPS, CHANGES = 1, 2, 3, 5, 7  # keep the random numbers of different uses apart
 
 
 def shuffled(index, n, key):
@@ -289,3 +289,43 @@ def check_length(tokens, block_size, name):
     if len(tokens) < block_size + 1:
         raise UserError(f"{name} holds {len(tokens):,} tokens, fewer than block_size + 1 = {block_size + 1:,}; "
                         f"prepare more text or use a smaller --block_size")
+
+
+# ---- labelled examples of like lengths (fine-tuning) --------------------------------------------------------------
+
+
+def grouped(lengths, batch_size, seed, epoch):
+    """The examples of an epoch in batches of like lengths, which saves padding: int64 (batches, batch_size).
+
+    lengths: (N,). Shuffled, sorted by length in pools of 100 batches, cut into batches, and these shuffled. The last
+    batch is filled up with examples of the same epoch, so every example comes once at least.
+    """
+    n, count = len(lengths), -(-len(lengths) // batch_size)
+    order = np.resize(shuffled(np.arange(n), n, (seed, epoch, GROUPS)), count * batch_size)
+    for i in range(0, len(order), 100 * batch_size):
+        pool = order[i:i + 100 * batch_size]
+        order[i:i + 100 * batch_size] = pool[lengths[pool].argsort(kind="stable")]
+    return order.reshape(count, batch_size)[shuffled(np.arange(count), count, (seed, epoch, GROUPS + 1))]
+
+
+def padding(lengths, groups):
+    """The part of the tokens that is padding, if each row of `groups`, numbers into lengths (N,), is a batch."""
+    taken = lengths[groups]  # (batches, batch_size)
+    return 1 - taken.sum() / (taken.max(axis=1).sum() * groups.shape[1])
+
+
+def changed(ids, first_special, mask_id, drop, swap, mask, seed, epoch, number):
+    """An example's ids (T,) with tokens left out, swapped with their neighbour or masked, each with a probability.
+
+    The random numbers are those of (seed, epoch, number), `number` being the example's. Ids from first_special on
+    stay where they are, and one other stays at least.
+    """
+    rng = np.random.default_rng((seed, epoch, number, CHANGES))
+    draw, ordinary = rng.random((3, len(ids))), ids < first_special
+    ids = np.where((draw[0] < mask) & ordinary, mask_id, ids)
+    for i in np.flatnonzero((draw[1, 1:] < swap) & ordinary[1:] & ordinary[:-1]):
+        ids[i], ids[i + 1] = ids[i + 1], ids[i]
+    leave = (draw[2] < drop) & ordinary
+    if leave.sum() == ordinary.sum():
+        leave[:] = False
+    return ids[~leave]

@@ -28,6 +28,11 @@ def write_json(path, content):
     write_whole(path, lambda file: file.write(text.encode("utf-8")))
 
 
+def write_jsonl(path, rows):
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(path, lambda file: file.write(lines.encode("utf-8")))
+
+
 def read_json(path):
     try:
         with open(path, encoding="utf-8") as file:

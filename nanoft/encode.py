@@ -1,0 +1,310 @@
+"""Rows of a task as pieces of token ids, and batches of them.
+
+    classify, regress   <|cls|> text <|sep|>
+    pair                <|cls|> text <|sep|> pair <|sep|>      (regress with a second text, too)
+    tag                 <|cls|> words <|sep|>, each word with a space before it
+    answer              <|cls|> question <|sep|> a window of the context <|sep|>
+    generate            prompt, end of line, response, <|endoftext|>
+
+A row gives one piece, or several where it is too long. A split lies in a few flat arrays, not in a list of lists. What
+encoding needs to know stands in the task: kind, labels, max_length, long_text, doc_stride.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from nanoft import UserError, batches
+from nanoft.batches import IGNORE
+from nanoft.files import available_cores
+
+LONGEST_QUESTION = 64  # tokens; of a longer question the rest is left out
+
+
+class Piece(NamedTuple):
+    row: int                 # number of its row
+    ids: np.ndarray          # (T,)
+    second: int              # place where its second text begins, T if it has none
+    target: object           # a number; (K,) for multi-label; (T,) for tag and generate; (start, end) for answer
+    context: int = 0         # answer: number of the context's token at `second`
+    own: tuple = (0, 0)      # answer: places first, end where an answer may begin in this piece
+
+
+@dataclass
+class Encoded:
+    """The pieces of a split, N of them, in the order of their rows."""
+    ids: np.ndarray          # (tokens,) of all pieces, back to back
+    begin: np.ndarray        # (N + 1,) where each piece begins in them, and the end
+    row: np.ndarray          # (N,)
+    second: np.ndarray       # (N,)
+    targets: np.ndarray      # (N,), (N, K) or (N, 2); for tag and generate (tokens,), IGNORE where nothing is asked
+    context: np.ndarray      # (N,)
+    own: np.ndarray          # (N, 2)
+    full: np.ndarray         # (rows,) tokens of each row before anything is cut
+    places: list             # answer, for each row: the first character of each token of the context, and the one after
+
+    @property
+    def lengths(self):
+        return np.diff(self.begin)
+
+    def __len__(self):
+        return len(self.row)
+
+
+def encode(rows, task, tokenizer):
+    """The rows as pieces. Rows to predict need no labels."""
+    kind, places = task["kind"], []
+    if kind == "tag":
+        pieces, full = tag_pieces(rows, task, tokenizer)
+    elif kind == "answer":
+        pieces, full, places = answer_pieces(rows, task, tokenizer)
+    elif kind == "generate":
+        pieces, full = generate_pieces(rows, task, tokenizer)
+    else:
+        pieces, full = text_pieces(rows, task, tokenizer)
+    targets = [piece.target for piece in pieces]
+    by_token = kind in ("tag", "generate")
+    number_type = np.float32 if kind == "regress" or task.get("multi_label") else np.int64
+    return Encoded(
+        ids=np.concatenate([piece.ids for piece in pieces]).astype(np.uint32),
+        begin=np.cumsum([0] + [len(piece.ids) for piece in pieces]),
+        row=np.array([piece.row for piece in pieces]),
+        second=np.array([piece.second for piece in pieces]),
+        targets=np.concatenate(targets) if by_token else np.array(targets, dtype=number_type),
+        context=np.array([piece.context for piece in pieces]),
+        own=np.array([piece.own for piece in pieces]),
+        full=np.array(full), places=places)
+
+
+def encode_all(texts, tokenizer):
+    """{text: its ids}, each different text once, by all cores."""
+    different = list(dict.fromkeys(texts))
+    parts = [different[i:i + 256] for i in range(0, len(different), 256)]
+    with ThreadPoolExecutor(available_cores()) as pool:  # the engine leaves Python's lock while it works
+        done = list(pool.map(lambda part: [tokenizer.encode_to_numpy(text) for text in part], parts))
+    return dict(zip(different, (ids for part in done for ids in part)))
+
+
+def brackets(tokenizer):
+    """The ids of <|cls|> and <|sep|>; a vocabulary without them (GPT-2's) has <|endoftext|> for both."""
+    return tuple(tokenizer.special.get(name, tokenizer.special["<|endoftext|>"]) for name in ("<|cls|>", "<|sep|>"))
+
+
+def text_pieces(rows, task, tokenizer):
+    cls, sep = brackets(tokenizer)
+    ids = encode_all([row[name] for row in rows for name in ("text", "pair") if name in row], tokenizer)
+    number = {label: i for i, label in enumerate(task.get("labels", ()))}
+    pieces, full = [], []
+    for i, row in enumerate(rows):
+        if task.get("multi_label"):
+            target = np.isin(task["labels"], row.get("labels", []))
+        elif task["kind"] == "regress":
+            target = (row.get("label", 0) - task["mean"]) / task["deviation"]
+        else:
+            target = number.get(row.get("label"), 0)
+        first = ids[row["text"]]
+        if "pair" in row:
+            second = ids[row["pair"]]
+            full.append(len(first) + len(second) + 3)
+            room = task["max_length"] - 3
+            keep = min(len(first), max(room // 2, room - len(second)))  # the longer one is cut
+            (first,) = cut(first, keep, task)
+            (second,) = cut(second, room - keep, task)
+            pieces.append(Piece(i, np.concatenate(([cls], first, [sep], second, [sep])), keep + 2, target))
+            continue
+        full.append(len(first) + 2)
+        for part in cut(first, task["max_length"] - 2, task):
+            pieces.append(Piece(i, np.concatenate(([cls], part, [sep])), len(part) + 2, target))
+    return pieces, full
+
+
+def cut(ids, room, task):
+    """What is kept of a text of more than `room` tokens: a list of one part, or of several windows."""
+    if len(ids) <= room:
+        return [ids]
+    if task["long_text"] == "windows":
+        return [ids[i:i + room] for i in strides(len(ids), room, task["doc_stride"])]
+    head = {"head": room, "tail": 0, "head_tail": room // 4}[task["long_text"]]  # 128 of 512, as in arXiv:1905.05583
+    return [np.concatenate((ids[:head], ids[len(ids) - (room - head):]))]
+
+
+def strides(n, room, stride):
+    """Where windows of `room` tokens begin that cover n tokens, the last ending with them: int array."""
+    return np.append(np.arange(0, n - room, min(stride, room)), n - room) if n > room else np.zeros(1, dtype=np.int64)
+
+
+def tag_pieces(rows, task, tokenizer):
+    """The label of a word stands at its first token, or for pool=last (a GPT, which has seen no more) at its last.
+
+    A row too long is cut between words, so that every word has its label. Rows to predict may have no tags: then the
+    first label marks the places.
+    """
+    cls, sep = brackets(tokenizer)
+    ids = encode_all([f" {word}" for row in rows for word in row["words"]], tokenizer)
+    number = {label: i for i, label in enumerate(task["labels"])}
+    room = task["max_length"] - 2
+    pieces, full = [], []
+    for i, row in enumerate(rows):
+        words = [ids[f" {word}"][:room] for word in row["words"]]
+        tags = row.get("tags") or [task["labels"][0]] * len(words)
+        lengths = [len(word) for word in words]
+        full.append(sum(lengths) + 2)
+        first = 0
+        while first < len(words) or not words and first == 0:
+            last, used = first, 0
+            while last < len(words) and used + lengths[last] <= room:
+                used += lengths[last]
+                last += 1
+            target, bounds = np.full(used + 2, IGNORE), np.cumsum([0, *lengths[first:last]])
+            at = bounds[1:] if task["pool"] == "last" else bounds[:-1] + 1
+            target[at] = [number.get(tag, 0) for tag in tags[first:last]]
+            pieces.append(Piece(i, np.concatenate(([cls], *words[first:last], [sep])), used + 2, target))
+            first = max(last, 1)
+    return pieces, full
+
+
+def answer_pieces(rows, task, tokenizer):
+    """Windows of the context after the question. Where a window lacks the answer, its target is place 0, <|cls|>.
+
+    Windows overlap; an answer may begin at a token only in the window that shows most on both sides of it.
+    """
+    cls, sep = brackets(tokenizer)
+    ids = encode_all([row[name] for row in rows for name in ("question", "context")], tokenizer)
+    widths = np.array([len(token) for token in tokenizer.token_bytes])
+    known, pieces, full, places = {}, [], [], []
+    for i, row in enumerate(rows):
+        context = ids[row["context"]]
+        question = ids[row["question"]][:min(LONGEST_QUESTION, task["max_length"] // 2 - 2)]
+        if row["context"] not in known:
+            known[row["context"]] = characters(row["context"], widths[context])
+        char_start, char_end = known[row["context"]]
+        places.append((char_start, char_end))
+        full.append(len(context) + len(question) + 3)
+        first = last = -1  # tokens of the answer
+        if row.get("answers"):
+            begin = row["answers"][0]["start"]
+            first = np.searchsorted(char_end, begin, side="right")
+            last = np.searchsorted(char_start, begin + len(row["answers"][0]["text"])) - 1
+        n, room, second = len(context), task["max_length"] - len(question) - 3, len(question) + 2
+        starts = strides(n, room, task["doc_stride"])
+        ends = np.minimum(starts + room, n)
+        token = np.arange(n)
+        seen = np.minimum(token - starts[:, None], ends[:, None] - 1 - token)  # (windows, n) tokens on the poorer side
+        owner = seen.argmax(axis=0)
+        for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist())):
+            mine = np.flatnonzero(owner == number)
+            own = (int(mine[0]), int(mine[-1]) + 1) if len(mine) else (start, start)
+            inside = start <= first and last < end
+            pieces.append(Piece(
+                i, np.concatenate(([cls], question, [sep], context[start:end], [sep])), second,
+                (second + first - start, second + last - start) if inside else (0, 0), start,
+                (second + own[0] - start, second + own[1] - start)))
+    return pieces, full, places
+
+
+def characters(text, widths):
+    """Which characters tokens cover, given their widths in bytes: the first of each, and the one after its last.
+
+    A token of a byte-level vocabulary may hold a part of a character; then it covers that character.
+    """
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    bytes_each = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    character = np.repeat(np.arange(len(codes)), bytes_each)  # of each byte
+    ends = np.cumsum(widths)
+    return character[ends - widths], character[ends - 1] + 1
+
+
+def generate_pieces(rows, task, tokenizer):
+    """Ids and the tokens that follow them; asked for are the response's and <|endoftext|> alone.
+
+    Too long a row loses the beginning of its prompt, then the end of its response.
+    """
+    ids = encode_all([text for row in rows for text in (prompt_text(row["prompt"]), row["response"])], tokenizer)
+    end = tokenizer.special["<|endoftext|>"]
+    pieces, full = [], []
+    for i, row in enumerate(rows):
+        prompt, response = ids[prompt_text(row["prompt"])], np.append(ids[row["response"]], end)
+        full.append(len(prompt) + len(response) - 1)
+        response = response[:task["max_length"]]
+        prompt = prompt[len(prompt) - min(len(prompt), task["max_length"] + 1 - len(response)):]
+        both = np.concatenate((prompt, response)).astype(np.int64)
+        target = np.where(np.arange(1, len(both)) < len(prompt), IGNORE, both[1:])
+        pieces.append(Piece(i, both[:-1], len(both) - 1, target))
+    return pieces, full
+
+
+def prompt_text(prompt):
+    """A prompt as the model sees it: ended by a line end, which says that now comes the response."""
+    return prompt.rstrip() + "\n"
+
+
+# ---- batches -----------------------------------------------------------------------------------------------------
+
+
+def batch(encoded, index, task, tokenizer, multiple=1, class_weights=None, change=None):
+    """The pieces number `index` (B,), padded on the right: a dictionary of arrays, as TaskModel takes them.
+
+    ids (B, T); mask (B, T) unless nothing is padded; types for two texts; allowed (B, T) for answer; targets and
+    weights. T is the longest length, rounded up to a `multiple` if max_length allows. class_weights: (K,) or None.
+    change: None, or change(ids, number) gives a piece's ids changed (of other kinds than classify, pair and regress as
+    many as before).
+    """
+    kind = task["kind"]
+    pad = tokenizer.special.get("<|pad|>", tokenizer.special["<|endoftext|>"])
+    parts = [encoded.ids[encoded.begin[i]:encoded.begin[i + 1]].astype(np.int64) for i in index]
+    second = encoded.second[index]
+    if change is not None:
+        parts = [change(ids, number) for ids, number in zip(parts, index)]
+        if kind in ("pair", "regress"):  # some tokens may be gone
+            sep = brackets(tokenizer)[1]
+            second = np.array([1 + int(np.flatnonzero(ids == sep)[0]) for ids in parts])
+    lengths = np.array([len(ids) for ids in parts])
+    T = min(-(-int(lengths.max()) // multiple) * multiple, task["max_length"])
+    place = np.arange(T)
+    real = place < lengths[:, None]  # (B, T)
+    out = {"ids": np.full((len(index), T), pad, dtype=np.int64)}
+    out["ids"][real] = np.concatenate(parts)
+    if not real.all():
+        out["mask"] = real
+    if kind in ("pair", "answer", "regress"):
+        out["types"] = ((place >= second[:, None]) & real).astype(np.int64)
+    if kind == "answer":
+        out["allowed"] = (place >= second[:, None]) & (place < lengths[:, None] - 1) | (place == 0)
+    if kind in ("tag", "generate"):
+        targets = np.full((len(index), T), IGNORE)
+        targets[real] = np.concatenate([encoded.targets[encoded.begin[i]:encoded.begin[i + 1]] for i in index])
+    else:
+        targets = encoded.targets[index]
+    out["targets"] = targets
+    if class_weights is not None:
+        out["weights"] = np.where(targets == IGNORE, 0, class_weights[targets]).astype(np.float32)
+    else:
+        out["weights"] = (targets != IGNORE).astype(np.float32) if kind in ("tag", "generate") else (
+            np.ones(len(index), dtype=np.float32))
+    return out
+
+
+def balanced(encoded, n_classes):
+    """A weight for each class, so that all have the same in the loss: N / (K * count). (K,)"""
+    counts = np.bincount(encoded.targets[encoded.targets != IGNORE], minlength=n_classes)
+    return (counts.sum() / (n_classes * np.maximum(counts, 1))).astype(np.float32)
+
+
+def check_changes(cfg, task, tokenizer):
+    """Raises UserError where tokens cannot be changed as the options token_drop, token_swap and token_mask say."""
+    if (cfg.token_drop or cfg.token_swap) and task["kind"] not in ("classify", "pair", "regress"):
+        raise UserError(f"token_drop and token_swap would move the targets of a {task['kind']} task; "
+                        "they are for classify, pair and regress")
+    if cfg.token_mask and (task["kind"] == "generate" or "<|mask|>" not in tokenizer.special):
+        raise UserError("token_mask needs a tokenizer with a <|mask|> token, and another kind than generate")
+
+
+def changes(cfg, tokenizer, epoch):
+    """The function that changes a piece in this epoch, or None."""
+    if not (cfg.token_drop or cfg.token_swap or cfg.token_mask):
+        return None
+    mask = tokenizer.special.get("<|mask|>", 0)
+    return lambda ids, number: batches.changed(ids, tokenizer.first_special, mask, cfg.token_drop, cfg.token_swap,
+                                               cfg.token_mask, cfg.seed, epoch, number)

@@ -1,0 +1,57 @@
+"""Several runs by one command: a seed after another, every combination of some options, and a table of how they did."""
+
+import itertools
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import get_type_hints
+
+from nanoft import config, files, metrics
+
+
+def variations(cfg):
+    """The runs that --seeds and --grid ask for, each a config with its own out_dir. Raises ValueError."""
+    settings, kinds = [], get_type_hints(type(cfg))
+    for part in filter(None, cfg.grid.split(";")):
+        name, equals, values = part.strip().partition("=")
+        if not equals or name not in kinds or name in ("out_dir", "seeds", "grid", "resume", "seed"):
+            raise ValueError(f"grid: {part!r} is not an option and its values, as in lr=1e-4,3e-4")
+        settings.append([(name, parsed("grid: " + name, value, kinds[name])) for value in values.split(",")])
+    seeds = [parsed("seeds", seed, int) for seed in cfg.seeds.split(",")] if cfg.seeds else [cfg.seed]
+    runs = []
+    for chosen in itertools.product(*settings):
+        for seed in seeds:
+            folder = [f"{name}={value}" for name, value in chosen] + ([f"seed{seed}"] if cfg.seeds else [])
+            runs.append(replace(cfg, **dict(chosen), seed=seed, seeds="", grid="",
+                                out_dir=str(Path(cfg.out_dir, "_".join(folder).replace("/", "-")))))
+    return runs
+
+
+def parsed(name, text, kind):
+    try:
+        return config.parse_text(text.strip(), kind)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+
+
+def compare(cfg, runs, results):
+    """Print a table, a line for each combination of --grid: mean and deviation over the seeds; write it down."""
+    names = [part.strip().partition("=")[0] for part in filter(None, cfg.grid.split(";"))]
+    metric, table = results[0]["metric"], {}
+    for run, result in zip(runs, results):
+        table.setdefault(tuple((name, getattr(run, name)) for name in names), []).append((run.seed, result))
+    splits = [split for split in ("val", "test") if f"{split}_{metric}" in results[0]]
+    lines, entries = [("", *(f"{split} {metric}" for split in splits), "deviation of each")], []
+    for chosen, some in table.items():
+        entry = {"options": dict(chosen), "seeds": [seed for seed, _ in some]}
+        for split in splits:
+            values = [result[f"{split}_{metric}"] for _, result in some]
+            entry[f"{split}_{metric}"] = {"values": values, "mean": statistics.fmean(values),
+                                          "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
+        entries.append(entry)
+        both = [entry[f"{split}_{metric}"] for split in splits]
+        lines.append((" ".join(f"{k}={v}" for k, v in chosen) or f"{len(some)} seeds",
+                      *(f"{figure['mean']:.4f}" for figure in both),
+                      " ".join(f"{figure['deviation']:.4f}" for figure in both)))
+    print(f"\n--- {len(runs)} runs ---\n{metrics.aligned(lines)}")
+    files.write_json(Path(cfg.out_dir) / ("grid.json" if cfg.grid else "result.json"), entries)

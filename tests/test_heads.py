@@ -1,0 +1,174 @@
+"""Task heads: their losses, padding without effect, spans; and rows put together from windows."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanoft import bpe, encode, parallel, predict
+from nanoft.batches import IGNORE
+from nanoft.evaluate import tensors
+from nanoft.heads import TaskModel
+from nanoft.model import ModelConfig
+
+HERE = parallel.Here(0, 1, torch.device("cpu"))
+BASE = {"max_length": 32, "long_text": "windows", "doc_stride": 8, "head_dropout": 0.0, "label_smoothing": 0.0,
+        "pool": "mean", "max_answer": 5, "v2": False, "mean": 2.0, "deviation": 3.0}
+WORDS = "one two three four five six seven eight nine ten".split()
+TASKS = {
+    "classify": ({"labels": ["a", "b", "c"]}, lambda text: {"text": text, "label": "b"}),
+    "multi": ({"kind": "classify", "labels": ["a", "b", "c"], "multi_label": True},
+              lambda text: {"text": text, "labels": ["a", "c"]}),
+    "regress": ({}, lambda text: {"text": text, "label": 4.0}),
+    "tag": ({"labels": ["O", "B-x"]}, lambda text: {"words": text.split(), "tags": ["B-x"] * len(text.split())}),
+    "answer": ({}, lambda text: {"context": text, "question": "q", "id": text,
+                                 "answers": [{"text": text.split()[-1], "start": text.rindex(text.split()[-1])}]}),
+    "generate": ({}, lambda text: {"prompt": text, "response": text[::-1]}),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return bpe.train([" ".join(WORDS) * 3], 290, progress=False)
+
+
+def make(name, tokenizer, causal=False, **fields):
+    task = BASE | {"kind": name} | TASKS[name][0] | {"pool": "last" if causal else "mean"} | fields
+    torch.manual_seed(0)
+    model = TaskModel(ModelConfig(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=32,
+                                  causal=causal, n_gram=2, n_buckets=64), task)
+    for p in model.parameters():
+        p.data = torch.randn_like(p) * 0.2
+    return model.eval(), task
+
+
+def rows_of(name, lengths=(1, 3, 9, 20, 2)):
+    return [TASKS[name][1](" ".join(WORDS[(i + j) % 10] for j in range(n))) for i, n in enumerate(lengths)]
+
+
+CASES = [(name, causal) for name in TASKS for causal in (False, True) if causal or name != "generate"]
+
+
+@pytest.mark.parametrize("name, causal", CASES)
+def test_padding_changes_nothing(name, causal, tokenizer):
+    """The loss of a batch is the sum of its rows' alone, and so are the outputs of evaluation."""
+    model, task = make(name, tokenizer, causal)
+    pieces = encode.encode(rows_of(name), task, tokenizer)
+    def loss(index, **kw):
+        return model(**tensors(encode.batch(pieces, index, task, tokenizer, **kw), HERE.device)).item()
+    together = loss(np.arange(len(pieces)))
+    assert together == pytest.approx(sum(loss([i]) for i in range(len(pieces))), abs=1e-4)
+    assert together == pytest.approx(loss(np.arange(len(pieces)), multiple=40), abs=1e-4)
+    out = predict.outputs(model, pieces, task, tokenizer, HERE, torch.float32)
+    assert np.isfinite(out).all() and (name != "tag" or len(out) == sum(len(row["words"]) for row in rows_of(name)))
+    for i, row in enumerate(rows_of(name)):
+        alone = encode.encode([row], task, tokenizer)
+        one = predict.predictions(task, [row], alone, predict.outputs(model, alone, task, tokenizer, HERE,
+                                                                      torch.float32))
+        whole = predict.predictions(task, rows_of(name), pieces, out)[i]
+        assert str(one[0].get("prediction"))[:5] == str(whole.get("prediction"))[:5]
+        for key in ("nats", "start"):
+            assert one[0].get(key) == pytest.approx(whole.get(key), abs=1e-3)
+
+
+def test_losses_are_the_ones_they_are_called(tokenizer):
+    for name, causal in CASES:
+        model, task = make(name, tokenizer, causal)
+        pieces = encode.encode(rows_of(name), task, tokenizer)
+        out = predict.outputs(model, pieces, task, tokenizer, HERE, torch.float32)
+        batch = tensors(encode.batch(pieces, np.arange(len(pieces)), task, tokenizer), HERE.device)
+        loss, logits = model(**batch).item(), torch.from_numpy(out)
+        targets = torch.from_numpy(pieces.targets)
+        if name == "classify":
+            assert loss == pytest.approx(F.cross_entropy(logits, targets, reduction="sum").item(), rel=1e-4)
+        elif name == "multi":
+            bce = F.binary_cross_entropy_with_logits(logits, targets.double(), reduction="none").mean(1).sum()
+            assert loss == pytest.approx(bce.item(), rel=1e-4)
+        elif name == "regress":
+            assert loss == pytest.approx(((logits[:, 0] - 2 / 3) ** 2).sum().item(), rel=1e-4)  # (4 - mean) / deviation
+        elif name == "tag":
+            nats = F.cross_entropy(logits, targets[targets != IGNORE], reduction="sum")
+            assert loss == pytest.approx(nats.item(), rel=1e-4)
+        elif name == "generate":
+            assert loss == pytest.approx(out[:, 0].sum(), rel=1e-4)
+            assert out[:, 1].sum() == (pieces.targets != IGNORE).sum()
+
+
+def test_the_first_loss_says_that_every_class_is_as_likely(tokenizer):
+    task = BASE | {"kind": "classify", "labels": ["a", "b", "c"]}
+    model = TaskModel(ModelConfig(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=1, n_head=2, n_embd=32,
+                                  causal=False), task)
+    pieces = encode.encode(rows_of("classify"), task, tokenizer)
+    batch = tensors(encode.batch(pieces, np.arange(len(pieces)), task, tokenizer), HERE.device)
+    assert model(**batch).item() / len(pieces) == pytest.approx(np.log(3), abs=1e-5)
+
+
+def test_label_smoothing_and_class_weights(tokenizer):
+    model, task = make("classify", tokenizer, label_smoothing=0.2)
+    pieces = encode.encode(rows_of("classify"), task, tokenizer)
+    weights = np.array([1.0, 2.5, 1.0], dtype=np.float32)
+    batch = encode.batch(pieces, np.arange(len(pieces)), task, tokenizer, class_weights=weights)
+    assert (batch["weights"] == 2.5).all()
+    batch = tensors(batch, HERE.device)
+    plain = model(**batch).item()
+    model.train()
+    smooth = model(**batch).item()
+    logits = model.logits(batch["ids"], batch.get("types"), batch.get("mask"))
+    wanted = F.cross_entropy(logits, batch["targets"], reduction="sum", label_smoothing=0.2) * 2.5
+    assert smooth == pytest.approx(wanted.item(), rel=1e-4) and smooth != pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "last"])
+def test_a_vector_a_text(pool, tokenizer):
+    model, task = make("classify", tokenizer, pool=pool)
+    pieces = encode.encode(rows_of("classify", (1, 4)), task, tokenizer)
+    batch = tensors(encode.batch(pieces, [0, 1], task, tokenizer), HERE.device)
+    x = model.hidden(batch["ids"], mask=batch["mask"])
+    n = int(pieces.lengths[0])
+    by_hand = {"mean": x[0, :n].mean(0), "cls": x[0, 0], "last": x[0, n - 1]}[pool]
+    logits = model.logits(batch["ids"], mask=batch["mask"])
+    assert torch.allclose(logits[0], model.task_head(by_hand), atol=1e-5)
+
+
+def test_the_best_span_is_the_best_of_all_that_may_be():
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(20, 15, 2)))
+    own = torch.from_numpy(rng.integers(3, 9, size=(20, 1)) + np.array([[0, 4]]))
+    logits[:, 1:3] = -torch.inf   # the question
+    logits[:, 13:] = -torch.inf   # padding
+    for row, (lo, hi), found in zip(logits, own, predict.best_spans(logits, own, 3)):
+        spans = {(s, e): row[s, 0] + row[e, 1] for s in range(lo, hi) for e in range(s, min(s + 3, 15))}
+        best = max(spans, key=spans.get)
+        assert (int(found[1]), int(found[2])) == best and found[0] == pytest.approx(spans[best].item())
+        assert found[3] == pytest.approx(row[0].sum().item())
+        p = row[:, 0].softmax(0)[best[0]] * row[:, 1].softmax(0)[best[1]]
+        assert found[4].exp() == pytest.approx(p.item())
+    none = predict.best_spans(logits, torch.zeros(20, 2, dtype=torch.long), 3)
+    assert (none[:, 0] == predict.NEVER).all()
+
+
+def test_the_right_span_gives_back_the_answer_and_no_answer_wins_where_it_scores_more(tokenizer):
+    rows = rows_of("answer", (20, 3, 28))
+    for v2 in (False, True):
+        task = BASE | {"kind": "answer", "v2": v2}
+        pieces = encode.encode(rows, task, tokenizer)
+        out = np.full((len(pieces), 5), -50.0)
+        out[:, 1:3] = pieces.targets
+        out[:, 3] = 0.0
+        out[pieces.targets[:, 0] > 0, 0] = 1.0
+        found = predict.predictions(task, rows, pieces, out)
+        assert [guess["prediction"] for guess in found] == [row["answers"][0]["text"] for row in rows]
+        for row, guess in zip(rows, found):
+            assert row["context"].startswith(guess["prediction"], guess["start"])
+        out[:, 3] = 2.0
+        found = predict.predictions(task, rows, pieces, out)
+        assert all((guess["prediction"] == "") == v2 for guess in found)
+
+
+def test_windows_of_a_row_are_averaged(tokenizer):
+    task = BASE | {"kind": "classify", "labels": ["a", "b"]}
+    rows = rows_of("classify", (80, 2))
+    pieces = encode.encode([row | {"label": "a"} for row in rows], task, tokenizer)
+    assert (pieces.row == 0).sum() > 3
+    out = np.random.default_rng(0).normal(size=(len(pieces), 2))
+    assert np.allclose(predict.by_row(pieces, out), [out[:-1].mean(0), out[-1]])
