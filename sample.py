@@ -183,10 +183,14 @@ def gaps(model, tokenizer, prompt, _ids, cfg, _number):
         raise UserError(f"the prompt has {len(ids)} tokens, more than the {model.cfg.block_size} that this model "
                         "takes; shorten it")
     if cfg.pseudo_perplexity:
-        loss = generate.pseudo_loss(model, torch.tensor(ids, device=device), mask_id)
+        scored = [i not in tokenizer.special.values() for i in ids]
+        if not any(scored):
+            raise UserError(f"the prompt {prompt!r} has no token to score; give some text")
+        loss = generate.pseudo_loss(model, torch.tensor(ids, device=device), mask_id,
+                                    torch.tensor(scored, device=device))
         if not cfg.output:
-            print(f"{prompt}\n    pseudo-perplexity {math.exp(loss):,.1f} a token, over {len(ids)} tokens")
-        return [{"prompt": prompt, "nats_per_token": loss, "tokens": len(ids)}]
+            print(f"{prompt}\n    pseudo-perplexity {math.exp(loss):,.1f} a token, over {sum(scored)} tokens")
+        return [{"prompt": prompt, "nats_per_token": loss, "tokens": sum(scored)}]
     if mask_id not in ids:
         raise UserError(f"the prompt {prompt!r} has no <|mask|> to fill; write one where a word is missing")
     best, probability = generate.fill_masks(model, torch.tensor(ids, device=device), mask_id, cfg.top_k or 5)

@@ -80,11 +80,11 @@ def check(cfg):
         if getattr(cfg, name) < 1:
             problems.append(f"{name}={getattr(cfg, name)} must be at least 1")
     for name in ("seed", "micro_batch_size", "max_steps", "max_minutes", "lr", "embed_lr", "muon_lr", "weight_decay",
-                 "grad_clip", "nsp_weight", "eval_tokens"):
+                 "grad_clip", "nsp_weight", "eval_tokens", "sample_tokens"):
         if getattr(cfg, name) < 0:
             problems.append(f"{name}={getattr(cfg, name)} must be 0 or more")
     for name in ("beta2", "warmup", "warmdown"):
-        if not 0 <= getattr(cfg, name) <= (0.9999 if name == "beta2" else 1):
+        if not 0 <= getattr(cfg, name) <= 1 or (name == "beta2" and cfg.beta2 == 1):
             problems.append(f"{name}={getattr(cfg, name)} must lie between 0 and 1")
     if not cfg.out_dir or (Path(cfg.out_dir).exists() and not Path(cfg.out_dir).is_dir()):
         problems.append(f"out_dir={cfg.out_dir!r} is not a folder; name one for this run")
@@ -181,7 +181,10 @@ def main():
 
     net = model
     steps = cfg.max_steps or math.inf
-    minutes = min(cfg.max_minutes or math.inf, 6 * n_params * tokens_per_step * steps / 2e11 / 60)  # at 200 GFLOP/s
+    # 6 operations a token for each number in a matrix (tables are only looked up), at 200 GFLOP/s: two cores
+    work = 6 * tokens_per_step * sum(p.numel() for name, p in model.named_parameters() if ".tokens." not in name
+                                     and ".grams." not in name)
+    minutes = min(cfg.max_minutes or math.inf, work * steps / 2e11 / 60)
     if parallel.wants_compile(cfg.compile, minutes, device):  # before DDP: its trial must not wait for others
         net = parallel.compiled(net, lambda net: forward_backward(net, make_batch(np.arange(micro)), weight),
                                 cfg.compile, log.say)
@@ -196,8 +199,7 @@ def main():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+    handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def measure(split, max_tokens):
         model.eval()
@@ -257,7 +259,7 @@ def main():
         first = [(part * here.world + here.rank) * micro for part in range(parts)]
         todo = [make_batch(step * cfg.batch_size + np.arange(row, row + micro)) for row in first]
         counts = [(batch["targets"] != batches.IGNORE).sum() for batch in todo]
-        scored = parallel.total([sum(counts)], here)[0]
+        scored = max(parallel.total([sum(counts)], here)[0], 1)
         losses = torch.zeros_like(weight)
         for part, batch in enumerate(todo):
             if here.world > 1:  # synchronise on the last part only; to be set before the forward
@@ -306,6 +308,8 @@ def main():
         sys.exit(128 + (caught[0][0] if caught else signal.SIGTERM))
 
     # the final figures, of the best weights, over whole splits
+    for number, handler in handlers.items():  # all is saved: from here on a signal ends at once
+        signal.signal(number, handler)
     parallel.wait(here)  # rank 0 may still be writing best.pt
     best_state = checkpoint.load(out_dir / "best.pt")
     checkpoint.load_weights(model, best_state["model"], out_dir / "best.pt")
@@ -364,6 +368,8 @@ def open_data(cfg, here):
 
 def take_weights(model, source, place, resume, tokenizer, folder):
     """Put a checkpoint's weights into the model, if it is the same model over the same tokenizer."""
+    if "task" in source:
+        raise UserError(f"{place} is fine-tuned on a task; begin from the pretrained model that it began from")
     own, saved = asdict(model.cfg), asdict(saved_config(source["model_config"], place))
     free = set() if resume else {"dropout"} | ({"block_size"} if model.cfg.position == "rope" else set())
     # an encoder trained without pairs has no token types and no sentence head: those begin anew
@@ -395,8 +401,9 @@ def write_sample(model, tokenizer, val, cfg, dtype, length):
             best, _ = generate.fill_masks(model, hidden, tokenizer.special["<|mask|>"], k=1)
         model.train()
         guesses = iter(best[:, 0].tolist())
-        return "".join(f"[{tokenizer.decode([next(guesses)])}]" if masked else tokenizer.decode([token])
-                       for token, masked in zip(ids.tolist(), (hidden != ids).tolist()))
+        pieces = [b"[" + tokenizer.decode_bytes([next(guesses)]) + b"]" if masked else tokenizer.decode_bytes([token])
+                  for token, masked in zip(ids.tolist(), (hidden != ids).tolist())]
+        return b"".join(pieces).decode("utf-8", errors="replace")  # a character may be of several tokens
     generator = torch.Generator(device).manual_seed(cfg.seed)
     with parallel.autocast(device, dtype):
         tokens = generate.generate(model, torch.tensor([[eot]], device=device), length, temperature=0.8, top_k=50,

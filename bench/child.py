@@ -187,7 +187,7 @@ def transformers_step(x, y, size, dtype, compiled):
             loss = net(input_ids=x, labels=x).loss  # it shifts the labels itself
         loss.backward()
 
-    return model, learn, [torch.optim.AdamW(model.parameters(), lr=1e-3)]
+    return model, learn, [torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)]
 
 
 def product_weights(model):
@@ -323,7 +323,7 @@ def transformers_classifier(lengths, pad):
 
     model = BertForSequenceClassification(BertConfig(vocab_size=8192, hidden_size=256, num_hidden_layers=4,
                                                      num_attention_heads=4, intermediate_size=1024)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def learn(index):
         T = max(pad, int(lengths[index].max()))

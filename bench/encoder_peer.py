@@ -61,7 +61,7 @@ def main():
     torch.manual_seed(cfg.seed)
     model = BertForMaskedLM(BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=256, num_hidden_layers=4,
                                        num_attention_heads=4, intermediate_size=1024, max_position_embeddings=T))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.01, fused=True)
 
     def step(net, dtype, number):
         batch = tensors(batches.masked_batch(train, T, cfg.seed, number * B + np.arange(B), hide), torch.device("cpu"))

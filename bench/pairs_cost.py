@@ -1,5 +1,8 @@
 """What next-sentence prediction costs the masked words: two encoders on the same plain validation windows and masks.
 
+Plain windows are what the first run goes on training with, while the second has learned to expect <|cls|>, <|sep|> and
+token types, which they lack: the difference is an upper bound of what pairs cost.
+
     python train.py config/wikitext_bert_nsp.py --out_dir=out/pairs
     python train.py config/wikitext_bert_nsp.py --out_dir=out/alone --objective=mlm
     python bench/pairs_cost.py --runs=out/alone,out/pairs

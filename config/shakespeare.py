@@ -2,7 +2,7 @@
 # Expect a loss of 1.87 per character on the validation set, which nanoGPT's CPU recipe (1.886) takes minutes for.
 data = "shakespeare"
 out_dir = "out/shakespeare"
-max_steps = 100
+max_steps = 80
 max_minutes = 0
 
 n_layer = 2
@@ -10,7 +10,7 @@ n_head = 4
 n_embd = 128
 n_gram = 4
 block_size = 64
-batch_size = 12
+batch_size = 16
 lr = 0.01
 embed_lr = 0.1
 eval_interval = 200

@@ -109,7 +109,8 @@ def mask_words(ids, masking, seed, index):
     draw[~maskable] = np.inf
     order = draw.argsort(axis=1, kind="stable")
     rank = order.argsort(axis=1)
-    count = np.floor(masking.prob * maskable.sum(1) + fraction[:, 0]).astype(np.int64)[:, None]  # (B, 1)
+    count = np.floor(masking.prob * maskable.sum(1) + fraction[:, 0]).astype(np.int64)
+    count = np.clip(count, 1, maskable.sum(1))[:, None]  # (B, 1); one at least, as BERT has it
     chosen = rank < count
     if masking.chunk_starts is not None:  # a word of which only a part would fit is left whole
         border = np.take_along_axis(draw, np.take_along_axis(order, count.clip(max=T - 1), axis=1), axis=1)
@@ -155,6 +156,7 @@ class Pairs:
                             "segments need two at least: prepare more documents, or use --objective=mlm")
         start, end = self.documents.T
         self.by_length = (end - start).argsort(kind="stable")
+        self.sorted_lengths, self.rank = (end - start)[self.by_length], self.by_length.argsort()
         room = block_size - 3
         count = -(-(end - start) // room)  # windows of each document
         document = np.repeat(np.arange(len(count)), count)
@@ -179,27 +181,31 @@ class Pairs:
         return order
 
     def batch(self, index):
-        """The pairs number `index` (B,): ids, types, mask, targets (B, T) and next_targets (B,).
-
-        T is the longest of the global batch, rounded up so that compiled code, which is made anew for each T, sees
-        four at most.
-        """
+        """The training pairs number `index` (B,), a part of a global batch, as `rows` gives them."""
         per_epoch = max(1, len(self.windows) // self.batch_size)
         step = int(index[0]) // self.batch_size
         order = self.order(step // per_epoch)
         place = step % per_epoch * self.batch_size
         everyone = order[(place + np.arange(self.batch_size)) % len(order)]  # the windows of the global batch
-        longest = int(self.windows[everyone, 1].max()) + 3
+        return self.rows(everyone[index % self.batch_size], index, int(self.windows[everyone, 1].max()))
+
+    def rows(self, windows, numbers, longest):
+        """The pairs of some windows (B,), each by the random numbers of its own number.
+
+        ids, types, mask, targets (B, T) and next_targets (B,). T fits a window of `longest` tokens, rounded up so that
+        compiled code, which is made anew for each T, sees four at most.
+        """
+        longest += 3
         multiple = max(64, -(-self.block_size // 4))
         T = min(-(-longest // multiple) * multiple, self.block_size)
-        ids = np.full((len(index), T), self.pad, dtype=np.int64)
-        types, next_targets = np.zeros_like(ids), np.empty(len(index), dtype=np.int64)
-        for row, number in enumerate(index):
-            a, b, next_targets[row] = self.pair(everyone[number % self.batch_size], number)
+        ids = np.full((len(windows), T), self.pad, dtype=np.int64)
+        types, next_targets = np.zeros_like(ids), np.empty(len(windows), dtype=np.int64)
+        for row, (window, number) in enumerate(zip(windows, numbers)):
+            a, b, next_targets[row] = self.pair(window, number)
             text = np.concatenate(([self.cls], a, [self.sep], b, [self.sep]))
             ids[row, :len(text)] = text
             types[row, len(a) + 2:len(text)] = 1
-        seen, targets = mask_words(ids, self.masking, self.seed, index)
+        seen, targets = mask_words(ids, self.masking, self.seed, numbers)
         return {"ids": seen, "types": types, "mask": ids != self.pad, "targets": targets, "next_targets": next_targets}
 
     def pair(self, window, number):
@@ -222,10 +228,11 @@ class Pairs:
 
     def another(self, document, length, rng):
         """A random document but this one, of at least `length` tokens, or of the longest there are."""
-        start, end = self.documents[self.by_length].T
-        candidates = self.by_length[min(np.searchsorted(end - start, length), len(start) - 2):]
-        candidates = candidates[candidates != document]
-        return candidates[rng.integers(len(candidates))]
+        n = len(self.documents)
+        first = min(np.searchsorted(self.sorted_lengths, length), n - 2)  # of those long enough, by length
+        own = self.rank[document]
+        place = int(rng.integers(first, n - (own >= first)))
+        return self.by_length[place + (first <= own <= place)]  # the one after, if it would be this document
 
     def sentence_start(self, ids, near, low, high):
         """The place in low..high nearest to `near` that follows a sentence's end; `near` itself if there is none."""

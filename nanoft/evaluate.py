@@ -47,10 +47,11 @@ def masked_figures(model, tokens, max_tokens, masking, pairs, here, dtype):
     """
     block_size = model.cfg.block_size
     if pairs:
-        number = len(pairs.windows)
-        number = min(number, max(1, max_tokens // block_size)) if max_tokens else number
-        size = pairs.batch_size
-        parts = map(pairs.batch, np.split(np.arange(number), range(size, number, size))[here.rank::here.world])
+        some, lengths = pairs.windows[:, 1].argsort(kind="stable"), pairs.windows[:, 1]  # like lengths: less padding
+        if max_tokens and len(some) > max_tokens // block_size:  # evenly spread
+            some = some[np.linspace(0, len(some) - 1, max(1, max_tokens // block_size)).astype(np.int64)]
+        groups = [some[i:i + pairs.batch_size] for i in range(0, len(some), pairs.batch_size)][here.rank::here.world]
+        parts = (pairs.rows(group, group, lengths[group].max()) for group in groups)
     else:
         starts = batches.eval_starts(len(tokens) - block_size + 1, block_size, block_size, max_tokens)
         starts = starts[here.rank::here.world]

@@ -71,6 +71,8 @@ def from_table(train_file, kind, text_column="", pair_column="", label_column=""
     as .jsonl in the form above.) Every file may be gzipped.
     Without val_file, the rows whose text's hash falls below val_fraction are validation. Raises UserError as load_task.
     """
+    if separator and kind != "classify":
+        raise UserError(f"separator={separator!r} is for kind=classify; a {kind} row has one label")
     paths = {"train": train_file} | ({"val": val_file} if val_file else {}) | ({"test": test_file} if test_file else {})
     chosen, located = None, {}
     for split, path in paths.items():
@@ -240,7 +242,8 @@ def check_labels(task, located):
 def mend_answers(rows, split):
     """Answers not at their offset are looked up in the context: moved to the nearest place, or left out if in none.
 
-    A question that loses all its answers so is left out. Prints how many there were, if any.
+    A training question that loses all its answers so is left out; other splits keep theirs, for scores count them.
+    Prints how many there were, if any.
     """
     kept, moved, dropped = [], 0, 0
     for row in rows:
@@ -254,6 +257,8 @@ def mend_answers(rows, split):
             moved, dropped = moved + bool(places), dropped + (not places)
             if places:
                 answers.append({"text": text, "start": min(places, key=lambda at, start=start: abs(at - start))})
+            elif split != "train":
+                answers.append(answer)
         if answers or not row["answers"]:
             kept.append(row | {"answers": answers})
     if moved or dropped:

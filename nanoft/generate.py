@@ -122,14 +122,15 @@ def fill_masks(model, ids, mask_id, k=5):
 
 
 @torch.no_grad()
-def pseudo_loss(model, ids, mask_id, batch=32):
+def pseudo_loss(model, ids, mask_id, scored, batch=32):
     """Mean nats of each token when it alone is masked (arXiv:1910.14659); its exponential is the pseudo-perplexity.
 
-    ids: (T,).
+    ids: (T,); scored: bool (T,), True for the tokens that count: not the special ones, which are never masked.
     """
     rows = ids.repeat(len(ids), 1)  # (T, T): row i has token i masked
     rows.fill_diagonal_(mask_id)
     targets = torch.full_like(rows, -100)
     targets.diagonal().copy_(ids)
+    rows, targets = rows[scored], targets[scored]
     total = sum(model(x, y).item() * len(x) for x, y in zip(rows.split(batch), targets.split(batch)))
-    return total / len(ids)
+    return total / len(rows)

@@ -82,11 +82,11 @@ def attention(q, k, v, causal=False, mask=None, dropout=0.0, explicit=False):
     T, S = q.size(-2), k.size(-2)
     if causal and S > T:  # T new tokens after S - T in a cache
         mask, causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T), False
-    plain = explicit or (q.device.type == "cpu" and torch.is_grad_enabled() and S <= 1024)
+    in_parts = causal and torch.compiler.is_compiling() and T >= 128
+    plain = explicit or (q.device.type == "cpu" and torch.is_grad_enabled() and S <= (1024 if in_parts else 512))
     if not plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal), None
-    in_parts = causal and torch.compiler.is_compiling() and not explicit and T >= 128
-    parts = 4 if in_parts else 1
+    parts = 4 if in_parts and not explicit else 1
     mixed = []
     for i in range(parts):
         first, end = i * T // parts, (i + 1) * T // parts
@@ -189,7 +189,7 @@ class Block(nn.Module):
 
 
 def hash_multipliers(n):
-    """Odd 64-bit numbers, as signed ones: the powers of 2^64 divided by the golden ratio."""
+    """Odd 64-bit numbers, as signed ones: powers modulo 2^64 of 2^64 / golden ratio (Knuth's multiplicative hash)."""
     powers = [pow(0x9E3779B97F4A7C15, i + 1, 2**64) for i in range(n)]
     return torch.tensor([m - 2**64 if m >= 2**63 else m for m in powers])
 

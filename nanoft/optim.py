@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules: AdamW (arXiv:1711.05101) for most, Muon for the hidden matrices.
 
-Muon (Keller Jordan, kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the nearest matrix with all
-singular values equal, found by a few matrix products. It needs about half of AdamW's steps on small models.
+Muon (Keller Jordan, kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the nearest orthogonal matrix,
+found by a few matrix products, so that every direction of the matrix learns at the same pace.
 """
 
 import math
@@ -22,8 +22,8 @@ POLAR_EXPRESS = (
 def orthogonalize(m, steps=3, dtype=torch.float32):
     """The orthogonal factor of each matrix, approximately. m: (N, rows, columns) -> the same shape.
 
-    Five iterations leave singular values of 0.86 to 1.14, three 0.2 to 1.9; they train alike (LOG.md), and on a small
-    model the products are a good part of the step.
+    Five iterations leave singular values of 0.86 to 1.14, three 0.2 to 1.9 (those that are no noise); they train alike
+    (LOG.md), and on a small model the products are a good part of the step.
     """
     tall = m.size(-2) > m.size(-1)
     x = m.mT if tall else m  # the products below are over the shorter side
@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
                 buffers = [self.state[p]["momentum"] for p in params]
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 ahead = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))  # (N, rows, columns)
-                # an update of the same root-mean-square entry whatever the matrix's form
+                # entries of about lr / sqrt(columns): in proportion to those the matrix began with
                 scale = group["lr"] * max(1, shape[0] / shape[1]) ** 0.5
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(params, list(orthogonalize(ahead, dtype=self.dtype)), alpha=-scale)

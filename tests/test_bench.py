@@ -114,7 +114,8 @@ def test_commands_are_timed_until_something_is_seen(tmp_path):
 
 
 def test_options_are_checked_and_paths_are_not_kept(tmp_path):
-    assert parts_of(Options()) == ["ceilings", "step", "memory", "first_step", "loss", "bpe", "tokenize", "generate"]
+    assert parts_of(Options()) == ["ceilings", "step", "memory", "first_step", "loss", "bpe", "tokenize", "finetune",
+                                     "generate"]
     assert parts_of(Options(only="size, bpe")) == ["size", "bpe"]
     assert parts_of(Options(readme=True)) == [] and parts_of(Options(profile=True)) == ["profile"]
     problems = check(Options(only="stpe", rounds=0, nanogpt=str(tmp_path), match="("))

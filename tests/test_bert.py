@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanoft import UserError, batches, generate
+from nanoft import UserError, batches, generate, parallel
 from nanoft.bins import Tokens, write_split
 from nanoft.bpe import Tokenizer
+from nanoft.evaluate import masked_figures
 from nanoft.model import BERT, CLASSIC, GPT, ModelConfig
 
 TINY = dict(vocab_size=100, block_size=16, n_layer=2, n_head=4, n_embd=32, causal=False)
@@ -140,6 +141,30 @@ def test_padding_of_pairs_stays_small(train, tokenizer):
     assert 1 - sum(m.sum() for m in steps) / sum(m.size for m in steps) < 0.05
 
 
+def test_evaluation_asks_every_pair_once_and_another_document_is_another(tmp_path, tokenizer):
+    texts = [("One two three. " * n).strip() for n in range(1, 30)]
+    pairs = make_pairs(tmp_path, tokenizer, texts)
+    model = encoder(vocab_size=tokenizer.vocab_size, block_size=32, n_types=2).eval()
+    asked, rows = [], pairs.rows
+    pairs.rows = lambda windows, numbers, longest: asked.extend(windows) or rows(windows, numbers, longest)
+    masked_figures(model, None, 0, None, pairs, parallel.Here(0, 1, torch.device("cpu")), torch.float32)
+    assert len(pairs.windows) % 4 and sorted(asked) == list(range(len(pairs.windows)))
+
+    rng, lengths = np.random.default_rng(0), np.diff(pairs.documents)[:, 0]
+    for length in (2, 40, lengths.max() + 1):
+        for document in range(len(lengths)):
+            others = {int(pairs.another(document, length, rng)) for _ in range(200)}
+            assert document not in others
+            assert others <= set(np.flatnonzero(lengths >= length)) | set(lengths.argsort()[-2:])
+            assert len(others) >= min(10, max(1, (lengths >= length).sum() - 1))
+
+
+def test_a_row_has_one_mask_at_least(tokenizer, train):
+    ids = np.stack([train.read(i, i + 8) for i in range(40)])
+    _, targets = batches.mask_words(ids, batches.masking(tokenizer, 0.001), 1, np.arange(40))
+    assert ((targets != batches.IGNORE).sum(1) == 1).all()
+
+
 def test_too_few_documents(tmp_path, tokenizer):
     with pytest.raises(UserError, match="1 document"):
         make_pairs(tmp_path, tokenizer, ["One document. Alone."])
@@ -208,5 +233,6 @@ def test_fill_masks_and_pseudo_loss():
         row = ids.clone()
         row[i] = 96
         by_hand -= model.word_logits(model.hidden(row[None])[0, i:i + 1]).log_softmax(-1)[0, ids[i]].item() / 3
-    assert generate.pseudo_loss(model, ids, 96, batch=2) == pytest.approx(by_hand, abs=1e-5)
+    every = torch.ones(len(ids), dtype=torch.bool)
+    assert generate.pseudo_loss(model, ids, 96, every, batch=2) == pytest.approx(by_hand, abs=1e-5)
     assert math.isfinite(by_hand)

@@ -293,7 +293,7 @@ def test_init_from_begins_where_the_other_run_ended(stopped, corpus, tmp_path, c
     call(train, *TINY, f"--data={corpus}", f"--out_dir={tmp_path}", f"--init_from={stopped['whole']}", "--max_steps=1")
     old = losses(stopped["whole"])
     assert old[0] - old[-1] > 0.5  # or the next line would show nothing
-    assert abs(losses(tmp_path)[0] - old[-5:].mean()) < 0.3  # losses of single batches differ by this much
+    assert losses(tmp_path)[0] < (old[0] + old[-5:].mean()) / 2  # from scratch it would be old[0] again
 
 
 def test_init_from_with_another_block_size_is_obeyed_or_refused(plain, corpus, tmp_path, call):
