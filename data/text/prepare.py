@@ -41,7 +41,7 @@ def check(cfg):
 def find_files(source):
     """The files that `source` names: folders are searched, in the order of names."""
     files = []
-    for path in map(Path, source.split(",")):
+    for path in (Path(name) for name in source.split(",") if name.strip()):
         if not path.exists():
             raise UserError(f"--source: {path} does not exist; give files and folders separated by commas")
         if path.is_dir():
