@@ -297,7 +297,7 @@ def nanoft_classifier(lengths, pad):
             "max_length": 128}
     model = TaskModel(ModelConfig(vocab_size=8192, block_size=128, n_layer=4, n_head=4, n_embd=256, causal=False,
                                   dropout=0.1), task)
-    tokenizer = SimpleNamespace(special={"<|pad|>": 8191})
+    tokenizer = SimpleNamespace(special={"<|pad|>": 8191, "<|endoftext|>": 8190})
     rows, none = np.arange(n), np.zeros(n, dtype=np.int64)
     encoded = encode.Encoded(ids=rng.integers(0, 8000, lengths.sum()), begin=np.cumsum([0, *lengths]), row=rows,
                              second=lengths, targets=rng.integers(0, 2, n), context=none,
