@@ -266,15 +266,7 @@ def fine_tune(cfg, here):
         model.zero_grad(set_to_none=True)
     net = parallel.wrap(net, here)
 
-    caught = []  # SIGINT or SIGTERM: finish the step, save, leave; a later one ends at once
-
-    def on_signal(number, _frame):
-        caught.append((number, time.time()))
-        if caught[-1][1] - caught[0][1] > 3:  # torchrun and its scheduler may both send one at once
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught, release = parallel.catch_signals()  # SIGINT or SIGTERM: finish the step, save, leave
 
     def swap_averaged():
         """Put the averaged weights into the model; a second call takes them out again."""
@@ -377,14 +369,13 @@ def fine_tune(cfg, here):
                     f"{rate:7,.0f} rows/s | {clock((steps - step) * cfg.batch_size / rate)} left")
             since, since_step, paused, tokens = now, step, 0.0, 0
 
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    release()
     if interrupted and not done:
         parallel.wait(here)  # torchrun ends everybody when the first has gone
         log.say(f"stopped at step {step} and saved; go on with --resume")
         log.close()
         parallel.stop(here)
-        sys.exit(128 + (caught[0][0] if caught else signal.SIGTERM))
+        sys.exit(128 + (caught[0] if caught else signal.SIGTERM))
 
     # the final figures, of the best weights
     parallel.wait(here)  # rank 0 may still be writing best.pt

@@ -191,15 +191,7 @@ def main():
         model.zero_grad(set_to_none=True)
     net = parallel.wrap(net, here)
 
-    caught = []  # SIGINT or SIGTERM: finish the step, save, leave; a later one ends at once
-
-    def on_signal(number, _frame):
-        caught.append((number, time.time()))
-        if caught[-1][1] - caught[0][1] > 3:  # torchrun and its scheduler may both send one at once
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught, release = parallel.catch_signals()  # SIGINT or SIGTERM: finish the step, save, leave
 
     def measure(split, max_tokens):
         model.eval()
@@ -305,11 +297,10 @@ def main():
         log.say(f"stopped at step {step} and saved; go on with --resume")
         log.close()
         parallel.stop(here)
-        sys.exit(128 + (caught[0][0] if caught else signal.SIGTERM))
+        sys.exit(128 + (caught[0] if caught else signal.SIGTERM))
 
     # the final figures, of the best weights, over whole splits
-    for number, handler in handlers.items():  # all is saved: from here on a signal ends at once
-        signal.signal(number, handler)
+    release()  # all is saved: from here on a signal ends at once
     parallel.wait(here)  # rank 0 may still be writing best.pt
     best_state = checkpoint.load(out_dir / "best.pt")
     checkpoint.load_weights(model, best_state["model"], out_dir / "best.pt")

@@ -5,6 +5,7 @@ A single process is the case of one: the same calls, and they do nothing.
 
 import ctypes
 import os
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -65,6 +66,29 @@ def keep_memory():
         if mallopt:
             mallopt(-3, 2**25)      # M_MMAP_THRESHOLD, 32 MB, the largest it takes: smaller blocks come from the heap
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap shrinks above 2 GB of free memory only
+
+
+def catch_signals():
+    """From now on SIGINT and SIGTERM end nothing, but are noted; another one more than 3 seconds later does end all.
+
+    Returns the list of their numbers, which fills as they come, and a function that puts things back as they were.
+    """
+    caught, times = [], []
+
+    def note(number, _frame):
+        caught.append(number)
+        times.append(time.time())
+        if times[-1] - times[0] > 3:  # torchrun and its scheduler may both send one at once
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def release():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    return caught, release
 
 
 def native_bf16(device):
