@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from nanoft import UserError
-from nanoft.files import read_json, write_json, write_whole
+from nanoft.files import read_json, write_json, write_jsonl
 from nanoft.tables import read_conll, read_jsonl, read_squad, read_table
 
 COLUMNS = {
@@ -351,8 +351,7 @@ def save_task(folder, task, splits):
     for split in SPLITS:
         path = folder / f"{split}.jsonl"
         if split in splits:
-            lines = ((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8") for row in splits[split])
-            write_whole(path, lambda file, lines=lines: file.writelines(lines))
+            write_jsonl(path, splits[split])
         else:
             path.unlink(missing_ok=True)
     write_json(folder / "task.json", task)

@@ -29,8 +29,8 @@ def write_json(path, content):
 
 
 def write_jsonl(path, rows):
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(path, lambda file: file.write(lines.encode("utf-8")))
+    lines = ((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8") for row in rows)
+    write_whole(path, lambda file: file.writelines(lines))
 
 
 def read_json(path):
