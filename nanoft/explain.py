@@ -102,17 +102,20 @@ def share_of_norm(norm, part, total):
     return part
 
 
-def gradients(trunk, score, x, ids, types=None):
-    """Scores and their gradients at embeddings x: (B, T, C) -> (B,), (B, T, C). The blocks read x, whatever the ids."""
-    x = x.detach().requires_grad_()
-    B = len(x)
+def scores_of(trunk, score, x, ids, types=None):
+    """Scores of embeddings x: (B, T, C) -> (B,). The blocks read x, whatever the ids (T,)."""
     hook = trunk.norm_in.register_forward_hook(lambda module, args, out: x)
     try:
-        with torch.enable_grad():
-            scores = score(ids.expand(B, -1), None if types is None else types.expand(B, -1))
-            return scores.detach(), torch.autograd.grad(scores.sum(), x)[0]
+        return score(ids.expand(len(x), -1), None if types is None else types.expand(len(x), -1))
     finally:
         hook.remove()
+
+
+def gradients(trunk, score, x, ids, types=None):
+    """The gradient of each score of x, as above: (B, T, C) -> (B, T, C)."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(scores_of(trunk, score, x, ids, types).sum(), x)[0]
 
 
 def saliency(gradient):
@@ -135,19 +138,21 @@ class Integrated(NamedTuple):
 def integrated_gradients(trunk, score, ids, base_ids, types=None, steps=50):
     """What each token adds to the score, going straight from the baseline's embeddings to the text's: Integrated.
 
-    ids, base_ids: (T,). The mean gradient on the way, times the way. `steps` points, placed by Gauss and Legendre:
-    for a curve as smooth as this many times nearer to the integral than points at equal distances.
+    ids, base_ids: (T,). The mean gradient on the way, times the way. `steps` points, placed by Gauss and Legendre, which
+    for a smooth curve come far nearer to the integral than as many at equal distances. A score that goes in steps, as
+    that of a tiny model of a rule without exceptions may, needs many more: its delta tells.
     """
     now, base = embed(trunk, ids, types), embed(trunk, base_ids, types)
     nodes, weights = (torch.from_numpy(x).to(now.read) / 2 for x in np.polynomial.legendre.leggauss(steps))
     way, mean = now.read - base.read, torch.zeros_like(now.read)
     at_once = max(1, POINT_TOKENS // len(ids))
     for at, weight in zip((nodes + 0.5).split(at_once), weights.split(at_once)):
-        _, gradient = gradients(trunk, score, base.read + at[:, None, None] * way, ids, types)
-        mean += (weight[:, None, None] * gradient).sum(0)  # (B, T, C) -> (T, C)
-    ends, _ = gradients(trunk, score, torch.stack((base.read, now.read)), ids, types)
+        gradient = gradients(trunk, score, base.read + at[:, None, None] * way, ids, types)
+        mean += (weight[:, None, None] * gradient).sum(0)  # (N, T, C) -> (T, C)
+    with torch.no_grad():
+        first, last = scores_of(trunk, score, torch.stack((base.read, now.read)), ids, types).tolist()
     tokens = by_token(way, now.grams - base.grams, mean)
-    return Integrated(tokens, ends[1].item(), ends[0].item(), (tokens.sum() - (ends[1] - ends[0])).item())
+    return Integrated(tokens, last, first, tokens.sum().item() - (last - first))
 
 
 def by_token(change, grams, gradient):

@@ -25,7 +25,8 @@ NEIGHBOURS = 16  # words whose neighbours are shown
 STYLE = """<style>.grid td,.grid th{border:0;padding:2px;text-align:center;font-weight:normal}
 .grid button{border:1px solid var(--line);background:none;padding:0;display:block;cursor:pointer}
 .grid button[aria-pressed=true]{outline:2px solid #3b82c4}
-.grid img{display:block;width:88px;height:88px;max-width:none}.maps img,.maps image{image-rendering:pixelated}
+.grid img{display:block;width:clamp(56px,18vw,88px);height:clamp(56px,18vw,88px);max-width:none}
+.maps img,.maps image{image-rendering:pixelated}
 .maps svg text{font-size:11px;fill:currentColor}</style>"""
 
 # a small map shows itself large; a square under the mouse says its weight, which is in the picture's opacity
@@ -61,7 +62,8 @@ document.querySelectorAll('.maps').forEach(box => {
 def write(folder, checkpoint, model, tokenizer, subjects, cfg):
     """index.html and, where matplotlib is, PNGs into a folder; what is found also in short lines on the screen.
 
-    cfg has layers and heads (which maps: "1,3", "" = all), drawn_tokens and ig_steps, as in sample.py.
+    checkpoint: the path of the model's file. cfg has layers and heads (which maps: "1,3", "" = all), drawn_tokens and
+    ig_steps, as in sample.py.
     """
     folder = Path(folder)
     layers = choose("layers", cfg.layers, model.cfg.n_layer)
@@ -81,7 +83,7 @@ def write(folder, checkpoint, model, tokenizer, subjects, cfg):
         if drawing:
             written += draw(folder, "" if number == 1 else f"{number}-", model, tokenizer, subject, found, drawn)
         deltas += say(subject, found, units, cfg.ig_steps)
-    page.write(folder / "index.html", f"What {checkpoint} looks at", *parts, SCRIPT)
+    page.write(folder / "index.html", f"What {Path(checkpoint).resolve().parent.name} looks at", *parts, SCRIPT)
     if len(deltas) > 1:
         deltas = np.array(deltas)
         print(f"convergence delta of {len(deltas)} scores: median {np.median(deltas):.3%}, largest {deltas.max():.3%} "
@@ -93,7 +95,7 @@ def choose(name, text, n):
     """The numbers, from 0, that a text such as 1,3 names from 1; "" names all n. Raises UserError."""
     numbers = text.split(",") if text else [str(i) for i in range(1, n + 1)]
     if not all(number.isdigit() and 1 <= int(number) <= n for number in numbers):
-        raise UserError(f"{name}={text}: this model has {name} 1 to {n}; give some of them, as 1,{n}")
+        raise UserError(f"{name}={text}: this model has {name} 1 to {n}; give numbers, or nothing for all")
     return [int(number) - 1 for number in numbers]
 
 
@@ -121,7 +123,7 @@ def look(model, tokenizer, subject, steps):
     maps, embedded = explain.attention_maps(trunk, ids, types), explain.embed(trunk, ids, types)
     integrated, products, lengths = [], [], []
     for target in subject.targets:
-        _, gradient = explain.gradients(trunk, target.score, embedded.read[None], ids, types)
+        gradient = explain.gradients(trunk, target.score, embedded.read[None], ids, types)
         integrated.append(explain.integrated_gradients(trunk, target.score, ids, base, types, steps))
         products.append(explain.input_x_gradient(embedded, gradient[0]).cpu().numpy())
         lengths.append(explain.saliency(gradient[0]).cpu().numpy())
@@ -136,10 +138,11 @@ def say(subject, found, units, steps):
         difference = result.score - result.base
         part = abs(result.delta / difference) if abs(difference) > 1e-4 else 0.0  # none where nothing is explained
         deltas.append(part)
+        advice = f"; too large, try --ig_steps={4 * steps}" if part > 0.05 else ""
         by_unit = sums(result.tokens.cpu(), units)
         strongest = [i for i in np.abs(by_unit).argsort()[::-1][:6] if by_unit[i]]
         print(f"    {target.name}: {result.score:.3f}, of the baseline {result.base:.3f}; convergence delta "
-              f"{result.delta:+.1e}, {part:.3%} of the difference ({steps} steps)\n        "
+              f"{result.delta:+.1e}, {part:.3%} of the difference ({steps} steps{advice})\n        "
               + "   ".join(f"{label(units[i][0])} {by_unit[i]:+.3f}" for i in strongest))
     return deltas
 
@@ -309,7 +312,7 @@ def attention_grid(Figure, found, drawn):
     axes = figure.subplots(len(drawn.layers), len(drawn.heads), squeeze=False, sharex=True, sharey=True)
     for i, layer in enumerate(drawn.layers):
         for j, head in enumerate(drawn.heads):
-            show(axes[i, j], maps[i, j], rows if labelled else None, columns)
+            show(axes[i, j], maps[i, j], maps.max(), drawn.first, rows if labelled else None, columns)
             axes[i, j].set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
     figure.supxlabel("token that is looked at (number)" if not labelled else "token that is looked at", fontsize=10)
     figure.supylabel("token that looks (number)" if not labelled else "token that looks", fontsize=10)
@@ -322,18 +325,22 @@ def labelled_map(Figure, weights, title, drawn):
     side = 1.6 + 0.16 * len(rows)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     ax = figure.subplots()
-    show(ax, weights, rows, columns)
+    show(ax, weights, weights.max(), drawn.first, rows, columns)
     ax.set(title=title, xlabel="token that is looked at", ylabel="token that looks")
     figure.colorbar(ax.images[0], label="share")
     return figure
 
 
-def show(ax, weights, rows, columns):
+def show(ax, weights, largest, first, rows, columns):
+    """A map with words at its sides; where rows is None with the tokens' numbers, from 1 on."""
     from matplotlib.colors import PowerNorm
 
-    ax.imshow(weights, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest")
+    begin = 0 if rows else first + 1
+    edges = (begin - 0.5, begin + weights.shape[1] - 0.5, begin + weights.shape[0] - 0.5, begin - 0.5)
+    ax.imshow(weights, cmap="Blues", norm=PowerNorm(0.5, 0, largest), aspect="auto", interpolation="nearest",
+              extent=edges)
     ax.grid(False)
-    if rows is not None:
+    if rows:
         ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
         ax.set_yticks(range(len(rows)), rows, fontsize=8)
 

@@ -97,12 +97,13 @@ def test_gradients_are_those_of_the_embeddings(kind):
     model = classifier(**KINDS[kind])
     score, ids = scorer(model, 1), text()
     embedded = explain.embed(model.trunk, ids)
-    scores, gradient = explain.gradients(model.trunk, score, embedded.read[None], ids)
-    assert scores.item() == pytest.approx(model.logits(ids[None])[0, 1].item(), abs=1e-5)
+    gradient = explain.gradients(model.trunk, score, embedded.read[None], ids)
+    scores = explain.scores_of(model.trunk, score, embedded.read[None], ids)
+    assert torch.allclose(scores, model.logits(ids[None])[:, 1], atol=1e-5)
     double = model.double()
     x = embedded.read.double()
     step = 1e-2 * gradient[0].double() / gradient.norm()
-    ends, _ = explain.gradients(double.trunk, score, torch.stack((x - step, x + step)), ids)
+    ends = explain.scores_of(double.trunk, score, torch.stack((x - step, x + step)), ids)
     assert (ends[1] - ends[0]).item() / 2e-2 == pytest.approx(gradient.norm().item(), rel=0.01)
     assert torch.allclose(explain.saliency(gradient[0]).square().sum().sqrt(), gradient.norm())
 
@@ -118,7 +119,7 @@ def test_what_words_add_is_the_difference_of_the_scores(kind, tokenizer):
     assert found.delta == pytest.approx(found.tokens.sum().item() - (found.score - found.base), abs=1e-6)
     assert abs(found.delta) < 0.01 * abs(found.score - found.base)
     embedded = explain.embed(model.trunk, ids)
-    _, gradient = explain.gradients(model.trunk, scorer(model, 1), embedded.read[None], ids)
+    gradient = explain.gradients(model.trunk, scorer(model, 1), embedded.read[None], ids)
     product = explain.input_x_gradient(embedded, gradient[0])
     assert product.sum().item() == pytest.approx((embedded.read * gradient[0]).sum().item(), abs=1e-4)
 
@@ -164,6 +165,40 @@ def test_a_word_without_effect_adds_nothing(tokenizer):
     assert found.tokens[0].abs() > 1e-3 and torch.allclose(found.tokens[1:], torch.zeros(11).double(), atol=1e-7)
 
 
+@pytest.fixture(scope="module")
+def trained(tokenizer):
+    """A classifier that has learned which of two words is in a text, its accuracy 1, and 20 texts with their places."""
+    task = {"kind": "classify", "labels": ["five", "six"], "head_dropout": 0.0, "label_smoothing": 0.0, "pool": "mean"}
+    torch.manual_seed(1)
+    model = TaskModel(ModelConfig(**SHAPE | dict(causal=False, n_gram=2, n_buckets=64)), task)
+    cls, sep, five, six = (tokenizer.special["<|cls|>"], tokenizer.special["<|sep|>"],
+                           *(tokenizer.encode(word)[0] for word in (" five", " six")))
+    filler = torch.tensor([tokenizer.encode(f" {word}")[0] for word in ("one", "two", "three", "four", "seven", "ten")])
+    ids = filler[torch.randint(len(filler), (512, 14))]
+    ids[:, 0], ids[:, -1] = cls, sep
+    places, labels = torch.randint(1, 13, (512,)), torch.randint(2, (512,))
+    ids[torch.arange(512), places] = torch.where(labels == 0, five, six)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+    for step in range(60):
+        some = torch.arange(step * 64, step * 64 + 64) % 512
+        loss = model(ids[some], labels[some], torch.full((64,), 1 / 64))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval().requires_grad_(False)
+    assert (model.logits(ids).argmax(-1) == labels).all()
+    return model, ids[:20], labels[:20], places[:20]
+
+
+def test_fifty_points_are_enough_and_the_deciding_word_gets_the_credit(trained, tokenizer):
+    model, texts, labels, places = trained
+    for ids, label, place in zip(texts, labels.tolist(), places.tolist()):
+        found = explain.integrated_gradients(model.trunk, scorer(model, label), ids,
+                                             explain.baseline(ids, tokenizer, False), steps=50)
+        assert abs(found.delta) < 0.01 * abs(found.score - found.base)
+        assert found.tokens.argmax() in (place, place + 1)  # its n-gram's other half may be what decides
+
+
 def test_the_baseline(tokenizer):
     special = tokenizer.special
     ids = torch.tensor([special["<|cls|>"], 70, 71, special["<|sep|>"], 72, special["<|sep|>"]])
@@ -180,7 +215,7 @@ def test_captum_says_the_same(kind, tokenizer):
     trunk, ids, k = model.trunk, text(16), 2
     base, score = explain.baseline(ids, tokenizer, model.cfg.causal), scorer(model, k)
     now, before = explain.embed(trunk, ids), explain.embed(trunk, base)
-    _, gradient = explain.gradients(trunk, score, now.read[None], ids)
+    gradient = explain.gradients(trunk, score, now.read[None], ids)
 
     def forward(ids):
         return model.logits(ids)
