@@ -138,9 +138,9 @@ class Integrated(NamedTuple):
 def integrated_gradients(trunk, score, ids, base_ids, types=None, steps=50):
     """What each token adds to the score, going straight from the baseline's embeddings to the text's: Integrated.
 
-    ids, base_ids: (T,). The mean gradient on the way, times the way. `steps` points, placed by Gauss and Legendre, which
-    for a smooth curve come far nearer to the integral than as many at equal distances. A score that goes in steps, as
-    that of a tiny model of a rule without exceptions may, needs many more: its delta tells.
+    ids, base_ids: (T,). The mean gradient on the way, times the way. `steps` points, placed by Gauss and Legendre:
+    for a smooth curve far nearer to the integral than as many at equal distances. A score that goes in steps, as that
+    of a tiny model that knows one rule without exceptions may, needs many more: its delta tells.
     """
     now, base = embed(trunk, ids, types), embed(trunk, base_ids, types)
     nodes, weights = (torch.from_numpy(x).to(now.read) / 2 for x in np.polynomial.legendre.leggauss(steps))
