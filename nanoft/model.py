@@ -74,16 +74,17 @@ def attention(q, k, v, causal=False, mask=None, dropout=0.0, explicit=False):
     q: (B, H, T, D); k, v: (B, H, S, D); mask: bool (B, 1, 1, S), True = may be looked at.
     Returns (B, H, T, D), and the weights (B, H, T, S) when `explicit`, else None.
 
-    On the CPU torch's fused kernel is slow backward at short lengths (LOG.md), so training takes the plain product
-    there. Compiled causal code takes it in four parts, each a quarter of the queries with the keys they may see: three
-    eighths of the product need not be made, and a part stays in the processor's cache. Every way gives the same
-    result, and a test says so.
+    On the CPU torch's fused kernel is slow backward in half precision at short lengths (LOG.md), so training takes the
+    plain product there. Compiled causal code then takes it in four parts, each a quarter of the queries with the keys
+    they may see: three eighths of the product need not be made, and a part stays in the processor's cache. Every way
+    gives the same result, and a test says so.
     """
     T, S = q.size(-2), k.size(-2)
     if causal and S > T:  # T new tokens after S - T in a cache
         mask, causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T), False
     in_parts = causal and torch.compiler.is_compiling() and T >= 128
-    plain = explicit or (q.device.type == "cpu" and torch.is_grad_enabled() and S <= (1024 if in_parts else 512))
+    slow = q.device.type == "cpu" and v.dtype != torch.float32 and S <= (1024 if in_parts else 512)
+    plain = explicit or (slow and torch.is_grad_enabled())
     if not plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal), None
     parts = 4 if in_parts and not explicit else 1
