@@ -18,8 +18,7 @@ from typing import Literal
 
 import torch
 
-from nanoft import UserError, checkpoint, config, encode, files, generate, parallel, predict, tables
-from nanoft.bpe import Tokenizer
+from nanoft import UserError, checkpoint, config, encode, files, generate, parallel, predict, tables, vocabulary
 from nanoft.model import make_model, saved_config
 
 
@@ -69,7 +68,7 @@ def main():
         print(reason, file=sys.stderr)
     path = checkpoint.find(cfg.checkpoint)
     state = checkpoint.load(path)
-    tokenizer = Tokenizer.load(path.parent / "tokenizer.json")
+    tokenizer = vocabulary.load(path.parent)
     task = state.get("task", {})
     if task and task["kind"] != "generate":
         return do_task(state, path, task, tokenizer, here, dtype, cfg)
@@ -175,9 +174,11 @@ def continuations(model, tokenizer, prompt, ids, cfg, number):
 def gaps(model, tokenizer, prompt, _ids, cfg, _number):
     """What an encoder puts for each <|mask|> of a prompt; or, if asked, the prompt's pseudo-perplexity."""
     mask_id, device = tokenizer.special.get("<|mask|>"), model.head.weight.device
-    # a word's token begins with its space, so the space before a gap belongs into the gap
-    ids = tokenizer.encode(prompt.replace(" <|mask|>", "<|mask|>"), allow_special=True)
-    if model.cfg.n_types:  # trained on pairs, it knows texts between these two only
+    text = prompt
+    for name in [name for name, i in tokenizer.special.items() if i == mask_id]:
+        text = text.replace(" " + name, name)  # a word's token begins with its space, so the space belongs into the gap
+    ids = tokenizer.encode(text, allow_special=True)
+    if model.cfg.n_types or tokenizer.published:  # trained on pairs, or as BERT was: it knows texts between these only
         ids = [tokenizer.special["<|cls|>"], *ids, tokenizer.special["<|sep|>"]]
     if len(ids) > model.cfg.block_size:
         raise UserError(f"the prompt has {len(ids)} tokens, more than the {model.cfg.block_size} that this model "

@@ -166,17 +166,17 @@ def test_a_small_set_fills_its_last_batch_with_rows_of_the_same_epoch(n):
 
 
 def test_changed_tokens_are_a_pure_function_of_seed_epoch_and_number():
-    ids = np.array([300, *np.arange(200), 301])
+    ids, special = np.array([300, *np.arange(200), 301]), np.arange(303) >= 300
     def change(*key):
-        return batches.changed(ids, 300, 302, 0.1, 0.1, 0.1, *key)
+        return batches.changed(ids, special, 302, 0.1, 0.1, 0.1, *key)
     once = change(1, 2, 3)
     assert (once == change(1, 2, 3)).all()
     assert once[0] == 300 and once[-1] == 301 and 150 < len(once) < 200 and 5 < (once == 302).sum() < 40
     for key in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
         assert once.tolist() != change(*key).tolist()
-    swapped = batches.changed(ids, 300, 302, 0, 0.3, 0, 1, 1, 1)
+    swapped = batches.changed(ids, special, 302, 0, 0.3, 0, 1, 1, 1)
     assert sorted(swapped) == sorted(ids) and (swapped != ids).any()
-    assert len(batches.changed(np.array([300, 5, 301]), 300, 302, 0.99, 0, 0, 1, 1, 1)) == 3  # something stays
+    assert len(batches.changed(np.array([300, 5, 301]), special, 302, 0.99, 0, 0, 1, 1, 1)) == 3  # something stays
 
 
 def test_a_padded_batch_says_what_is_padding_and_weighs_the_classes(tokenizer):
