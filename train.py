@@ -19,9 +19,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from nanoft import UserError, batches, checkpoint, config, files, generate, optim, parallel, prepare
+from nanoft import UserError, batches, checkpoint, config, files, generate, optim, parallel, prepare, vocabulary
 from nanoft.bins import Tokens
-from nanoft.bpe import Tokenizer
 from nanoft.evaluate import causal_figures, described, masked_figures, tensors
 from nanoft.model import CLASSIC, ModelConfig, check_model, make_model, saved_config
 from nanoft.runlog import RunLog, clock
@@ -348,7 +347,7 @@ def open_data(cfg, here):
     if here.main:
         prepare.ensure(folder)
     parallel.wait(here)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = vocabulary.load(folder)
     splits = {name: Tokens.open(folder, name) for name in ("train", "val", "test") if Tokens.exists(folder, name)}
     for name, tokens in splits.items():
         if tokens.fingerprint != tokenizer.fingerprint:
@@ -369,10 +368,9 @@ def take_weights(model, source, place, resume, tokenizer, folder):
     other = [f"{k}={v}" for k, v in saved.items() if k not in free | {"vocab_size"} and v != own[k]]
     if other:
         raise UserError(f"{place} holds another model ({', '.join(other)}); give these options, or another folder")
-    path = place.parent / "tokenizer.json"
-    if Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
-        raise UserError(f"{folder} was prepared with another tokenizer than {path}; prepare it again with "
-                        f"--tokenizer={path}, or start from scratch")
+    if vocabulary.load(place.parent).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{folder} was prepared with another tokenizer than {place.parent} has; prepare it again with "
+                        f"--tokenizer={place.parent}, or start from scratch")
     fresh = ("trunk.types.", "pooler.", "next.") if adds_pairs else ()
     checkpoint.load_weights(model, source["model"], place, fresh)
 

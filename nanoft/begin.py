@@ -4,8 +4,7 @@ import statistics
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 
-from nanoft import UserError, checkpoint, examples, lora, parallel, predict, prepare
-from nanoft.bpe import Tokenizer
+from nanoft import UserError, checkpoint, examples, lora, parallel, predict, prepare, vocabulary
 from nanoft.heads import TaskModel
 from nanoft.model import ModelConfig, saved_config
 
@@ -58,10 +57,7 @@ def open_data(cfg, here, source, place):
     home = place.parent if place else folder
     if home is None:
         raise UserError("a model from scratch needs a tokenizer, and train_file brings none; give --init_from")
-    if not (home / "tokenizer.json").exists():
-        raise UserError(f"{home} has no tokenizer.json, without which no text can be read; copy it there from where "
-                        "the model was trained")
-    tokenizer = Tokenizer.load(home / "tokenizer.json")
+    tokenizer = vocabulary.load(home)
     with nullcontext() if here.main else redirect_stdout(None):
         if folder:
             task, rows = examples.load_task(folder)
