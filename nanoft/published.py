@@ -265,10 +265,10 @@ def load_own(config, weights, place):
     """What nanoft.pretrained wrote of a model that has no published form: the weights under their own names."""
     if not isinstance(config.get("model_config"), dict):
         raise UserError(f"{place}: its config.json has no model_config; export the model again")
-    if config["model_config"].get("tie_head") and "trunk.tokens.weight" in weights:
+    task = {"task": config["task"]} if "task" in config else {}
+    if config["model_config"].get("tie_head") and (not task or config["task"]["kind"] == "generate"):
         weights["head.weight"] = weights["trunk.tokens.weight"]
-    return {"model": weights, "model_config": config["model_config"]} | (
-        {"task": config["task"]} if "task" in config else {})
+    return {"model": weights, "model_config": config["model_config"]} | task
 
 
 def published_shape(name, shapes, config):

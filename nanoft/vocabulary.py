@@ -61,10 +61,7 @@ def word_pieces(tokens, options, path):
 
 def byte_level(ids, pairs, path):
     """The tokenizer of GPT-2's or RoBERTa's files: ids {token: id}, pairs the merges. UserError if they do not fit."""
-    # GPT-2 writes each byte as a visible character: itself where it is visible, else one from U+0100 on
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    byte_order = visible + [byte for byte in range(256) if byte not in visible]
-    names = [chr(byte) for byte in visible] + [chr(256 + i) for i in range(256 - len(visible))]
+    byte_order, names = byte_names()
     place = {name: i for i, name in enumerate(names)}
     merges = []
     for pair in pairs:
@@ -81,6 +78,22 @@ def byte_level(ids, pairs, path):
     if [*order, *others.values()] == [*range(len(ids))]:  # GPT-2's ids are the order of learning
         content |= {"version": 1, "special_tokens": list(others), "ids": None}
     return Tokenizer.from_content(content, path)
+
+
+def byte_names():
+    """The bytes in GPT-2's order, and the visible character for each: itself where it is one, else from U+0100 on."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return visible + hidden, [chr(byte) for byte in visible] + [chr(256 + i) for i in range(len(hidden))]
+
+
+def byte_level_files(tokenizer):
+    """What GPT-2's or RoBERTa's files hold of a tokenizer: {token: id}, and the merges as lines."""
+    names = dict(zip(*byte_names()))
+    shown = ["".join(names[byte] for byte in token) for token in tokenizer.ranks]
+    own = tokenizer.content["special_tokens"]
+    ids = dict(zip(shown, tokenizer.ids.tolist())) | {text: tokenizer.special[text] for text in own}
+    return ids, [f"{shown[a]} {shown[b]}" for a, b in tokenizer.content["merges"]]
 
 
 def from_hugging_face(content, options, path):
