@@ -29,7 +29,7 @@ MOST_TEXTS = 20  # of which a table is shown
 
 @dataclass
 class Config:
-    checkpoint: str = "out/stdlib"     # a run folder (its best.pt) or a checkpoint file
+    checkpoint: str = "out/stdlib"     # a run folder (its best.pt), a checkpoint file, or a published model's folder
     prompt: str = "<|endoftext|>"      # text to continue; <|endoftext|> begins a new document
     text: tuple = ()                   # to classify, to tag or to embed; may be given several times
     pair: str = ""                     # the second text, of a model for pairs
@@ -84,7 +84,8 @@ def main():
         return do_task(state, path, task, tokenizer, here, dtype, cfg)
     if cfg.text or cfg.question:
         raise UserError(f"{path} is not fine-tuned for a task on texts; give a --prompt, or a run of finetune.py")
-    model = make_model(saved_config(state["model_config"], path))
+    with torch.device("meta"):  # no memory but that of the weights
+        model = make_model(saved_config(state["model_config"], path))
     checkpoint.load_weights(model, state["model"], path)
     model.to(device).eval()
     for p in model.parameters():  # most of what a token costs is reading the weights: halve them where bf16 is fast

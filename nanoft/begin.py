@@ -86,7 +86,8 @@ def model_shape(cfg, source, place, tokenizer, task):
         shape = replace(scratch_model(cfg), vocab_size=tokenizer.vocab_size, causal=task["kind"] == "generate")
     else:
         shape = saved_config(source["model_config"], place)
-    if shape.vocab_size != tokenizer.vocab_size:
+    if shape.vocab_size != tokenizer.vocab_size and not (shape.vocab_size > tokenizer.vocab_size
+                                                         and shape.vocab_multiple == 1):  # published with padding
         raise UserError(f"{place} has a vocabulary of {shape.vocab_size:,}, but the tokenizer beside it "
                         f"{tokenizer.vocab_size:,}; copy the tokenizer.json there from where the model was trained")
     if cfg.max_length > shape.block_size:

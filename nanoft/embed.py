@@ -19,7 +19,8 @@ def load_trunk(state, path, device):
     cfg = saved_config(state["model_config"], path)
     if cfg.causal:
         raise UserError(f"{path} is a GPT, whose tokens have not seen the whole text; give an encoder")
-    trunk = Transformer(cfg)
+    with torch.device("meta"):  # no memory but that of the weights
+        trunk = Transformer(cfg)
     weights = {name.removeprefix("trunk."): p for name, p in state["model"].items() if name.startswith("trunk.")}
     checkpoint.load_weights(trunk, weights, path)
     return trunk.to(device).eval()
