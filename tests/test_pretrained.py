@@ -5,11 +5,12 @@ import random
 
 import pytest
 import torch
-from conftest import run
+from conftest import TINY, run
 
 import finetune
 import sample
-from nanoft import UserError, bpe, checkpoint, generate, pretrained, published, safetensors, vocabulary
+import train
+from nanoft import UserError, bpe, checkpoint, generate, prepare, pretrained, published, safetensors, vocabulary
 from nanoft.heads import TaskModel
 from nanoft.model import CLASSIC, ModelConfig, make_model, saved_config
 from nanoft.wordpiece import WordPiece
@@ -408,11 +409,37 @@ def test_fine_tuned_from_published_weights_and_published_again(folders, tmp_path
     assert checkpoint.load(tmp_path / "pairs" / "best.pt")["task"]["kind"] == "pair"
 
 
-def test_a_published_gpt_speaks_and_learns(folders, corpus, tmp_path, call, capsys):
+def test_a_published_gpt_speaks(folders, tmp_path, call):
     done = run("sample.py", f"--checkpoint={folders / 'gpt2'}", "--prompt=The", "--max_new_tokens=5", "--device=cpu")
     assert done.stdout.startswith("The") and "left over: none" in done.stderr
     call(pretrained, folders / "gpt2", f"--out={tmp_path / 'run'}")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.pt", "config.json", "tokenizer.json"]
+    again = run("sample.py", f"--checkpoint={tmp_path / 'run'}", "--prompt=The", "--max_new_tokens=5", "--device=cpu")
+    assert again.stdout == done.stdout
+
+
+@pytest.mark.parametrize("family, objective", [("gpt2", "causal"), ("bert", "mlm"), ("bert", "mlm_nsp")])
+def test_training_goes_on_from_published_weights(family, objective, folders, tmp_path, call):
+    """At a rate of 0 nothing changes, but positions beyond the context are left out; else it learns, and resumes."""
+    text = "the film was good . the cat was not bad , the a b c d e f . "
+    prepare.write_data(tmp_path / "data", {"train": lambda: [text * 9] * 40, "val": lambda: [text * 9] * 9}, 0,
+                       tokenizer=folders / family)
+    options = [*TINY, f"--data={tmp_path / 'data'}", f"--arch={family}", f"--objective={objective}",
+               "--optimizer=adamw", f"--init_from={folders / family}"]
+    call(train, *options, f"--out_dir={tmp_path / 'still'}", "--lr=0", "--embed_lr=0", "--max_steps=1")
+    published = checkpoint.load(checkpoint.find(folders / family))["model"]
+    found = checkpoint.load(tmp_path / "still" / "latest.pt")
+    assert found["model"].keys() == published.keys() and found["model_config"]["block_size"] == 32
+    for name, tensor in found["model"].items():
+        assert torch.equal(tensor, published[name][:32] if "positions" in name else published[name]), name
+    run_options = [*options, f"--out_dir={tmp_path / 'run'}", "--lr=0.003", "--embed_lr=0.003"]
+    call(train, *run_options, "--max_steps=8")
+    call(train, *run_options, "--max_steps=12", "--resume")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 12 and losses[-1] < losses[0] - 0.3
+    with pytest.raises(UserError, match="another model"):
+        call(train, *options, f"--out_dir={tmp_path / 'x'}", "--block_size=128", "--max_steps=1")
 
 
 def test_the_command_line_is_checked(folders, tmp_path, call):
