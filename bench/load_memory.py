@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from nanoft import bpe, checkpoint, pretrained
+from nanoft import bpe, checkpoint, pretrained, safetensors
 from nanoft.model import CLASSIC, ModelConfig, make_model, saved_config
 
 SHAPES = {
@@ -63,7 +63,7 @@ def main():
             bin = home / f"{name}-large-bin"
             bin.mkdir()
             (bin / "config.json").write_bytes((home / f"{name}-large" / "config.json").read_bytes())
-            weights = pretrained.safetensors.read(home / f"{name}-large" / "model.safetensors")
+            weights = safetensors.read(home / f"{name}-large" / "model.safetensors")
             torch.save({key: x.clone() for key, x in weights.items()}, bin / "pytorch_model.bin")
             del weights, state
             for folder in (home / f"{name}-large", bin):

@@ -111,7 +111,7 @@ def read_family(config, names, place):
 
 def read_config(config, family, place):
     """The ModelConfig that a published config.json describes. Raises UserError for what nanoft has not."""
-    act = config.get("activation_function", "gelu_new") if family == "gpt2" else config.get("hidden_act", "gelu")
+    act = str(config.get("activation_function", "gelu_new") if family == "gpt2" else config.get("hidden_act", "gelu"))
     usual = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
              "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
     other = [f"{name}={config[name]!r}" for name, value in usual.items() if config.get(name, value) != value]
