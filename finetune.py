@@ -50,7 +50,7 @@ START = time.time() - time.process_time()  # when the process began: so far it h
 class Config:
     out_dir: str = "out/finetuned"     # the run's folder: checkpoints, metrics.jsonl, result.json, predictions.jsonl
     data: str = ""                     # a folder under data/, or a path, with train.jsonl, val.jsonl and task.json
-    init_from: str = "scratch"         # a run folder or checkpoint to begin from, or scratch
+    init_from: str = "scratch"         # a run folder, checkpoint or published model to begin from, or scratch
     adapter: str = ""                  # an adapter.pt (LoRA) to put on init_from
     resume: bool = False               # go on with the run in out_dir
     eval_only: bool = False            # no training: figures and predictions of out_dir's best.pt, or of the adapter

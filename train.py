@@ -19,9 +19,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from nanoft import UserError, batches, checkpoint, config, files, generate, optim, parallel, prepare
+from nanoft import UserError, batches, checkpoint, config, files, generate, optim, parallel, prepare, vocabulary
 from nanoft.bins import Tokens
-from nanoft.bpe import Tokenizer
 from nanoft.evaluate import causal_figures, described, masked_figures, tensors
 from nanoft.model import CLASSIC, ModelConfig, check_model, make_model, saved_config
 from nanoft.runlog import RunLog, clock
@@ -33,7 +32,7 @@ START = time.time() - time.process_time()  # when the process began: so far it h
 class Config:
     out_dir: str = "out/stdlib"        # the run's folder: checkpoints, metrics.jsonl, TensorBoard events, result.json
     data: str = "stdlib"               # a folder under data/, or a path
-    init_from: str = "scratch"         # scratch, or a run folder or checkpoint to begin from
+    init_from: str = "scratch"         # scratch, or a run folder, checkpoint or published model to begin from
     resume: bool = False               # go on with the run in out_dir
     objective: Literal["causal", "mlm", "mlm_nsp"] = "causal"  # GPT; BERT on masked words; and on pairs too
     seed: int = 1                      # of the initial weights, the batches and the dropout
@@ -125,13 +124,13 @@ def main():
 
     # the model: a plain module; compilation and DDP wrap it afterwards
     torch.manual_seed(cfg.seed)
-    shape = {f.name: getattr(cfg, f.name) for f in fields(ModelConfig) if hasattr(cfg, f.name)}
-    shape |= CLASSIC.get(cfg.arch, {}) | dict(vocab_size=tokenizer.vocab_size, causal=cfg.objective == "causal",
-                                              n_types=2 * (cfg.objective == "mlm_nsp"))
-    model_config = ModelConfig(**shape)
+    model_config = model_shape(cfg, tokenizer, source)
     model = make_model(model_config)
     if source:
         take_weights(model, source, place, cfg.resume, tokenizer, folder)
+    if cfg.objective == "mlm" and model_config.n_types:  # words alone teach a published BERT's sentence head nothing
+        for p in (*model.pooler.parameters(), *model.next.parameters()):
+            p.requires_grad_(False)
     model.to(device)
     optimizers = optim.make_optimizers(model, cfg, device, dtype)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -260,7 +259,8 @@ def main():
             share = torch.tensor([counts[part] / scored, micro / cfg.batch_size][:len(weight)], device=device)
             losses += forward_backward(net, batch, share)
         if step == 0:
-            assert all(p.grad is not None for p in model.parameters()), "a parameter gets no gradient"
+            missed = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+            assert not missed, f"{missed} get no gradient"
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
@@ -348,7 +348,7 @@ def open_data(cfg, here):
     if here.main:
         prepare.ensure(folder)
     parallel.wait(here)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = vocabulary.load(folder)
     splits = {name: Tokens.open(folder, name) for name in ("train", "val", "test") if Tokens.exists(folder, name)}
     for name, tokens in splits.items():
         if tokens.fingerprint != tokenizer.fingerprint:
@@ -357,24 +357,41 @@ def open_data(cfg, here):
     return folder, tokenizer, splits
 
 
+def model_shape(cfg, tokenizer, source):
+    """The ModelConfig that the options describe. What no option says is as in the checkpoint to begin from."""
+    shape = {f.name: getattr(cfg, f.name) for f in fields(ModelConfig) if hasattr(cfg, f.name)}
+    shape |= CLASSIC.get(cfg.arch, {}) | dict(vocab_size=tokenizer.vocab_size, causal=cfg.objective == "causal",
+                                              n_types=2 * (cfg.objective == "mlm_nsp"))
+    if source:
+        saved = source["model_config"]
+        shape |= {name: saved[name] for name in ("vocab_size", "vocab_multiple", "n_hidden", "norm_eps", "activation")
+                  if name in saved}
+        if cfg.arch == "bert":
+            shape["n_types"] = max(shape["n_types"], saved.get("n_types", 0))
+    return ModelConfig(**shape)
+
+
 def take_weights(model, source, place, resume, tokenizer, folder):
     """Put a checkpoint's weights into the model, if it is the same model over the same tokenizer."""
     if "task" in source:
         raise UserError(f"{place} is fine-tuned on a task; begin from the pretrained model that it began from")
     own, saved = asdict(model.cfg), asdict(saved_config(source["model_config"], place))
-    free = set() if resume else {"dropout"} | ({"block_size"} if model.cfg.position == "rope" else set())
+    cut = model.cfg.position == "learned" and own["block_size"] < saved["block_size"]  # fewer positions than it knows
+    free = set() if resume else {"dropout"} | ({"block_size"} if cut or model.cfg.position == "rope" else set())
     # an encoder trained without pairs has no token types and no sentence head: those begin anew
     adds_pairs = not resume and own["n_types"] > saved["n_types"] == 0
     free |= {"n_types"} if adds_pairs else set()
     other = [f"{k}={v}" for k, v in saved.items() if k not in free | {"vocab_size"} and v != own[k]]
     if other:
         raise UserError(f"{place} holds another model ({', '.join(other)}); give these options, or another folder")
-    path = place.parent / "tokenizer.json"
-    if Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
-        raise UserError(f"{folder} was prepared with another tokenizer than {path}; prepare it again with "
-                        f"--tokenizer={path}, or start from scratch")
+    if vocabulary.load(place.parent).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{folder} was prepared with another tokenizer than {place.parent} has; prepare it again with "
+                        f"--tokenizer={place.parent}, or start from scratch")
     fresh = ("trunk.types.", "pooler.", "next.") if adds_pairs else ()
-    checkpoint.load_weights(model, source["model"], place, fresh)
+    weights = source["model"]
+    if cut:
+        weights |= {"trunk.positions.weight": weights["trunk.positions.weight"][:own["block_size"]]}
+    checkpoint.load_weights(model, weights, place, fresh)
 
 
 def write_sample(model, tokenizer, val, cfg, dtype, length):

@@ -4,8 +4,7 @@ import statistics
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 
-from nanoft import UserError, checkpoint, examples, lora, parallel, predict, prepare
-from nanoft.bpe import Tokenizer
+from nanoft import UserError, checkpoint, examples, lora, parallel, predict, prepare, vocabulary
 from nanoft.heads import TaskModel
 from nanoft.model import ModelConfig, saved_config
 
@@ -58,10 +57,7 @@ def open_data(cfg, here, source, place):
     home = place.parent if place else folder
     if home is None:
         raise UserError("a model from scratch needs a tokenizer, and train_file brings none; give --init_from")
-    if not (home / "tokenizer.json").exists():
-        raise UserError(f"{home} has no tokenizer.json, without which no text can be read; copy it there from where "
-                        "the model was trained")
-    tokenizer = Tokenizer.load(home / "tokenizer.json")
+    tokenizer = vocabulary.load(home)
     with nullcontext() if here.main else redirect_stdout(None):
         if folder:
             task, rows = examples.load_task(folder)
@@ -90,7 +86,8 @@ def model_shape(cfg, source, place, tokenizer, task):
         shape = replace(scratch_model(cfg), vocab_size=tokenizer.vocab_size, causal=task["kind"] == "generate")
     else:
         shape = saved_config(source["model_config"], place)
-    if shape.vocab_size != tokenizer.vocab_size:
+    if shape.vocab_size != tokenizer.vocab_size and not (shape.vocab_size > tokenizer.vocab_size
+                                                         and shape.vocab_multiple == 1):  # published with padding
         raise UserError(f"{place} has a vocabulary of {shape.vocab_size:,}, but the tokenizer beside it "
                         f"{tokenizer.vocab_size:,}; copy the tokenizer.json there from where the model was trained")
     if cfg.max_length > shape.block_size:

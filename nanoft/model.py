@@ -6,7 +6,7 @@ Defaults, each a field of ModelConfig:
 - squared-ReLU feed-forward (Primer, arXiv:2109.08668), no biases, output projections that start at zero
 - embeddings for pairs and longer runs of tokens (n-grams, arXiv:2501.16975) when n_gram > 1, hashed into one table
 - grouped key-value heads (arXiv:2305.13245) when n_kv_head < n_head
-- the vocabulary padded to a multiple of 64; the rows beyond it are never read as ids
+- the vocabulary padded to a multiple of 64 (vocab_multiple); the rows beyond it are never read as ids
 The other fields are what the published GPT-2, BERT and RoBERTa need: learned positions, LayerNorm with biases,
 GELU in both forms, post-norm, token types, a tied head.
 
@@ -47,6 +47,7 @@ class ModelConfig:
     n_types: int = 0          # token types (BERT's segments)
     n_gram: int = 1           # longest run of tokens with an embedding of its own; 1 = only single tokens have one
     n_buckets: int = 16384    # rows of the table that the n-grams share
+    vocab_multiple: int = 64  # the vocabulary is padded to a multiple of this; 1 = not at all, as published models are
 
 
 def check_model(cfg):
@@ -58,7 +59,7 @@ def check_model(cfg):
         problems.append(f"n_gram={cfg.n_gram} and n_buckets={cfg.n_buckets} must be at least 1")
     if cfg.n_embd % cfg.n_head:
         problems.append(f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}; choose a multiple")
-    elif cfg.n_embd // cfg.n_head % 2:
+    elif cfg.n_embd // cfg.n_head % 2 and getattr(cfg, "position", "rope") == "rope":
         problems.append(f"n_embd / n_head = {cfg.n_embd // cfg.n_head} is odd; rotary positions turn pairs of numbers, "
                         "so use an even width a head")
     if cfg.n_kv_head < 0 or (cfg.n_kv_head and cfg.n_head % cfg.n_kv_head):
@@ -215,7 +216,7 @@ class Transformer(nn.Module):
         if problems:
             raise UserError("\n".join(problems))
         self.cfg = cfg
-        self.padded_vocab = (cfg.vocab_size + 63) // 64 * 64  # full tiles for the processor
+        self.padded_vocab = -(-cfg.vocab_size // cfg.vocab_multiple) * cfg.vocab_multiple  # full tiles
         self.tokens = nn.Embedding(self.padded_vocab, cfg.n_embd)
         self.positions = nn.Embedding(cfg.block_size, cfg.n_embd) if cfg.position == "learned" else None
         self.types = nn.Embedding(cfg.n_types, cfg.n_embd) if cfg.n_types else None
@@ -224,14 +225,15 @@ class Transformer(nn.Module):
         self.drop = nn.Dropout(cfg.dropout)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm_out = nn.Identity() if cfg.post_norm else make_norm(cfg, cfg.n_embd)
-        if cfg.n_gram > 1:
-            self.register_buffer("multipliers", hash_multipliers(cfg.n_gram), persistent=False)
-        if cfg.position == "rope":
-            width = cfg.n_embd // cfg.n_head
-            rate = 10000 ** (-torch.arange(0, width, 2) / width)             # (D/2,) radians a token
-            angle = torch.arange(cfg.block_size)[:, None, None] * rate       # (block_size, 1, D/2)
-            self.register_buffer("cos", angle.cos(), persistent=False)
-            self.register_buffer("sin", angle.sin(), persistent=False)
+        with torch.device("cpu"):  # never "meta", where a model without memory is made: no checkpoint holds these
+            if cfg.n_gram > 1:
+                self.register_buffer("multipliers", hash_multipliers(cfg.n_gram), persistent=False)
+            if cfg.position == "rope":
+                width = cfg.n_embd // cfg.n_head
+                rate = 10000 ** (-torch.arange(0, width, 2) / width)         # (D/2,) radians a token
+                angle = torch.arange(cfg.block_size)[:, None, None] * rate   # (block_size, 1, D/2)
+                self.register_buffer("cos", angle.cos(), persistent=False)
+                self.register_buffer("sin", angle.sin(), persistent=False)
         self.init_weights()
 
     @torch.no_grad()
@@ -324,7 +326,8 @@ class BERT(nn.Module):
 
     def word_logits(self, x):
         """(N, C) -> (N, padded vocabulary)."""
-        x = self.norm(ACTIVATIONS["gelu"](self.transform(x)))
+        gelu = "gelu_tanh" if self.cfg.activation == "gelu_tanh" else "gelu"
+        x = self.norm(ACTIVATIONS[gelu](self.transform(x)))
         return self.head(x) + self.head_bias
 
     def forward(self, ids, targets, types=None, mask=None, next_targets=None, capacity=0):
