@@ -200,8 +200,9 @@ def decomposed(chars):
     """
     parts, group = [], 0
     for char, _ in chars:
-        for nth, part in enumerate(unicodedata.normalize("NFD", char)):
-            mark = unicodedata.combining(part)
+        later = LATER.match(char)
+        for nth, part in enumerate(char if later else unicodedata.normalize("NFD", char)):
+            mark = 0 if later else unicodedata.combining(part)
             group += mark == 0  # marks are sorted behind the character that they are on
             parts.append((group, mark, part, nth == 0))
     parts.sort(key=lambda part: part[:2])
