@@ -42,7 +42,7 @@ def pieces_of(tokenizer, text):
     return [(tokens[i], text[a:b]) for i, a, b in zip(ids, first, end)]
 
 
-def by_characters(lowercase=True, letters="abcdefghijklmnopqrstuvwxyzABCé\u0130σς中国\uf900[]!$。#"):
+def by_characters(lowercase=True, letters="abcdefghijklmnopqrstuvwxyzABCé\u0130σς中国\uf900[]!$=。#"):
     return WordPiece([*SPECIAL, *letters, *("##" + letter for letter in letters)], lowercase, lowercase)
 
 
@@ -67,6 +67,7 @@ def test_the_longest_piece_from_the_left(small):
     ("ΣΣ", "σσ", "[UNK]"),                                 # at a word's end, too
     ("ab中c\uf900", "ab 中 c [UNK]", "ab 中 c \uf900"),     # decomposed it is U+8C48, which is not in the list
     ("a$b。c", "a $ b 。 c", "a $ b 。 c"),
+    ("a\u2260b", "a = b", "[UNK]"),                         # decomposed it is = and a mark
     ("a\u2028b\xa0c\x0bd", "a b cd", "a b cd"),
 ])
 def test_how_text_is_prepared(text, uncased, cased):
