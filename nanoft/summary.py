@@ -34,6 +34,7 @@ def summarize(shape, cfg, task=None, device="cpu", dtype=torch.float32):
     device = torch.device(device)
     B, T = cfg.micro_batch_size or cfg.batch_size, task["max_length"] if task else shape.block_size
     with FakeTensorMode(), device:
+        # a response is asked of a GPT like any other; how much of a row it is varies, so all of it is counted
         model = TaskModel(shape, task) if task and task["kind"] != "generate" else make_model(shape)
         if task:
             tuning.freeze(model, cfg)
@@ -139,18 +140,25 @@ def size(n):
     return f"{n / 1e6:,.1f} MB" if n >= 1e5 else f"{n / 1e3:,.1f} kB" if n else "0"
 
 
+def script():
+    """train.py: no part of the package, but nowhere else are its options declared."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    import train
+
+    return train
+
+
 def of_run(place):
     """The ModelConfig, the options and the task (or None) of a run folder or checkpoint."""
     path = checkpoint.find(place)
     state = checkpoint.load(path)
-    return saved_config(state["model_config"], path), SimpleNamespace(**state["config"]), state.get("task")
+    options = state.get("config") or vars(script().Config())  # weights that came from elsewhere have no options
+    return saved_config(state["model_config"], path), SimpleNamespace(**options), state.get("task")
 
 
 def of_options(argv):
     """The same for options of train.py."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    import train  # a script, not a part of the package: its options are declared nowhere else
-
+    train = script()
     cfg = config.load(train.Config, argv, train.check)
     path, vocab_size = prepare.find_data(cfg.data) / "tokenizer.json", 8192
     if path.exists():
@@ -160,15 +168,17 @@ def of_options(argv):
     return train.model_shape(cfg, vocab_size), cfg, None
 
 
+def described(shape, cfg, task=None):
+    """The summary as text, on this machine's device and in its number format, unless the options name others."""
+    device = parallel.start(cfg.device).device
+    dtype, _ = parallel.number_format(cfg.dtype, device)
+    return "\n".join(lines(*summarize(shape, cfg, task, device, dtype), dtype))
+
+
 def main():
     words = sys.argv[1:]
     if any(word in ("-h", "--help") for word in words):
         print(__doc__.strip())
         return
     is_run = len(words) == 1 and not words[0].startswith("--") and not words[0].endswith(".py")
-    shape, cfg, task = of_run(words[0]) if is_run else of_options(words)
-    if task and task["kind"] == "generate":
-        task = None
-    device = parallel.start(cfg.device).device
-    dtype, _ = parallel.number_format(cfg.dtype, device)
-    print("\n".join(lines(*summarize(shape, cfg, task, device, dtype), dtype)))
+    print(described(*(of_run(words[0]) if is_run else of_options(words))))

@@ -75,6 +75,12 @@ def test_fine_tuned_models(kind):
     assert some["activations"] < totals["activations"] / 4  # no gradient goes through the trunk
 
 
+def test_a_gpt_fine_tuned_to_respond():
+    _, totals = summary.summarize(SHAPES["gpt"], FINE, TASK | {"kind": "generate"})
+    assert totals["parameters"] == sum(p.numel() for p in make_model(SHAPES["gpt"]).parameters())
+    assert totals["batch"] == (4, 48)
+
+
 def test_large_models_need_no_memory():
     shape = ModelConfig(vocab_size=50257, block_size=1024, n_layer=48, n_head=25, n_embd=1600, **CLASSIC["gpt2"])
     _, totals = summary.summarize(shape, CFG)  # GPT-2 XL: 6 GB of weights, if they were there
