@@ -8,7 +8,7 @@ import numpy as np
 from nanoft import UserError, batches, encode
 from nanoft.page import escape, words
 
-SPECIAL, SECOND, ASKED, CHANGED, LEFT = 1.0, 0.25, -1.0, -0.5, -0.25  # values for page.colour
+SPECIAL, SECOND, ASKED, CHANGED, LEFT = 1.0, 0.25, -1.0, -0.6, -0.25  # values for page.colour
 
 
 def pieces_shown(page, task, rows, tokenizer, max_length):

@@ -144,14 +144,14 @@ def draw_noisy(ax, x, y, colour, label=None, style="-"):
 
 
 def finish(ax, losses=()):
-    """Round numbers on the x axis. losses: arrays, whose first values, far above the others, are left out of sight."""
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    """Short numbers at the ticks. losses: arrays; their first values, if far above the others, are out of sight."""
+    from matplotlib.ticker import MaxNLocator
 
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.xaxis.set_major_locator(MaxNLocator(6))
-    whole = np.concatenate([y for y in losses if len(y)]) if len(losses) else ()
-    if len(whole) > 20:
-        low, high = whole.min(), np.percentile(whole, 97)
+    pictures.plain_ticks(ax.xaxis, ax.yaxis)
+    whole = np.concatenate([y for y in losses if len(y)]) if len(losses) else np.zeros(0)
+    low, high = (whole.min(), np.percentile(whole, 97)) if len(whole) else (0, 0)
+    if len(whole) and whole.max() > high + 0.5 * (high - low):
         ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 

@@ -162,17 +162,17 @@ def lengths(page, parts, what):
     if not pictures.can_draw():
         return
     page.add('<div class="row">')
-    longest = max(int(part.lengths.max()) for part in parts.values())
-    cuts = np.unique(np.geomspace(1, longest + 1, 40).round())
+    whole = np.concatenate([part.lengths for part in parts.values()])
+    cuts = np.unique(np.geomspace(max(whole.min(), 1), whole.max() + 1, 40).round())
     ax = page.draw("lengths", f"Length of a {what}", "tokens", f"part of the {what}s (%)",
-                   f"Without the special tokens. Each bar spans {100 * (longest ** (1 / 40) - 1):.0f} % of its length.")
+                   "Without the special tokens. The axis is logarithmic, and so are the widths of the bars.")
     for split, part in parts.items():
         share = np.histogram(part.lengths, cuts)[0] / len(part.lengths) * 100
         ax.stairs(share, cuts, label=f"{split} ({len(part.lengths):,})", fill=split == "train",
                   alpha=0.5 if split == "train" else 1)
     ax.set_xscale("log")
     ax.legend()
-    plain_ticks(ax.xaxis)
+    pictures.plain_ticks(ax.xaxis)
 
 
 def frequencies(page, part, tokenizer):
@@ -206,7 +206,7 @@ def frequencies(page, part, tokenizer):
         middle = min(10, len(ranks))
         ax.loglog(ranks, ordered[middle - 1] * middle / ranks, "--", label="Zipf's line: 1 / rank")
         ax.legend()
-        plain_ticks(ax.xaxis, ax.yaxis)
+        pictures.plain_ticks(ax.xaxis, ax.yaxis)
     by_count = np.argsort(-counts, kind="stable")
     common = [(shown(tokenizer, i), f"{counts[i]:,}") for i in by_count[:15]]
     rare = [(shown(tokenizer, i), f"{counts[i]:,}") for i in by_count[:(counts > 0).sum()][:-16:-1]]
@@ -233,8 +233,9 @@ def vocabulary_sizes(page, parts, tokenizer):
         ax.plot(found.keys(), found.values(), "o-", label=f"learned on {read:.1f} MB")
         ax.plot([tokenizer.vocab_size], [own], "D", label="the data's own")
         ax.set_xscale("log", base=2)
+        ax.set_xticks(list(found))
         ax.legend()
-        plain_ticks(ax.xaxis)
+        pictures.plain_ticks(ax.xaxis)
 
 
 def classes(page, task, rows, parts):
@@ -310,17 +311,8 @@ def unusual(page, part, tokenizer, what):
 
 
 def start_of(part, i, tokenizer, most=300):
-    text = tokenizer.decode(part.document(i)[:most].tolist())
-    return text[:most] + " …" * (len(text) > most or part.lengths[i] > most)
-
-
-def plain_ticks(*axes):
-    """1, 10, 1k, 1M at the ticks of logarithmic axes."""
-    from matplotlib.ticker import EngFormatter, NullFormatter
-
-    for axis in axes:
-        axis.set_major_formatter(EngFormatter(sep=""))
-        axis.set_minor_formatter(NullFormatter())
+    text = tokenizer.decode(part.document(i)[:most].tolist()).replace("\n", "↵ ")
+    return text[:most] + " …" if len(text) > most or part.lengths[i] > most else text
 
 
 if __name__ == "__main__":

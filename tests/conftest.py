@@ -67,6 +67,9 @@ def call(monkeypatch):
         signal.signal(number, handler)
 
 
+MAY_STAY_OPEN = ("meta", "link", "html", "tr", "td", "th", "p", "br", "img")
+
+
 class Links(html.parser.HTMLParser):
     """What a page would load or lead to, its tags that stay open, and its text."""
 
@@ -77,11 +80,11 @@ class Links(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "action")]
-        if tag not in ("meta", "link", "html", "tr", "td", "th", "p", "br", "img"):  # these may stay open in HTML
+        if tag not in MAY_STAY_OPEN:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
-        if tag != "html":
+        if tag not in MAY_STAY_OPEN:
             assert self.open.pop() == tag, f"</{tag}> closes another tag at {self.getpos()}"
 
     def handle_data(self, data):

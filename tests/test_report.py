@@ -20,7 +20,8 @@ from nanoft import UserError, curves, report
 def runs(corpus, tmp_path_factory):
     """Folders of tiny runs: a GPT, another with other options, an encoder."""
     folder, before = tmp_path_factory.mktemp("runs"), sys.argv
-    for name, options in {"gpt": [], "wide": ["--n_embd=48", "--lr=0.001"], "bert": ["--objective=mlm"]}.items():
+    for name, *options in (("gpt",), ("wide", "--n_embd=48", "--lr=0.001"),
+                           ("bert", "--objective=mlm", "--sample_tokens=16")):
         sys.argv = ["train.py", f"--data={corpus}", f"--out_dir={folder / name}", *TINY, *options]
         train.main()
     sys.argv = before
