@@ -87,7 +87,7 @@ def masked(seen, targets, tokenizer):
 def tinted(ids, tokenizer):
     """Colours that tell one token from the next: pale ones in turn; special tokens strong, padding none."""
     pad = tokenizer.special.get("<|pad|>", -1)
-    return [0.0 if i == pad else SPECIAL if i >= tokenizer.first_special else 0.12 + 0.2 * (place % 2)
+    return [0.0 if i == pad else SPECIAL if i >= tokenizer.first_special else 0.1 + 0.28 * (place % 2)
             for place, i in enumerate(ids)]
 
 

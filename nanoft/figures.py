@@ -23,6 +23,7 @@ from nanoft.page import escape, table, write
 
 MOST = 20_000_000       # tokens of a split that are looked at
 LEARN, MEASURE = 2_000_000, 500_000  # bytes of training and validation text that the vocabulary sizes are tried on
+SHOWN = 300              # characters of a row in a table
 SIZES = (512, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -86,7 +87,7 @@ def main():
     place = Path(named[0]) if is_file else prepare.find_data(named[0])
     is_task = is_file or (place / "task.json").exists()
     if not is_task and not Tokens.exists(place, "train"):
-        raise UserError(f"{place} holds neither task.json nor train.bin; prepare the data set first")
+        raise UserError(f"{place} holds neither task.json nor train.bin; prepare the data set first, by its prepare.py")
     page = Page(Path(cfg.out) if cfg.out else
                 place.with_name(f"{place.stem}_figures") if is_file else place / "figures")
     if is_task:
@@ -97,19 +98,25 @@ def main():
         parts = {split: corpus.of_rows(some, tokenizer) for split, some in rows.items()}
         what = "row"
         about_rows(page, task, rows, parts)
+
+        def text_of(i):
+            return " | ".join(" ".join(x) if isinstance(x, tuple) else x for x in examples.inputs_of(rows["train"][i]))
     else:
         tokenizer, what = find_tokenizer(cfg, place), "document"
         tokens = {split: Tokens.open(place, split) for split in examples.SPLITS if Tokens.exists(place, split)}
         end = tokenizer.special["<|endoftext|>"]
         parts = {split: corpus.of_tokens(some, end, MOST) for split, some in tokens.items()}
         about_tokens(page, tokens)
+
+        def text_of(i):
+            return tokenizer.decode(parts["train"].document(i)[:SHOWN].tolist())
     lengths(page, parts, what)
     frequencies(page, parts["train"], tokenizer)
     vocabulary_sizes(page, parts, tokenizer)
     if is_task:
         classes(page, task, rows, parts)
-    repeated(page, parts, tokenizer, what)
-    unusual(page, parts["train"], tokenizer, what)
+    repeated(page, parts, text_of, what)
+    unusual(page, parts["train"], tokenizer.vocab_size, text_of, what)
     if is_task:
         pieces_shown(page, task, rows["train"], tokenizer, cfg.max_length)
     windows_shown(page, parts["train"], tokenizer, cfg.block_size)
@@ -199,8 +206,7 @@ def frequencies(page, part, tokenizer):
     if pictures.can_draw():
         page.add('<div class="row">')
         ax = page.draw("zipf", "How often tokens occur", "rank of the token", "times in the training text",
-                       "Both axes logarithmic. Zipf's law is a straight line of slope -1, here drawn through rank 10. "
-                       "Byte-pair encoding merges what is frequent, so the commonest tokens fall below it.")
+                       "Both axes are logarithmic: Zipf's law is a straight line, here drawn through rank 10.")
         ranks = np.unique(np.geomspace(1, max((ordered > 0).sum(), 1), 300).astype(int))
         ax.loglog(ranks, ordered[ranks - 1], label="tokens")
         middle = min(10, len(ranks))
@@ -226,12 +232,12 @@ def vocabulary_sizes(page, parts, tokenizer):
     page.heading("Compression", f"bytes a token by vocabulary size, learned on the first {read:.1f} MB of training "
                  f"text, measured on the first {seen:.1f} MB of validation: " +
                  ", ".join(f"{size:,}: {rate:.2f}" for size, rate in found.items()) +
-                 f"; the data's own tokenizer ({tokenizer.vocab_size:,}, learned on all of it): {own:.2f}")
+                 f"; the tokenizer of the data ({tokenizer.vocab_size:,}): {own:.2f}")
     if found and pictures.can_draw():
         ax = page.draw("compression", "Compression by vocabulary size", "tokens in the vocabulary",
                        "bytes of text a token")
         ax.plot(found.keys(), found.values(), "o-", label=f"learned on {read:.1f} MB")
-        ax.plot([tokenizer.vocab_size], [own], "D", label="the data's own")
+        ax.plot([tokenizer.vocab_size], [own], "D", label="the tokenizer of the data")
         ax.set_xscale("log", base=2)
         ax.set_xticks(list(found))
         ax.legend()
@@ -265,26 +271,27 @@ def classes(page, task, rows, parts):
         (label, *(f"{counts[split][label]:,}" for split in counts), *([median[label]] if median else []))
         for label in labels]))
     if pictures.can_draw():
-        some = labels[:24]
-        what = "words" if task["kind"] == "tag" else "rows"
-        ax = page.draw("labels", "How the labels are spread", f"part of the {what} (%)", "")
+        some = [label for label in labels if label != "O"][:24]
+        what = "words that have one (O left out)" if "O" in labels else "rows"
+        ax = page.draw("labels", "How the labels are spread", f"part of the {what}, %", "")
         high = 0.8 / len(counts)
         for i, (split, count) in enumerate(counts.items()):
-            share = [100 * count[label] / max(count.total(), 1) for label in some]
+            share = [100 * count[label] / max(count.total() - count["O"], 1) for label in some]
             ax.barh(np.arange(len(some)) + i * high, share, high, label=split)
         ax.set_yticks(np.arange(len(some)) + 0.4 - high / 2, [label[:24] for label in some])
         ax.invert_yaxis()
         ax.figure.set_figheight(max(2.2, 0.9 + 0.28 * len(some)))
-        ax.legend()
+        ax.figure.legend(loc="outside right upper")
 
 
 # ---- copies and oddities -------------------------------------------------------------------------------------------
 
 
-def repeated(page, parts, tokenizer, what):
+def repeated(page, parts, text_of, what):
     train, lines, first = parts["train"], [], corpus.copies(parts["train"])
     again = np.flatnonzero(first != np.arange(len(first)))
-    lines.append(f"train: {len(again):,} of {len(first):,} {what}s are copies of one before")
+    lines.append(f"train: {len(again):,} of {len(first):,} {what}s are copies of one before" +
+                 ", whatever their label" * (what == "row"))
     for split in (split for split in parts if split != "train"):
         lines.append(f"{split}: {corpus.shared(parts[split], train):.2%} of its runs of {corpus.WINDOW} tokens stand "
                      "in train, too")
@@ -292,27 +299,26 @@ def repeated(page, parts, tokenizer, what):
     times = Counter(first[again].tolist()).most_common(8)
     if times:
         page.add(table(("times", f"the {what}s that occur most often"),
-                       [(f"{n + 1:,}", start_of(train, i, tokenizer)) for i, n in times]))
+                       [(f"{n + 1:,}", start_of(text_of(i))) for i, n in times]))
 
 
-def unusual(page, part, tokenizer, what):
+def unusual(page, part, vocab_size, text_of, what):
     """The longest documents, and those whose tokens are the rarest or the commonest."""
-    odd = corpus.oddness(part, corpus.frequencies(part, tokenizer.vocab_size))
+    odd = corpus.oddness(part, corpus.frequencies(part, vocab_size))
     order = np.argsort(-part.lengths, kind="stable")
     page.heading(f"The longest and the oddest {what}s")
-    page.add(table(("tokens", "the longest"), [(f"{part.lengths[i]:,}", start_of(part, i, tokenizer))
+    page.add(table(("tokens", "the longest"), [(f"{part.lengths[i]:,}", start_of(text_of(i)))
                                                for i in order[:5]]))
     whole = np.flatnonzero(part.lengths >= 8)
     ranked = whole[np.argsort(odd[whole], kind="stable")]
     for name, some in (("the rarest tokens", ranked[::-1][:6]), ("the commonest tokens", ranked[:6])):
         page.add(table(("nats a token", "tokens", f"{what}s of {name}"), [
-            (f"{odd[i]:.2f}", f"{part.lengths[i]:,}", start_of(part, i, tokenizer)) for i in some]))
+            (f"{odd[i]:.2f}", f"{part.lengths[i]:,}", start_of(text_of(i))) for i in some]))
     page.add('<p class="dim">Nats a token: how surprising the tokens are if only their frequencies are known.</p>')
 
 
-def start_of(part, i, tokenizer, most=300):
-    text = tokenizer.decode(part.document(i)[:most].tolist()).replace("\n", "↵ ")
-    return text[:most] + " …" if len(text) > most or part.lengths[i] > most else text
+def start_of(text):
+    return text[:SHOWN].replace("\n", "↵ ") + (" …" if len(text) > SHOWN else "")
 
 
 if __name__ == "__main__":

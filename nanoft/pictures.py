@@ -78,7 +78,7 @@ def save(figure, path):
 
 
 def plain_ticks(*axes):
-    """Numbers as people write them at the ticks of these axes (ax.xaxis, ax.yaxis): 0.5, 800, 20k, 1.5M."""
+    """Numbers as people write them at the ticks of these axes (ax.xaxis, ax.yaxis): 0.5, 20,000, 1.5M."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     for axis in axes:
@@ -87,7 +87,6 @@ def plain_ticks(*axes):
 
 
 def short(x):
-    for size, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(x) >= size:
-            return f"{x / (1e3 if name == 'k' else size):,.4g}{name}"
-    return f"{x:,.4g}" if abs(x) < 1e3 else f"{x:,.0f}"
+    if abs(x) < 1e5:
+        return f"{x:,.4g}" if abs(x) < 1e3 else f"{x:,.0f}"
+    return f"{x / 1e3:,.4g}k" if abs(x) < 1e6 else f"{x / 1e6:,.4g}M"
