@@ -129,7 +129,8 @@ def curves(run):
 
 
 def titled(name, label):
-    return f"Validation: {label}" if name.startswith("val_") else label[0].upper() + label[1:]
+    return f"Validation: {label}" if name.startswith("val_") else (
+        "Training loss" if name == "loss" else label[0].upper() + label[1:])
 
 
 def draw_noisy(ax, x, y, colour, label=None, style="-"):

@@ -246,8 +246,9 @@ def vocabulary_sizes(page, parts, tokenizer):
 
 def classes(page, task, rows, parts):
     """How many rows each label has, how long they are; numbers of a regression; answers."""
-    page.heading("Labels", *(f"{split}: {examples.describe_labels(task, some)}" for split, some in rows.items()
-                             if task["kind"] != "generate"))
+    if task["kind"] == "generate":
+        return
+    page.heading("Labels", *(f"{split}: {examples.describe_labels(task, some)}" for split, some in rows.items()))
     if task["kind"] == "regress" and pictures.can_draw():
         ax = page.draw("labels", "Labels", "label", "part of the rows (%)")
         values = {split: np.array([row["label"] for row in some]) for split, some in rows.items()}

@@ -6,7 +6,8 @@
 One training step's forward pass is run on fake tensors, which have shapes but no memory, so that any size can be asked
 for. FLOPs are those of the matrix products: 2 for each number of a matrix and each row that meets it. Attention counts
 whole, though compiled causal code leaves a part of it out. Activations are what autograd keeps for the backward pass,
-eager, copies of the weights in bfloat16 among it; a compiled step keeps less.
+eager, copies of the weights in bfloat16 among it; a compiled step keeps less. For moments a step needs more than it
+keeps, above all for the gradient of the logits: on the CPU 1.6 to 1.8 times as much was measured (LOG.md).
 """
 
 import sys
@@ -130,7 +131,7 @@ def lines(rows, totals, dtype=torch.float32):
     parts = ("weights", "gradients", "optimizer", "activations")
     number_format = str(dtype).removeprefix("torch.")
     return [metrics.aligned(table), "",
-            f"a step's memory  {' + '.join(f'{part} {size(totals[part])}' for part in parts)} = "
+            f"a step keeps     {' + '.join(f'{part} {size(totals[part])}' for part in parts)} = "
             f"{size(sum(totals[part] for part in parts))}, products in {number_format}, {B} sequences of {T} at once",
             f"a token's work   {totals['flops'] / 1e6:,.1f} MFLOP forward, in training 3 times that; "
             f"{3 * totals['flops'] * B * T / 1e9:,.0f} GFLOP for these {B * T:,} tokens"]

@@ -51,6 +51,21 @@ def flat(rows):
     return [row for row in rows if not row[0].startswith(" ")]
 
 
+class Both(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(8, 16, bias=False), torch.nn.Linear(8, 16, bias=False)
+
+    def forward(self, x):
+        return (self.a(x).relu() + self.b(x).relu()).sum()
+
+
+def test_what_is_kept_counts_once():
+    outputs, kept = summary.run(Both(), {"x": torch.ones(5, 8)}, torch.device("cpu"), torch.float32)
+    assert outputs["a"].shape == (5, 16)
+    assert kept == {"a": 4 * 5 * 8, "": 2 * 4 * 5 * 16}  # x, which b needs too; the results of both relu
+
+
 def test_memory_of_the_optimizers():
     rows, totals = summary.summarize(SHAPES["gpt"], CFG)
     blocks = sum(row[3] for row in rows if row[0].startswith("block"))
