@@ -124,7 +124,7 @@ def main():
 
     # the model: a plain module; compilation and DDP wrap it afterwards
     torch.manual_seed(cfg.seed)
-    model_config = model_shape(cfg, tokenizer, source)
+    model_config = model_shape(cfg, tokenizer.vocab_size, source)
     model = make_model(model_config)
     if source:
         take_weights(model, source, place, cfg.resume, tokenizer, folder)
@@ -357,10 +357,10 @@ def open_data(cfg, here):
     return folder, tokenizer, splits
 
 
-def model_shape(cfg, tokenizer, source):
+def model_shape(cfg, vocab_size, source=None):
     """The ModelConfig that the options describe. What no option says is as in the checkpoint to begin from."""
     shape = {f.name: getattr(cfg, f.name) for f in fields(ModelConfig) if hasattr(cfg, f.name)}
-    shape |= CLASSIC.get(cfg.arch, {}) | dict(vocab_size=tokenizer.vocab_size, causal=cfg.objective == "causal",
+    shape |= CLASSIC.get(cfg.arch, {}) | dict(vocab_size=vocab_size, causal=cfg.objective == "causal",
                                               n_types=2 * (cfg.objective == "mlm_nsp"))
     if source:
         saved = source["model_config"]

@@ -1,4 +1,4 @@
-"""What a run tells: the status line, metrics.jsonl, TensorBoard.
+"""What a run tells: the status line, metrics.jsonl, TensorBoard; and environment.json, by what and on what it was made.
 
 Only the main process writes; in the others every call does nothing.
 """
@@ -6,9 +6,15 @@ Only the main process writes; in the others every call does nothing.
 import json
 import math
 import os
+import platform
+import re
+import shlex
+import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
 
-from nanoft.files import write_whole
+from nanoft.files import available_cores, read_json, write_json, write_whole
 
 
 class RunLog:
@@ -19,6 +25,9 @@ class RunLog:
             return
         from tensorboardX import SummaryWriter  # here, not above: it takes a second that --help need not wait for
 
+        starts = Path(folder) / "environment.json"  # a run has several where it was resumed
+        before = read_json(starts) if step and starts.exists() else []
+        write_json(starts, [*before, {"step": step} | environment()])
         self.path = Path(folder) / "metrics.jsonl"
         kept = []
         if step and self.path.exists():
@@ -60,6 +69,22 @@ class RunLog:
         if self.main:
             self.file.close()
             self.board.close()
+
+
+def environment():
+    """The command that started this process, the time, the machine and the versions: a dictionary."""
+    import torch  # here, not above: who only reads a run need not wait for it
+
+    world, info = int(os.environ.get("WORLD_SIZE", 1)), Path("/proc/cpuinfo")
+    launcher = ["torchrun", f"--nproc_per_node={world}"] if world > 1 else ["python"]
+    found = re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.exists() else None
+    return {"command": shlex.join([*launcher, Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "began": time.strftime("%Y-%m-%d %H:%M:%S %z"), "processes": world,
+            "processor": found[1].strip() if found else platform.processor() or platform.machine(),
+            "cores": available_cores(), "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+            "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "tiktoken", "tensorboardX")}}
 
 
 def clock(seconds):
