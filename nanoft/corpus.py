@@ -39,7 +39,7 @@ def of_rows(rows, tokenizer):
     """The rows of a task, all texts of a row as one document."""
     texts = [[f" {word}" for word in row["words"]] if "words" in row else
              [row[name] for name in (*examples.INPUTS, "response") if name in row] for row in rows]
-    ids = encode.encode_all([text for some in texts for text in some], tokenizer)
+    ids = encode.encode_all([text for some in texts for text in some], tokenizer.encode_to_numpy)
     documents = [np.concatenate([ids[text] for text in some] or [np.zeros(0)]).astype(np.int64) for some in texts]
     ends = np.cumsum([0, *map(len, documents)])
     return Part(np.concatenate(documents), np.stack((ends[:-1], ends[1:]), axis=1))
