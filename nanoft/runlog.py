@@ -1,6 +1,7 @@
 """What a run tells: the status line, metrics.jsonl, TensorBoard.
 
-Only the main process writes; in the others every call does nothing.
+Only the main process writes; in the others every call does nothing. TensorBoard's tags lie in groups: train, val, test
+(losses and scores), speed, and what nanoft/watch.py and nanoft/mistakes.py add.
 """
 
 import json
@@ -10,15 +11,18 @@ from pathlib import Path
 
 from nanoft.files import write_whole
 
+SPEED = ("seconds", "tokens", "tokens_per_s", "rows_per_s", "memory_gb")  # figures of a row that go into this group
+
 
 class RunLog:
-    def __init__(self, folder, main=True, step=0):
-        """Open the log of a run that stands at `step`. Rows past it, of a run that was killed, are dropped."""
-        self.main = main
+    def __init__(self, folder, main=True, step=0, board=True):
+        """Open the log of a run that stands at `step`. Rows past it, of a run that was killed, are dropped.
+
+        board: whether anything is written for TensorBoard; self.board is its writer, or None.
+        """
+        self.main, self.board = main, None
         if not main:
             return
-        from tensorboardX import SummaryWriter  # here, not above: it takes a second that --help need not wait for
-
         self.path = Path(folder) / "metrics.jsonl"
         kept = []
         if step and self.path.exists():
@@ -30,7 +34,10 @@ class RunLog:
                     pass
         write_whole(self.path, lambda file: file.writelines(kept))
         self.file = open(self.path, "ab", buffering=0)
-        self.board = SummaryWriter(logdir=str(folder), purge_step=step + 1 if step else None, flush_secs=10)
+        if board:
+            from tensorboardX import SummaryWriter  # here, not above: --help need not wait for it
+
+            self.board = SummaryWriter(logdir=str(folder), purge_step=step + 1 if step else None, flush_secs=10)
 
     def row(self, step, **figures):
         """One JSON line, and a scalar for each figure. Names that begin with val_ or test_ go into that group.
@@ -43,14 +50,48 @@ class RunLog:
         # one write of a whole line in append mode: a reader never sees a part of it
         os.write(self.file.fileno(), (json.dumps({"step": step, **figures}) + "\n").encode())
         for name, value in figures.items():
-            if value is None:
-                continue
-            group = name.partition("_")[0] if name.startswith(("val_", "test_")) else "train"
-            self.board.add_scalar(f"{group}/{name.removeprefix(group + '_')}", value, step)
+            group = "speed" if name in SPEED else "train"
+            if name.startswith(("val_", "test_")):
+                group, _, name = name.partition("_")
+            self.scalars(step, group, {name: value})
+
+    def scalars(self, step, group, figures):
+        """Figures for TensorBoard alone. {name: value}; None and what is not finite is left out."""
+        for name, value in figures.items():
+            if self.board and value is not None and math.isfinite(value):
+                self.board.add_scalar(f"{group}/{name}", value, step)
 
     def text(self, tag, text, step=0):
-        if self.main:
-            self.board.add_text(tag, "    " + text.replace("\n", "\n    "), step)  # indented: shown as it is
+        """A text shown as it is, every space and line of it."""
+        if self.board:
+            self.board.add_text(tag, "    " + text.replace("\n", "\n    "), step)
+
+    def table(self, tag, rows, step=0):
+        """A table in the TEXT tab; the first row is its head."""
+        if self.board and len(rows) > 1:
+            lines = [f"| {' | '.join(map(plain, row))} |" for row in rows]
+            self.board.add_text(tag, "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]), step)
+
+    def picture(self, tag, data, width, height, step=0):
+        """A PNG file's bytes in the IMAGES tab."""
+        if self.board:
+            from tensorboardX.proto.summary_pb2 import Summary
+
+            image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=data)
+            self.board.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+    def finish(self, step, options, result):
+        """The final figures beside the options, in the HPARAMS tab, which compares runs; as scalars in `final`, too."""
+        if not self.board:
+            return
+        from tensorboardX.summary import hparams
+
+        figures = {name: value for name, value in result.items() if isinstance(value, (int, float))
+                   and not isinstance(value, bool)}
+        self.scalars(step, "final", figures)
+        # the writer's own add_hparams would make another run beside this one
+        for summary in hparams(options, {f"final/{name}": value for name, value in figures.items()}):
+            self.board.file_writer.add_summary(summary, step)
 
     def say(self, line):
         if self.main:
@@ -59,7 +100,14 @@ class RunLog:
     def close(self):
         if self.main:
             self.file.close()
+        if self.board:
             self.board.close()
+
+
+def plain(value):
+    """A value as text that Markdown shows as it is, on one line."""
+    text = " ".join(f"{value:.4g}".split() if isinstance(value, float) else str(value).split())
+    return text.translate({ord(mark): f"&#{ord(mark)};" for mark in "&<>|*_`~#[]\\"})
 
 
 def clock(seconds):
