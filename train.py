@@ -130,10 +130,7 @@ def main():
 
     # the model: a plain module; compilation and DDP wrap it afterwards
     torch.manual_seed(cfg.seed)
-    shape = {f.name: getattr(cfg, f.name) for f in fields(ModelConfig) if hasattr(cfg, f.name)}
-    shape |= CLASSIC.get(cfg.arch, {}) | dict(vocab_size=tokenizer.vocab_size, causal=cfg.objective == "causal",
-                                              n_types=2 * (cfg.objective == "mlm_nsp"))
-    model_config = ModelConfig(**shape)
+    model_config = model_shape(cfg, tokenizer.vocab_size)
     model = make_model(model_config)
     if source:
         take_weights(model, source, place, cfg.resume, tokenizer, folder)
@@ -371,6 +368,13 @@ def open_data(cfg, here):
             raise UserError(f"{folder}/{name}.bin was made by another tokenizer than tokenizer.json; prepare it again")
         batches.check_length(tokens, cfg.block_size, f"{folder}/{name}.bin")
     return folder, tokenizer, splits
+
+
+def model_shape(cfg, vocab_size):
+    """The ModelConfig that the options describe."""
+    shape = {f.name: getattr(cfg, f.name) for f in fields(ModelConfig) if hasattr(cfg, f.name)}
+    return ModelConfig(**shape | CLASSIC.get(cfg.arch, {}) | dict(
+        vocab_size=vocab_size, causal=cfg.objective == "causal", n_types=2 * (cfg.objective == "mlm_nsp")))
 
 
 def take_weights(model, source, place, resume, tokenizer, folder):

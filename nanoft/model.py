@@ -381,3 +381,9 @@ CLASSIC = {
     "bert": dict(position="learned", norm="layernorm", norm_eps=1e-12, qk_norm=False, activation="gelu", bias=True,
                  post_norm=True, tie_head=True),
 }
+
+
+if __name__ == "__main__":
+    from nanoft import config, summary
+
+    config.run(summary.main)

@@ -1,4 +1,4 @@
-"""What a run tells: the status line, metrics.jsonl, TensorBoard.
+"""What a run tells: the status line, metrics.jsonl, TensorBoard; and environment.json, by what and on what it was made.
 
 Only the main process writes; in the others every call does nothing. TensorBoard's tags lie in groups: train, val, test
 (losses and scores), speed, and what nanoft/watch.py and nanoft/mistakes.py add.
@@ -7,9 +7,15 @@ Only the main process writes; in the others every call does nothing. TensorBoard
 import json
 import math
 import os
+import platform
+import re
+import shlex
+import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
 
-from nanoft.files import write_whole
+from nanoft.files import available_cores, read_json, write_json, write_whole
 
 SPEED = ("seconds", "tokens", "tokens_per_s", "rows_per_s", "memory_gb")  # figures of a row that go into this group
 
@@ -23,6 +29,10 @@ class RunLog:
         self.main, self.board = main, None
         if not main:
             return
+        starts = Path(folder) / "environment.json"  # a run has several where it was resumed
+        before = read_json(starts) if step and starts.exists() else []
+        made_on = environment()
+        write_json(starts, [*before, {"step": step} | made_on])
         self.path = Path(folder) / "metrics.jsonl"
         kept = []
         if step and self.path.exists():
@@ -38,6 +48,7 @@ class RunLog:
             from tensorboardX import SummaryWriter  # here, not above: --help need not wait for it
 
             self.board = SummaryWriter(logdir=str(folder), purge_step=step + 1 if step else None, flush_secs=10)
+        self.table("environment", [("", "of this run"), *made_on.items()], step)
 
     def row(self, step, **figures):
         """One JSON line, and a scalar for each figure. Names that begin with val_ or test_ go into that group.
@@ -106,8 +117,24 @@ class RunLog:
 
 def plain(value):
     """A value as text that Markdown shows as it is, on one line."""
-    text = " ".join(f"{value:.4g}".split() if isinstance(value, float) else str(value).split())
+    text = " ".join(f"{value:.6g}".split() if isinstance(value, float) else str(value).split())
     return text.translate({ord(mark): f"&#{ord(mark)};" for mark in "&<>|*_`~#[]\\"})
+
+
+def environment():
+    """The command that started this process, the time, the machine and the versions: a dictionary."""
+    import torch  # here, not above: who only reads a run need not wait for it
+
+    world, info = int(os.environ.get("WORLD_SIZE", 1)), Path("/proc/cpuinfo")
+    launcher = ["torchrun", f"--nproc_per_node={world}"] if world > 1 else ["python"]
+    found = re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.exists() else None
+    return {"command": shlex.join([*launcher, Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "began": time.strftime("%Y-%m-%d %H:%M:%S %z"), "processes": world,
+            "processor": found[1].strip() if found else platform.processor() or platform.machine(),
+            "cores": available_cores(), "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+            "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "tiktoken", "tensorboardX")}}
 
 
 def clock(seconds):

@@ -1,0 +1,70 @@
+"""A page: one HTML file that needs no network. Text, tables, coloured words; light or dark as the reader has it.
+
+nanoft/pictures.py draws what else stands in it. Every function here but `write` gives a piece of HTML.
+"""
+
+import html
+import re
+
+from nanoft.files import write_whole
+
+# The policy forbids the page to ask for anything, from anywhere.
+HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<style>
+:root{--line:#8884;--soft:#8882;--dim:#5c6470;--link:#2563b0}
+@media(prefers-color-scheme:dark){:root{--dim:#9aa3ad;--link:#79b0ee}body{background:#14171b;color:#dde1e6}}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1320px;margin:0 auto;padding:12px 16px 60px}
+h1{font-size:24px;margin:12px 0 2px}h2{font-size:18px;margin:34px 0 8px;border-bottom:1px solid var(--line)}
+h3{font-size:15px;margin:18px 0 4px}p{max-width:80ch;margin:6px 0}a{color:var(--link)}.dim,figcaption{color:var(--dim)}
+.row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,360px),1fr));gap:8px 24px;align-items:start}
+.row>*,figure{min-width:0}figure{margin:8px 0}figure svg,img{width:100%;max-width:640px;height:auto}
+svg text{font-family:system-ui,sans-serif!important}figcaption{font-size:13px}
+.wide{overflow-x:auto;margin:8px 0}table{border-collapse:collapse;font-size:13.5px}
+td,th{padding:2px 12px 2px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--soft)}
+.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}td{overflow-wrap:anywhere;min-width:3em}
+pre,.words,td{unicode-bidi:isolate;white-space:pre-wrap;overflow-wrap:anywhere}td.n{white-space:nowrap}
+pre{font:13px/1.45 ui-monospace,monospace;background:var(--soft);margin:6px 0;padding:8px 10px;border-radius:4px}
+.words{line-height:1.75;margin:6px 0}.words span{border-radius:3px;padding:1px 0}
+</style>
+"""
+NUMBER = re.compile(r"([-+]?[\d,.]+(e[-+]?\d+)?( ?%)?)?|<td.*", re.S)
+
+
+def write(path, title, *parts):
+    """A page of these pieces of HTML in a file, whole or not at all."""
+    text = f"{HEAD}<title>{escape(title)}</title>\n<h1>{escape(title)}</h1>\n" + "\n".join(parts) + "\n</html>\n"
+    write_whole(path, lambda file: file.write(text.encode("utf-8", "replace")))
+
+
+def escape(text):
+    """Any text, its control characters made visible."""
+    return html.escape(str(text)).translate({i: 0x2400 + i for i in range(32) if i not in (9, 10)})
+
+
+def table(head, rows):
+    """Rows of texts, numbers and what `cell` gives, under the columns' names. Columns of numbers stand to the right."""
+    right = [' class="n"' * all(NUMBER.fullmatch(str(row[i])) for row in rows) for i in range(len(head))]
+    lines = ["".join(f"<th{side}>{escape(name)}" for name, side in zip(head, right))] if any(head) else []
+    lines += ["".join(str(x) if str(x).startswith("<td") else f"<td{side}>{escape(x)}" for x, side in zip(row, right))
+              for row in rows]
+    return '<div class="wide"><table>' + "".join(f"<tr>{line}\n" for line in lines) + "</table></div>"
+
+
+def cell(text, value):
+    """A table's cell, coloured by a value of -1 to 1."""
+    return f'<td class="n" style="background:{colour(value)}">{escape(text)}'
+
+
+def colour(value):
+    """The background for a value of -1 (orange) over 0 (none) to 1 (blue). Letters stay readable on it."""
+    return f"rgba({'59,130,196' if value >= 0 else '217,119,43'},{min(abs(value), 1) * 0.7:.3f})"
+
+
+def words(pieces, values, notes=()):
+    """A text in pieces, each coloured by its value of -1 to 1. notes: what shows under the mouse, a text a piece."""
+    notes = [f' title="{escape(note)}"' for note in notes] or [""] * len(pieces)
+    return '<div class="words">' + "".join(f'<span style="background:{colour(value)}"{note}>{escape(piece)}</span>'
+                                           for piece, value, note in zip(pieces, values, notes)) + "</div>"

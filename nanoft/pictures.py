@@ -1,0 +1,77 @@
+"""Pictures by matplotlib, which is optional: `can_draw` tells whether it is there, and how to install it.
+
+A picture is drawn once. In a page it stands as SVG whose letters stay letters, in the page's own colour and fonts, so
+that any script shows; as a PNG it brings its own white ground.
+"""
+
+import functools
+import io
+import re
+import warnings
+from pathlib import Path
+
+from nanoft.files import write_whole
+from nanoft.page import escape
+
+INK = "#010203"  # of axes and letters: near black in a PNG, taken out of the SVG for the page's own colour
+COLOURS = ("#3b82c4", "#d9772b", "#3a9d5d", "#b0529e", "#9a7b2f", "#738091")  # seen on white and on black
+# files of fonts with Chinese characters, best first: on Linux, macOS and Windows
+CJK = ("notosanscjk", "notosanssc", "sourcehansans", "wqy", "droidsansfallback", "pingfang", "hiragino sans gb",
+       "arial unicode", "msyh", "simhei")
+
+
+@functools.cache
+def can_draw():
+    """Is matplotlib there? Where it is not, says so once. Sets the look of all pictures."""
+    try:
+        import matplotlib
+        from matplotlib import font_manager
+    except ImportError:
+        print("no pictures, for matplotlib is missing: pip install matplotlib")
+        return False
+    # by file, for the list of names that matplotlib keeps does not know fonts installed since
+    paths = sorted(font_manager.findSystemFonts(), key=lambda path: ("Regular" not in path, path))
+    found = [path for start in CJK for path in paths if Path(path).name.lower().startswith(start)]
+    fonts = ["DejaVu Sans"]
+    if found:
+        font_manager.fontManager.addfont(found[0])
+        fonts.append(font_manager.get_font(found[0]).family_name)
+    dark = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    matplotlib.rcParams.update(dark | {
+        "font.family": fonts, "font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "svg.fonttype": "none",
+        "axes.spines.right": False, "axes.grid": True, "grid.color": "#888888", "grid.alpha": 0.25, "savefig.dpi": 160,
+        "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "legend.frameon": False, "legend.fontsize": 9})
+    return True
+
+
+def axes(title, x, y, width=4.8, height=3.0):
+    """The axes of a new figure of so many inches, `ax.figure`. Only where can_draw()."""
+    from matplotlib.figure import Figure
+
+    ax = Figure(figsize=(width, height), layout="constrained").subplots()
+    ax.set(title=title, xlabel=x, ylabel=y)
+    return ax
+
+
+def svg(figure, caption=""):
+    """A figure for a page."""
+    file = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has fonts of its own
+        figure.savefig(file, format="svg", transparent=True)
+    text = file.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg"):], flags=re.S)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"| version="1.1"| (width|height)="[\d.]+pt"', "", text).replace(
+        INK, "currentColor")
+    name = escape(", ".join(ax.get_title() for ax in figure.axes if ax.get_title()))
+    return f'<figure>{text.replace("<svg", f"""<svg role="img" aria-label="{name}" """, 1)}' \
+           f"<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def save(figure, path):
+    """The same as a PNG. Says so where no font here has all of its characters."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        write_whole(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
+    if any("missing from font" in str(warning.message) for warning in caught):
+        print(f"{path}: some characters are boxes, for no font here has them; install one such as Noto Sans CJK")
