@@ -190,6 +190,7 @@ def test_padding_counts_nowhere(tmp_path):
     mask[1, 5:] = False
     for name, batch in {"padded": {"ids": ids, "mask": mask}, "first": {"ids": ids[:1]},
                         "second": {"ids": ids[1:, :5]}}.items():
+        (tmp_path / name).mkdir()
         watch = watch_of(model, tmp_path / name)
         watch.look(1, batch | {"targets": batch["ids"]})
         watch.log.close()
