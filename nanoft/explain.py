@@ -48,10 +48,10 @@ def attention_weights(model):
 
 
 @torch.no_grad()
-def attention_maps(model, ids, types=None):
+def attention_maps(trunk, ids, types=None):
     """The weights of every head: ids (T,) -> (L, H, T, T). Row: the token that looks; column: what it looks at."""
-    with attention_weights(model) as weights:
-        model.trunk(ids[None], None if types is None else types[None])
+    with attention_weights(trunk) as weights:
+        trunk(ids[None], None if types is None else types[None])
     return torch.cat(weights)
 
 
@@ -93,7 +93,7 @@ def embed(trunk, ids, types=None):
 
 
 def share_of_norm(norm, part, total):
-    """What a part of a sum gives to norm(total), the total's mean and size being what they are: (..., C) -> (..., C)."""
+    """What a part (..., C) of a sum gives to norm(total), the total's mean and size being what they are."""
     if isinstance(norm, nn.LayerNorm):
         deviation = (total.var(dim=-1, correction=0, keepdim=True) + norm.eps).sqrt()
         return (part - part.mean(dim=-1, keepdim=True)) / deviation * norm.weight
