@@ -402,7 +402,7 @@ def fine_tune(cfg, here):
     path = out_dir / "best.pt"
     result = final_figures(checkpoint.load(path), path, out_dir, task, rows, pieces, tokenizer, here, dtype, result,
                            projector=cfg.watch_interval > 0)
-    log.finish(step, asdict(cfg), result)
+    log.finish(step, cfg, result)
     log.row(step, **{k: v for k, v in result.items() if k.startswith(("test_", "seconds")) and isinstance(v, float)})
     log.close()
     return result

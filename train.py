@@ -327,7 +327,7 @@ def main():
     log.row(step, **{k: v for k, v in result.items() if k.startswith(("test_", "seconds"))})
     if here.main:
         files.write_json(out_dir / "result.json", result)
-        log.finish(step, asdict(cfg), result)
+        log.finish(step, cfg, result)
         text = write_sample(model, tokenizer, splits["val"], cfg, dtype, 3 * cfg.sample_tokens)
         log.text("final sample", text, step)
         log.say(f"\n--- the model writes ---\n{text}\n---\n{out_dir}: best.pt, latest.pt, result.json; "

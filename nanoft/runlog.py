@@ -12,11 +12,14 @@ import re
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 from nanoft.files import available_cores, read_json, write_json, write_whole
 
+NOT_COMPARED = ("out_dir", "resume", "eval_only", "device", "eval_interval", "eval_tokens", "log_interval",
+                "watch_interval", "sample_tokens")  # options that do not change what is learned
 SPEED = ("seconds", "tokens", "tokens_per_s", "rows_per_s", "memory_gb")  # figures of a row that go into this group
 
 
@@ -91,17 +94,28 @@ class RunLog:
             image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=data)
             self.board.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
-    def finish(self, step, options, result):
-        """The final figures beside the options, in the HPARAMS tab, which compares runs; as scalars in `final`, too."""
+    def finish(self, step, cfg, result):
+        """The final figures beside the options, in the HPARAMS tab, which compares runs; as scalars in `final`, too.
+
+        Options that are not at their default come first there.
+        """
         if not self.board:
             return
+        from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
         from tensorboardX.summary import hparams
 
-        figures = {name: value for name, value in result.items() if isinstance(value, (int, float))
-                   and not isinstance(value, bool)}
+        options = {name: value for name, value in asdict(cfg).items() if name not in NOT_COMPARED}
+        wanted = [name for name in result if name.startswith(("val_", "test_"))] + ["train_seconds", "parameters"]
+        figures = {name: result[name] for name in wanted if isinstance(result[name], (int, float))}
         self.scalars(step, "final", figures)
         # the writer's own add_hparams would make another run beside this one
-        for summary in hparams(options, {f"final/{name}": value for name, value in figures.items()}):
+        experiment, start, end = hparams(options, {f"final/{name}": value for name, value in figures.items()})
+        content = HParamsPluginData.FromString(experiment.value[0].metadata.plugin_data.content)
+        for info in content.experiment.hparam_infos:
+            if options[info.name] != getattr(type(cfg), info.name):
+                info.MergeFromString(b"\x38\x01")  # its field 7, `differs`, is true; tensorboardX does not know it yet
+        experiment.value[0].metadata.plugin_data.content = content.SerializeToString()
+        for summary in (experiment, start, end):
             self.board.file_writer.add_summary(summary, step)
 
     def say(self, line):
