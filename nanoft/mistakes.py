@@ -51,7 +51,7 @@ def show(log, step, task, rows, found, encoded, out, figures, matrix):
                 log.board.add_pr_curve(f"pr/{label}", truth[:, k], probability[:, k], step)
     wrong = sorted(mistakes(task, rows, found), key=lambda mistake: -mistake[0])[:MOST_MISTAKES]
     log.table("hardest mistakes", [(MEASURE.get(task["kind"], "probability"), "text", "truth", "prediction"),
-                                   *((surety, text[:500], *rest) for surety, text, *rest in wrong)], step)
+                                   *((f"{surety:.3f}", text[:500], *rest) for surety, text, *rest in wrong)], step)
 
 
 def one_against_the_rest(task, rows, encoded, out):

@@ -102,8 +102,9 @@ class Watch:
         low, high = (end.item() for end in x.aminmax())
         if not math.isfinite(high - low):
             return
-        counts = torch.histc(x, BINS, low, high if high > low else low + 1)
-        ends = [low + (high - low if high > low else 1) * (i + 1) / BINS for i in range(BINS)]
+        bins = BINS if high > low else 1  # gradients are all 0 where what follows still is
+        counts = torch.histc(x, bins, low, high) if high > low else torch.tensor([len(x)])
+        ends = [low + (high - low) * (i + 1) / bins for i in range(bins)]
         self.log.board.add_histogram_raw(tag, min=low, max=high, num=len(x), sum=x.sum().item(), bucket_limits=ends,
                                          sum_squares=x.square().sum().item(), bucket_counts=counts.tolist(),
                                          global_step=step)
