@@ -7,8 +7,13 @@
     python sample.py --checkpoint=out/sst2 --text="a joy from beginning to end"
     python sample.py --checkpoint=out/squad --question="Who wrote back?" --context="Ada wrote, and Babbage wrote back."
     python sample.py --checkpoint=out/sst2 --input=rows.jsonl --output=predictions.jsonl
-    python sample.py --checkpoint=minilm --embed --text="A dog runs." --text="A puppy is running." --text="It rains."
-    python sample.py --checkpoint=minilm --embed --input=texts.txt --output=vectors.npy
+    if cfg.embed and cfg.output and not cfg.output.endswith((".npy", ".jsonl")):
+        problems.append(f"output={cfg.output} is neither .npy nor .jsonl, in which vectors can be written")
+    if min(cfg.drawn_tokens, cfg.ig_steps) < 1:
+        problems.append(f"drawn_tokens={cfg.drawn_tokens} and ig_steps={cfg.ig_steps} must be at least 1")
+    if cfg.explain and (cfg.embed or cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
+        problems.append("explain goes without embed and pseudo_perplexity, and its output is a folder")
+    if cfg.output and not cfg.explain and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
 """
 
 import codecs
@@ -21,7 +26,24 @@ from typing import Literal
 import numpy as np
 import torch
 
+<<<<<<< HEAD
 from nanoft import UserError, checkpoint, config, embed, encode, files, generate, parallel, predict, tables, vocabulary
+=======
+from nanoft import (
+    UserError,
+    checkpoint,
+    config,
+    encode,
+    explain_page,
+    explain_targets,
+    files,
+    generate,
+    parallel,
+    predict,
+    tables,
+)
+from nanoft.bpe import Tokenizer
+>>>>>>> c4bdcfe3a4be0e6656a0e218ef0afa8731a1a3c4
 from nanoft.model import make_model, saved_config
 
 MOST_TEXTS = 20  # of which a table is shown
@@ -36,8 +58,14 @@ class Config:
     question: str = ""                 # for a model that answers
     context: str = ""                  # the text in which the answer stands
     input: str = ""                    # a file with one prompt or text a line, or .jsonl rows as in fine-tuning
-    output: str = ""                   # write JSON lines to this file instead of the screen; of vectors also .npy
+    output: str = ""                   # write JSON lines to this file instead of the screen; .npy for embed, a folder
+                                       # for explain
     embed: bool = False                # of an encoder: a vector for each text, and how much they are alike
+    explain: bool = False              # a page on what the answers rest on, in output (default: explain/ in the run)
+    layers: str = ""                   # whose attention the page shows: 1,3, "" = all
+    heads: str = ""                    # the same
+    drawn_tokens: int = 64             # longest text whose attention is drawn whole
+    ig_steps: int = 50                 # points that integrated gradients take
     num_samples: int = 1               # continuations of each prompt
     max_new_tokens: int = 200          # longest continuation
     temperature: float = 0.8           # below 1 safer, above 1 wilder, 0 always the likeliest token
@@ -60,9 +88,17 @@ def check(cfg):
         problems.append("top_k must be 0 or more, num_samples and max_new_tokens at least 1")
     if cfg.repetition_penalty <= 0:
         problems.append(f"repetition_penalty={cfg.repetition_penalty} must be above 0; 1 is none")
+<<<<<<< HEAD
     if cfg.embed and cfg.output and not cfg.output.endswith((".npy", ".jsonl")):
         problems.append(f"output={cfg.output} is neither .npy nor .jsonl, in which vectors can be written")
     if cfg.output and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
+=======
+    if min(cfg.drawn_tokens, cfg.ig_steps) < 1:
+        problems.append(f"drawn_tokens={cfg.drawn_tokens} and ig_steps={cfg.ig_steps} must be at least 1")
+    if cfg.explain and (cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
+        problems.append("explain goes without pseudo_perplexity, and its output is a folder")
+    if cfg.output and not cfg.explain and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
+>>>>>>> c4bdcfe3a4be0e6656a0e218ef0afa8731a1a3c4
         problems.append(f"output={cfg.output} is a folder, or lies in none; give a file in an existing folder")
     return problems
 
@@ -71,7 +107,7 @@ def main():
     cfg = config.load(Config, check=check)
     here = parallel.start(cfg.device)
     device = here.device
-    dtype, reason = parallel.number_format(cfg.dtype, device)
+    dtype, reason = parallel.number_format("float32" if cfg.explain else cfg.dtype, device)
     if reason:
         print(reason, file=sys.stderr)
     path = checkpoint.find(cfg.checkpoint)
@@ -102,6 +138,8 @@ def main():
             raise UserError(f"the prompt {prompt!r} has no tokens; give some text, or leave --prompt out "
                             "to begin a new document")
         results += answer(model, tokenizer, prompt, ids, cfg, number)
+    if cfg.explain:
+        return explain_page.write(cfg.output or path.parent / "explain", path, model, tokenizer, results, cfg)
     if cfg.output:
         files.write_jsonl(cfg.output, results)
         print(f"{len(results)} results written to {cfg.output}")
@@ -114,6 +152,10 @@ def do_task(state, path, task, tokenizer, here, dtype, cfg):
     pieces = encode.encode(rows, task, tokenizer)
     out = predict.outputs(model, pieces, task, tokenizer, here, dtype)
     found = predict.predictions(task, rows, pieces, out)
+    if cfg.explain:
+        subjects = [explain_targets.of_row(model, task, tokenizer, row, guess, row_text(task["kind"], row, guess), i,
+                                           pieces, out) for i, (row, guess) in enumerate(zip(rows, found))]
+        return explain_page.write(cfg.output or path.parent / "explain", path, model, tokenizer, subjects, cfg)
     if cfg.output:
         files.write_jsonl(cfg.output, [row | guess for row, guess in zip(rows, found)])
         print(f"{len(rows)} results written to {cfg.output}")
@@ -187,8 +229,17 @@ def read_rows(cfg, task):
 
 
 def continuations(model, tokenizer, prompt, ids, cfg, number):
-    """What a GPT writes after a prompt, printed as it comes unless it goes to a file: rows of prompt and text."""
+    """What a GPT writes after a prompt, printed as it comes unless it goes to a file: rows of prompt and text.
+
+    With explain: what is to be explained of it, and nothing is printed yet.
+    """
     rows = []
+    if cfg.explain:
+        start = torch.tensor(ids, device=model.head.weight.device)
+        new = generate.generate(model, start[None], cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
+                                cfg.repetition_penalty, stop_id=tokenizer.special["<|endoftext|>"],
+                                generator=torch.Generator(start.device).manual_seed(cfg.seed + number))
+        return [explain_targets.of_continuation(model, tokenizer, prompt, start, torch.cat(list(new)))]
     for i in range(cfg.num_samples):
         generator = torch.Generator(model.head.weight.device).manual_seed(cfg.seed + number * cfg.num_samples + i)
         pieces = []
@@ -227,6 +278,8 @@ def gaps(model, tokenizer, prompt, _ids, cfg, _number):
         return [{"prompt": prompt, "nats_per_token": loss, "tokens": sum(scored)}]
     if mask_id not in ids:
         raise UserError(f"the prompt {prompt!r} has no <|mask|> to fill; write one where a word is missing")
+    if cfg.explain:
+        return [explain_targets.of_gaps(model, tokenizer, prompt, torch.tensor(ids, device=device))]
     best, probability = generate.fill_masks(model, torch.tensor(ids, device=device), mask_id, cfg.top_k or 5)
     rows = []
     for tokens, parts in zip(best.tolist(), probability.tolist()):

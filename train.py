@@ -24,6 +24,7 @@ from nanoft.bins import Tokens
 from nanoft.evaluate import causal_figures, described, masked_figures, tensors
 from nanoft.model import CLASSIC, ModelConfig, check_model, make_model, saved_config
 from nanoft.runlog import RunLog, clock
+from nanoft.watch import Watch
 
 START = time.time() - time.process_time()  # when the process began: so far it has only imported
 
@@ -69,6 +70,7 @@ class Config:
     eval_interval: int = 250           # steps between evaluations
     eval_tokens: int = 65536           # validation tokens in one of them, 0 = all; the last one takes all
     log_interval: int = 10             # steps between status lines
+    watch_interval: int = 1            # evaluations between TensorBoard's histograms, 0 = nothing for TensorBoard
     sample_tokens: int = 96            # length of the text sample at each evaluation
 
 
@@ -79,7 +81,7 @@ def check(cfg):
         if getattr(cfg, name) < 1:
             problems.append(f"{name}={getattr(cfg, name)} must be at least 1")
     for name in ("seed", "micro_batch_size", "max_steps", "max_minutes", "lr", "embed_lr", "muon_lr", "weight_decay",
-                 "grad_clip", "nsp_weight", "eval_tokens", "sample_tokens"):
+                 "grad_clip", "nsp_weight", "eval_tokens", "sample_tokens", "watch_interval"):
         if getattr(cfg, name) < 0:
             problems.append(f"{name}={getattr(cfg, name)} must be 0 or more")
     for name in ("beta2", "warmup", "warmdown"):
@@ -113,14 +115,17 @@ def main():
     # what step s sees: a function from the numbers of its rows; evaluation has the same masks and pairs every time
     masking, pairs = None, {}
     if cfg.objective == "causal":
-        make_batch = partial(batches.causal_batch, splits["train"], cfg.block_size, cfg.seed)
+        make_batch, val_batch = (partial(batches.causal_batch, splits[name], cfg.block_size, seed)
+                                 for name, seed in (("train", cfg.seed), ("val", batches.EVAL_SEED)))
     else:
         masking = batches.masking(tokenizer, cfg.mask_prob, cfg.whole_word)
-        make_batch = partial(batches.masked_batch, splits["train"], cfg.block_size, cfg.seed, masking=masking)
+        make_batch, val_batch = (partial(batches.masked_batch, splits[name], cfg.block_size, seed, masking=masking)
+                                 for name, seed in (("train", cfg.seed), ("val", batches.EVAL_SEED)))
     if cfg.objective == "mlm_nsp":
         make_batch = batches.Pairs(splits["train"], tokenizer, cfg.block_size, cfg.batch_size, cfg.seed, masking).batch
         pairs = {name: batches.Pairs(splits[name], tokenizer, cfg.block_size, 8, batches.EVAL_SEED, masking)
                  for name in ("val", "test") if name in splits}
+        val_batch = pairs["val"].batch
 
     # the model: a plain module; compilation and DDP wrap it afterwards
     torch.manual_seed(cfg.seed)
@@ -150,7 +155,9 @@ def main():
         out_dir.mkdir(parents=True, exist_ok=True)
         files.write_json(out_dir / "config.json", asdict(cfg))
         tokenizer.save(out_dir / "tokenizer.json")
-    log = RunLog(out_dir, here.main, step)
+    log = RunLog(out_dir, here.main, step, cfg.watch_interval > 0)
+    log.table("config", [("option", "value"), *asdict(cfg).items()], step)
+    watch = Watch(log, model, optimizers, cfg.watch_interval * cfg.eval_interval, dtype)
     micro = cfg.micro_batch_size or cfg.batch_size // here.world
     parts = cfg.batch_size // (micro * here.world)
     tokens_per_step = cfg.batch_size * cfg.block_size
@@ -210,6 +217,9 @@ def main():
                 "scaler": scaler.state_dict()})
 
     eot = tokenizer.special["<|endoftext|>"]
+    watched = tensors(val_batch(np.arange(min(micro, 1024 // cfg.block_size) or 1)), device)  # by watch, each time
+    if step == 0:
+        watch.look(step, watched)
     losses = torch.zeros_like(weight)
     began = time.time() - spent  # a budget in minutes counts steps and evaluations, not the compilation
     since, since_step, paused = time.time(), step, 0.0  # of the last status line; seconds of evaluation since then
@@ -236,6 +246,7 @@ def main():
                 text = write_sample(model, tokenizer, splits["val"], cfg, dtype, cfg.sample_tokens)
                 log.text("sample", text, step)
                 log.say("       | " + repr(text[:110]))
+            watch.look(step, watched, done)
             if figures["loss"] < best:
                 best = figures["loss"]
                 save("best.pt")
@@ -263,6 +274,8 @@ def main():
             assert not missed, f"{missed} get no gradient"
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
+        line_due = (step + 1) % cfg.log_interval == 0 or step == 0
+        watch.gradients(step + 1, line_due)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
         factor = optim.lr_factor(progress, cfg.schedule, cfg.warmup, cfg.warmdown)
         for optimizer in optimizers:
@@ -276,8 +289,9 @@ def main():
             scaler.update()
         model.zero_grad(set_to_none=True)
         step += 1
+        watch.updated(step)
 
-        if step % cfg.log_interval == 0 or step == 1:
+        if line_due:
             shown = parallel.total(losses, here)
             if not math.isfinite(sum(shown)):
                 raise UserError(diverged("training", sum(shown), step, out_dir))
@@ -286,7 +300,8 @@ def main():
             since, since_step, paused = now, step, 0.0
             pair_loss = {"nsp_loss": shown[1]} if len(shown) > 1 else {}
             log.row(step, tokens=step * tokens_per_step, seconds=now - START, loss=shown[0], **pair_loss,
-                    lr=cfg.lr * factor, grad_norm=norm.item(), tokens_per_s=rate)
+                    lr=cfg.lr * factor, grad_norm=norm.item(), tokens_per_s=rate,
+                    memory_gb=parallel.peak_memory(device))
             left = min((cfg.max_steps - step) * tokens_per_step / rate if cfg.max_steps else math.inf,
                        60 * cfg.max_minutes - (now - began) if cfg.max_minutes else math.inf)
             log.say(f"step {step:6} | loss {shown[0]:.4f} | lr {cfg.lr * factor:.2e} | {rate:9,.0f} tok/s | "
@@ -315,6 +330,7 @@ def main():
     log.row(step, **{k: v for k, v in result.items() if k.startswith(("test_", "seconds"))})
     if here.main:
         files.write_json(out_dir / "result.json", result)
+        log.finish(step, cfg, result)
         text = write_sample(model, tokenizer, splits["val"], cfg, dtype, 3 * cfg.sample_tokens)
         log.text("final sample", text, step)
         log.say(f"\n--- the model writes ---\n{text}\n---\n{out_dir}: best.pt, latest.pt, result.json; "

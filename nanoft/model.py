@@ -119,6 +119,8 @@ def make_norm(cfg, width):
 
 
 class Attention(nn.Module):
+    kept = None  # set to a list, forward adds its weights (B, H, T, S) to it, see explain.attention_weights
+
     def __init__(self, cfg):
         super().__init__()
         self.n_head, self.n_kv_head = cfg.n_head, cfg.n_kv_head or cfg.n_head
@@ -145,7 +147,9 @@ class Attention(nn.Module):
         if self.n_kv_head < self.n_head:  # each key-value head serves a group of query heads
             k, v = (t.repeat_interleave(self.n_head // self.n_kv_head, dim=1) for t in (k, v))
         causal = self.causal and T > 1  # a single new token may look at everything before it
-        y, _ = attention(q, k, v, causal, mask, self.dropout if self.training else 0.0)
+        y, weights = attention(q, k, v, causal, mask, self.dropout if self.training else 0.0, self.kept is not None)
+        if self.kept is not None:
+            self.kept.append(weights)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, H, T, D) -> (B, T, C)
 
 
