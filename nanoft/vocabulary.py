@@ -32,6 +32,8 @@ def load(place):
         if not isinstance(content, dict) or content and "model" not in content:  # or a broken one of our own
             return Tokenizer.from_content(content, path)
     options = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    if not isinstance(options, dict):
+        raise UserError(f"{folder}/tokenizer_config.json: not a JSON object; fetch it again, or remove it")
     if content and "model" in content:
         return from_hugging_face(content, options, path)
     if (folder / "vocab.txt").exists():

@@ -28,7 +28,7 @@ SPECIAL = ("pad", "unk", "cls", "sep", "mask")  # <|pad|> is [PAD] in the list, 
 WHITE = "\t\n\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 CHINESE = ("\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
            "\U0002b920-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f")
-SIGNS = r"!-/:-@\[-`{-~"  # of ASCII; $ + < = > ^ ` | ~ are no punctuation to Unicode
+SIGNS = r"!-/:-@\[-`{-~"  # of ASCII
 # `tokenizers` knows the signs and marks of Unicode 8, so what came later counts as letters. Python's own tables differ
 # from version to version; with this they do not. (Ranges reach over unassigned characters and letters: no difference.)
 LATER = re.compile(
@@ -39,6 +39,7 @@ LATER = re.compile(
     "\U00012ff1-\U0001612f\U00016d6d-\U00016f4f\U00016fe2-\U00016fe4\U0001cf00-\U0001d128\U0001d25b-\U0001d25c"
     "\U0001e000-\U0001e6f5\U0001e944-\U0001e95f]")
 MOVED = {"\u166d": "Po", "\u1734": "Mn", "\U000111c9": "Po", "\U0001171e": "Mn"}  # what they were then
+MOVED |= dict.fromkeys("$+<=>^`|~", "P")  # no punctuation to Unicode, but to BERT
 
 
 class WordPiece:
@@ -188,7 +189,7 @@ def words(text):
     """(first, end) of the words and signs of a text without white space."""
     bounds = [0]
     for i, char in enumerate(text):
-        if category(char)[0] == "P":  # signs of ASCII are runs of their own
+        if category(char)[0] == "P":
             bounds += (i, i + 1)
     return [(a, b) for a, b in itertools.pairwise([*bounds, len(text)]) if a < b]
 
@@ -200,8 +201,9 @@ def decomposed(chars):
     """
     parts, group = [], 0
     for char, _ in chars:
-        for nth, part in enumerate(unicodedata.normalize("NFD", char)):
-            mark = unicodedata.combining(part)
+        later = LATER.match(char)
+        for nth, part in enumerate(char if later else unicodedata.normalize("NFD", char)):
+            mark = 0 if later else unicodedata.combining(part)
             group += mark == 0  # marks are sorted behind the character that they are on
             parts.append((group, mark, part, nth == 0))
     parts.sort(key=lambda part: part[:2])
