@@ -74,6 +74,7 @@ def test_gpt2(name, tmp_path):
     ours, state = load(tmp_path)
     ids, *_ = texts(67)
     assert close(ours.head(ours.trunk(ids)), theirs(ids).logits)
+    assert (ours.head.weight is ours.trunk.tokens.weight) == theirs.config.tie_word_embeddings
     if theirs.config.tie_word_embeddings:  # without the prefix, as a model without its head is saved
         theirs.transformer.save_pretrained(tmp_path / "bare")
         assert close(load(tmp_path / "bare")[0](ids), theirs(ids).logits[:, -1])
@@ -222,8 +223,8 @@ def test_old_names_numbers_of_two_bytes_and_shards(tmp_path):
         torch.save(weights, tmp_path / name / "pytorch_model.bin")
         found, _ = load(tmp_path / name)
         for key, p in expected.state_dict().items():
-            assert p.dtype == torch.float32
-            assert torch.equal(found.state_dict()[key], p.half().float() if name == "halves" else p), key
+            same = found.state_dict()[key]
+            assert same.dtype == torch.float32 and torch.equal(same, p.half().float() if name == "halves" else p), key
 
 
 def test_transformers_reads_the_vocabularies_that_are_written(tmp_path):
