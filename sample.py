@@ -26,13 +26,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-<<<<<<< HEAD
-from nanoft import UserError, checkpoint, config, embed, encode, files, generate, parallel, predict, tables, vocabulary
-=======
 from nanoft import (
     UserError,
     checkpoint,
     config,
+    embed,
     encode,
     explain_page,
     explain_targets,
@@ -41,9 +39,8 @@ from nanoft import (
     parallel,
     predict,
     tables,
+    vocabulary,
 )
-from nanoft.bpe import Tokenizer
->>>>>>> c4bdcfe3a4be0e6656a0e218ef0afa8731a1a3c4
 from nanoft.model import make_model, saved_config
 
 MOST_TEXTS = 20  # of which a table is shown
@@ -58,8 +55,7 @@ class Config:
     question: str = ""                 # for a model that answers
     context: str = ""                  # the text in which the answer stands
     input: str = ""                    # a file with one prompt or text a line, or .jsonl rows as in fine-tuning
-    output: str = ""                   # write JSON lines to this file instead of the screen; .npy for embed, a folder
-                                       # for explain
+    output: str = ""                   # JSON lines to this file, not the screen; of embed .npy too, of explain a folder
     embed: bool = False                # of an encoder: a vector for each text, and how much they are alike
     explain: bool = False              # a page on what the answers rest on, in output (default: explain/ in the run)
     layers: str = ""                   # whose attention the page shows: 1,3, "" = all
@@ -88,17 +84,13 @@ def check(cfg):
         problems.append("top_k must be 0 or more, num_samples and max_new_tokens at least 1")
     if cfg.repetition_penalty <= 0:
         problems.append(f"repetition_penalty={cfg.repetition_penalty} must be above 0; 1 is none")
-<<<<<<< HEAD
     if cfg.embed and cfg.output and not cfg.output.endswith((".npy", ".jsonl")):
         problems.append(f"output={cfg.output} is neither .npy nor .jsonl, in which vectors can be written")
-    if cfg.output and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
-=======
     if min(cfg.drawn_tokens, cfg.ig_steps) < 1:
         problems.append(f"drawn_tokens={cfg.drawn_tokens} and ig_steps={cfg.ig_steps} must be at least 1")
-    if cfg.explain and (cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
-        problems.append("explain goes without pseudo_perplexity, and its output is a folder")
+    if cfg.explain and (cfg.embed or cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
+        problems.append("explain goes without embed and pseudo_perplexity, and its output is a folder")
     if cfg.output and not cfg.explain and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
->>>>>>> c4bdcfe3a4be0e6656a0e218ef0afa8731a1a3c4
         problems.append(f"output={cfg.output} is a folder, or lies in none; give a file in an existing folder")
     return problems
 
