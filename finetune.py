@@ -105,6 +105,7 @@ class Config:
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # of the learning rate
     warmup: float = 0.1                # part of the steps over which the rate rises
     dropout: float = 0.1               # part of the activations set to zero
+    gram_dropout: float = 0.0          # part of the n-grams left out in training
     head_dropout: float = 0.1          # the same before the head
     label_smoothing: float = 0.0       # part of the target given to all classes alike
     class_weights: Literal["none", "balanced"] = "none"  # balanced: every class weighs the same in the loss
