@@ -58,10 +58,10 @@ def test_a_table_without_a_tokenizer(tmp_path, call, capsys):
     out = make(call, capsys, tmp_path / "films.csv", "--label_column=stars")
     assert "a tokenizer is learned from the rows" in out
     assert "很好" in read_page(tmp_path / "films_figures" / "figures.html")
-    rows = [json.dumps({"text": f"row {i}", "label": "ab"[i % 2]}) for i in [*range(40), 4, 4]]
+    rows = [json.dumps({"text": f"row {i}", "label": "ab"[i % 2]}) for i in [*range(40), *range(8), *range(8)]]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     make(call, capsys, tmp_path / "rows.jsonl", f"--out={tmp_path / 'g'}")
-    assert "3 row 4\n" in read_page(tmp_path / "g" / "figures.html")  # it is there three times
+    assert re.search(r"\b3 row \d\n", read_page(tmp_path / "g" / "figures.html"))  # three times, in training or not
 
 
 def test_without_matplotlib_the_page_is_made_all_the_same(corpus, tmp_path, call, capsys, monkeypatch):
