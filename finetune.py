@@ -290,9 +290,8 @@ def fine_tune(cfg, here):
                            "worse": worse, "optimizer": [o.state_dict() for o in optimizers],
                            "scaler": scaler.state_dict(), "seconds": time.time() - began})
 
-    longest = train.lengths.max()  # of validation, a batch that watch looks at
-    watched = tensors(encode.batch(pieces["val"], np.arange(min(len(pieces["val"]), micro, 1024 // longest) or 1),
-                                   task, tokenizer), device)
+    few = np.arange(min(len(pieces["val"]), micro, 1024 // task["max_length"]) or 1)
+    watched = tensors(encode.batch(pieces["val"], few, task, tokenizer), device)  # what watch looks at, each time
     if step == 0:
         watch.look(step, watched)
     model.train()

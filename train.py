@@ -116,17 +116,14 @@ def main():
     # what step s sees: a function from the numbers of its rows; evaluation has the same masks and pairs every time
     masking, pairs = None, {}
     if cfg.objective == "causal":
-        make_batch, val_batch = (partial(batches.causal_batch, splits[name], cfg.block_size, seed)
-                                 for name, seed in (("train", cfg.seed), ("val", batches.EVAL_SEED)))
+        make_batch = partial(batches.causal_batch, splits["train"], cfg.block_size, cfg.seed)
     else:
         masking = batches.masking(tokenizer, cfg.mask_prob, cfg.whole_word)
-        make_batch, val_batch = (partial(batches.masked_batch, splits[name], cfg.block_size, seed, masking=masking)
-                                 for name, seed in (("train", cfg.seed), ("val", batches.EVAL_SEED)))
+        make_batch = partial(batches.masked_batch, splits["train"], cfg.block_size, cfg.seed, masking=masking)
     if cfg.objective == "mlm_nsp":
         make_batch = batches.Pairs(splits["train"], tokenizer, cfg.block_size, cfg.batch_size, cfg.seed, masking).batch
         pairs = {name: batches.Pairs(splits[name], tokenizer, cfg.block_size, 8, batches.EVAL_SEED, masking)
                  for name in ("val", "test") if name in splits}
-        val_batch = pairs["val"].batch
 
     # the model: a plain module; compilation and DDP wrap it afterwards
     torch.manual_seed(cfg.seed)
@@ -218,7 +215,14 @@ def main():
                 "scaler": scaler.state_dict()})
 
     eot = tokenizer.special["<|endoftext|>"]
-    watched = tensors(val_batch(np.arange(min(micro, 1024 // cfg.block_size) or 1)), device)  # by watch, each time
+    few = np.arange(min(micro, 1024 // cfg.block_size) or 1)  # windows of validation that watch looks at, each time
+    if cfg.objective == "causal":
+        watched = batches.causal_batch(splits["val"], cfg.block_size, batches.EVAL_SEED, few)
+    elif cfg.objective == "mlm":
+        watched = batches.masked_batch(splits["val"], cfg.block_size, batches.EVAL_SEED, few, masking)
+    else:
+        watched = pairs["val"].batch(few)
+    watched = tensors(watched, device)
     if step == 0:
         watch.look(step, watched)
     losses = torch.zeros_like(weight)
