@@ -32,6 +32,7 @@ from nanoft import (
     files,
     lora,
     metrics,
+    mistakes,
     optim,
     parallel,
     predict,
@@ -42,6 +43,7 @@ from nanoft.evaluate import tensors
 from nanoft.heads import TaskModel
 from nanoft.model import check_model
 from nanoft.runlog import RunLog, clock
+from nanoft.watch import Watch
 
 START = time.time() - time.process_time()  # when the process began: so far it has only imported
 
@@ -50,7 +52,7 @@ START = time.time() - time.process_time()  # when the process began: so far it h
 class Config:
     out_dir: str = "out/finetuned"     # the run's folder: checkpoints, metrics.jsonl, result.json, predictions.jsonl
     data: str = ""                     # a folder under data/, or a path, with train.jsonl, val.jsonl and task.json
-    init_from: str = "scratch"         # a run folder or checkpoint to begin from, or scratch
+    init_from: str = "scratch"         # a run folder, checkpoint or published model to begin from, or scratch
     adapter: str = ""                  # an adapter.pt (LoRA) to put on init_from
     resume: bool = False               # go on with the run in out_dir
     eval_only: bool = False            # no training: figures and predictions of out_dir's best.pt, or of the adapter
@@ -103,6 +105,7 @@ class Config:
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # of the learning rate
     warmup: float = 0.1                # part of the steps over which the rate rises
     dropout: float = 0.1               # part of the activations set to zero
+    gram_dropout: float = 0.0          # part of the n-grams left out in training
     head_dropout: float = 0.1          # the same before the head
     label_smoothing: float = 0.0       # part of the target given to all classes alike
     class_weights: Literal["none", "balanced"] = "none"  # balanced: every class weighs the same in the loss
@@ -114,6 +117,7 @@ class Config:
     patience: int = 0                  # evaluations without a better one until the run ends, 0 = never
     eval_interval: int = 0             # steps between evaluations, 0 = an epoch
     log_interval: int = 10             # steps between status lines
+    watch_interval: int = 1            # evaluations between TensorBoard's histograms, 0 = nothing for TensorBoard
 
 
 def check(cfg):
@@ -123,7 +127,8 @@ def check(cfg):
         if getattr(cfg, name) < 1:
             problems.append(f"{name}={getattr(cfg, name)} must be at least 1")
     for name in ("seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr", "muon_lr", "patience",
-                 "weight_decay", "grad_clip", "eval_interval", "unfreeze_every", "lora_rank", "lora_alpha"):
+                 "weight_decay", "grad_clip", "eval_interval", "unfreeze_every", "lora_rank", "lora_alpha",
+                 "watch_interval"):
         if getattr(cfg, name) < 0:
             problems.append(f"{name}={getattr(cfg, name)} must be 0 or more")
     for name in ("token_drop", "token_swap", "token_mask", "dropout", "head_dropout", "label_smoothing", "average",
@@ -238,7 +243,9 @@ def fine_tune(cfg, here):
         out_dir.mkdir(parents=True, exist_ok=True)
         files.write_json(out_dir / "config.json", asdict(cfg))
         tokenizer.save(out_dir / "tokenizer.json")
-    log = RunLog(out_dir, here.main, step)
+    log = RunLog(out_dir, here.main, step, cfg.watch_interval > 0)
+    log.table("config", [("option", "value"), *asdict(cfg).items()], step)
+    watch = Watch(log, model, optimizers, cfg.watch_interval * eval_interval, dtype)
     micro = cfg.micro_batch_size or cfg.batch_size // here.world
     parts = cfg.batch_size // (micro * here.world)
     if reason:
@@ -283,6 +290,10 @@ def fine_tune(cfg, here):
                            "worse": worse, "optimizer": [o.state_dict() for o in optimizers],
                            "scaler": scaler.state_dict(), "seconds": time.time() - began})
 
+    few = np.arange(min(len(pieces["val"]), micro, 1024 // task["max_length"]) or 1)
+    watched = tensors(encode.batch(pieces["val"], few, task, tokenizer), device)  # what watch looks at, each time
+    if step == 0:
+        watch.look(step, watched)
     model.train()
     began = time.time() - spent
     since, since_step, paused, tokens = time.time(), step, 0.0, 0  # of the last status line; tokens since then
@@ -301,7 +312,9 @@ def fine_tune(cfg, here):
             model.train()
             check_finite([out.sum()], "validation", step, out_dir)
             found = predict.predictions(task, rows["val"], pieces["val"], out)
-            figures, _ = predict.scores(task, rows["val"], found, pieces["val"], out)
+            figures, matrix = predict.scores(task, rows["val"], found, pieces["val"], out)
+            mistakes.show(log, step, task, rows["val"], found, pieces["val"], out, figures, matrix)
+            watch.look(step, watched, done)
             figure = main_figure(task, figures)
             worse = 0 if best is None or figure > best else worse + 1
             evaluated = step
@@ -338,6 +351,8 @@ def fine_tune(cfg, here):
             assert all(p.grad is not None for p in trained.values()), "a parameter gets no gradient"
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
+        line_due = (step + 1) % cfg.log_interval == 0 or step == 0
+        watch.gradients(step + 1, line_due)
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), cfg.grad_clip or math.inf)
         factor = optim.lr_factor((step + 0.5) / steps, cfg.schedule, cfg.warmup, 0.0)
         for optimizer in optimizers:
@@ -351,20 +366,22 @@ def fine_tune(cfg, here):
             scaler.update()
         model.zero_grad(set_to_none=True)
         step += 1
+        watch.updated(step)
         if averaged:  # in the beginning a shorter average, which forgets the first weights
             with torch.no_grad():
                 torch._foreach_lerp_([averaged[name] for name in trained], list(trained.values()),
                                      1 - min(cfg.average, step / (step + 10)))
 
         tokens += int(train.lengths[index].sum())
-        if step % cfg.log_interval == 0 or step == 1:
+        if line_due:
             shown = parallel.total([loss], here)[0]
             check_finite([shown], "training", step, out_dir)
             now = time.time()
             took = now - since - paused
             rate = (step - since_step) * cfg.batch_size / took
             log.row(step, epoch=step / per_epoch, seconds=now - START, loss=shown, lr=cfg.lr * factor,
-                    grad_norm=norm.item(), rows_per_s=rate, tokens_per_s=tokens / took)
+                    grad_norm=norm.item(), rows_per_s=rate, tokens_per_s=tokens / took,
+                    memory_gb=parallel.peak_memory(device))
             log.say(f"step {step:6} | epoch {step / per_epoch:.2f} | loss {shown:.4f} | lr {cfg.lr * factor:.2e} | "
                     f"{rate:7,.0f} rows/s | {clock((steps - step) * cfg.batch_size / rate)} left")
             since, since_step, paused, tokens = now, step, 0.0, 0
@@ -383,13 +400,15 @@ def fine_tune(cfg, here):
               "parameters": sum(p.numel() for p in model.parameters()),
               "trained_parameters": sum(p.numel() for p in trained.values())}
     path = out_dir / "best.pt"
-    result = final_figures(checkpoint.load(path), path, out_dir, task, rows, pieces, tokenizer, here, dtype, result)
+    result = final_figures(checkpoint.load(path), path, out_dir, task, rows, pieces, tokenizer, here, dtype, result,
+                           projector=cfg.watch_interval > 0)
+    log.finish(step, cfg, result)
     log.row(step, **{k: v for k, v in result.items() if k.startswith(("test_", "seconds")) and isinstance(v, float)})
     log.close()
     return result
 
 
-def final_figures(state, path, out_dir, task, rows, pieces, tokenizer, here, dtype, result):
+def final_figures(state, path, out_dir, task, rows, pieces, tokenizer, here, dtype, result, projector=False):
     """Measure a checkpoint on val and test, print the report, write result.json and predictions.jsonl; the result."""
     model = predict.load_model(state, path, here.device)
     result |= {"best_step": state["step"], "metric": task["metric"]}
@@ -398,6 +417,8 @@ def final_figures(state, path, out_dir, task, rows, pieces, tokenizer, here, dty
         out = predict.outputs(model, pieces[split], task, tokenizer, here, dtype)
         found = predict.predictions(task, rows[split], pieces[split], out)
         figures, matrix = predict.scores(task, rows[split], found, pieces[split], out)
+        if split == "val" and projector:
+            mistakes.save_projector(out_dir, model, task, rows[split], found, pieces[split], tokenizer, here, dtype)
         result |= {f"{split}_{k}": v for k, v in figures.items()}
         result |= {} if matrix is None else {f"{split}_confusion": matrix.tolist()}
         lines.append(f"{split}, all of it: {described(task, figures)}")

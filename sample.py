@@ -7,7 +7,13 @@
     python sample.py --checkpoint=out/sst2 --text="a joy from beginning to end"
     python sample.py --checkpoint=out/squad --question="Who wrote back?" --context="Ada wrote, and Babbage wrote back."
     python sample.py --checkpoint=out/sst2 --input=rows.jsonl --output=predictions.jsonl
-    python sample.py --checkpoint=out/sst2 --text="a joy from beginning to end" --explain
+    if cfg.embed and cfg.output and not cfg.output.endswith((".npy", ".jsonl")):
+        problems.append(f"output={cfg.output} is neither .npy nor .jsonl, in which vectors can be written")
+    if min(cfg.drawn_tokens, cfg.ig_steps) < 1:
+        problems.append(f"drawn_tokens={cfg.drawn_tokens} and ig_steps={cfg.ig_steps} must be at least 1")
+    if cfg.explain and (cfg.embed or cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
+        problems.append("explain goes without embed and pseudo_perplexity, and its output is a folder")
+    if cfg.output and not cfg.explain and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
 """
 
 import codecs
@@ -17,12 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from nanoft import (
     UserError,
     checkpoint,
     config,
+    embed,
     encode,
     explain_page,
     explain_targets,
@@ -31,21 +39,24 @@ from nanoft import (
     parallel,
     predict,
     tables,
+    vocabulary,
 )
-from nanoft.bpe import Tokenizer
 from nanoft.model import make_model, saved_config
+
+MOST_TEXTS = 20  # of which a table is shown
 
 
 @dataclass
 class Config:
-    checkpoint: str = "out/stdlib"     # a run folder (its best.pt) or a checkpoint file
+    checkpoint: str = "out/stdlib"     # a run folder (its best.pt), a checkpoint file, or a published model's folder
     prompt: str = "<|endoftext|>"      # text to continue; <|endoftext|> begins a new document
-    text: str = ""                     # for a fine-tuned model: the text to classify or to tag
+    text: tuple = ()                   # to classify, to tag or to embed; may be given several times
     pair: str = ""                     # the second text, of a model for pairs
     question: str = ""                 # for a model that answers
     context: str = ""                  # the text in which the answer stands
     input: str = ""                    # a file with one prompt or text a line, or .jsonl rows as in fine-tuning
-    output: str = ""                   # write JSON lines to this file instead of the screen; a folder for explain
+    output: str = ""                   # JSON lines to this file, not the screen; of embed .npy too, of explain a folder
+    embed: bool = False                # of an encoder: a vector for each text, and how much they are alike
     explain: bool = False              # a page on what the answers rest on, in output (default: explain/ in the run)
     layers: str = ""                   # whose attention the page shows: 1,3, "" = all
     heads: str = ""                    # the same
@@ -73,10 +84,12 @@ def check(cfg):
         problems.append("top_k must be 0 or more, num_samples and max_new_tokens at least 1")
     if cfg.repetition_penalty <= 0:
         problems.append(f"repetition_penalty={cfg.repetition_penalty} must be above 0; 1 is none")
+    if cfg.embed and cfg.output and not cfg.output.endswith((".npy", ".jsonl")):
+        problems.append(f"output={cfg.output} is neither .npy nor .jsonl, in which vectors can be written")
     if min(cfg.drawn_tokens, cfg.ig_steps) < 1:
         problems.append(f"drawn_tokens={cfg.drawn_tokens} and ig_steps={cfg.ig_steps} must be at least 1")
-    if cfg.explain and (cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
-        problems.append("explain goes without pseudo_perplexity, and its output is a folder")
+    if cfg.explain and (cfg.embed or cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
+        problems.append("explain goes without embed and pseudo_perplexity, and its output is a folder")
     if cfg.output and not cfg.explain and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
         problems.append(f"output={cfg.output} is a folder, or lies in none; give a file in an existing folder")
     return problems
@@ -91,13 +104,16 @@ def main():
         print(reason, file=sys.stderr)
     path = checkpoint.find(cfg.checkpoint)
     state = checkpoint.load(path)
-    tokenizer = Tokenizer.load(path.parent / "tokenizer.json")
+    tokenizer = vocabulary.load(path.parent)
+    if cfg.embed:
+        return do_embed(state, path, tokenizer, device, dtype, cfg)
     task = state.get("task", {})
     if task and task["kind"] != "generate":
         return do_task(state, path, task, tokenizer, here, dtype, cfg)
     if cfg.text or cfg.question:
         raise UserError(f"{path} is not fine-tuned for a task on texts; give a --prompt, or a run of finetune.py")
-    model = make_model(saved_config(state["model_config"], path))
+    with torch.device("meta"):  # no memory but that of the weights
+        model = make_model(saved_config(state["model_config"], path))
     checkpoint.load_weights(model, state["model"], path)
     model.to(device).eval()
     for p in model.parameters():  # most of what a token costs is reading the weights: halve them where bf16 is fast
@@ -140,6 +156,27 @@ def do_task(state, path, task, tokenizer, here, dtype, cfg):
         print(row_text(task["kind"], row, guess))
 
 
+def do_embed(state, path, tokenizer, device, dtype, cfg):
+    """The vectors of texts: in a file, and of few texts their cosines on the screen."""
+    rows = read_rows(cfg, {"kind": "embed"})
+    if len(rows) > MOST_TEXTS and not cfg.output:
+        raise UserError(f"{len(rows):,} texts are too many to show how alike they are; give --output=vectors.npy")
+    trunk, texts = embed.load_trunk(state, path, device), [row["text"] for row in rows]
+    found, tokens = embed.vectors(trunk, texts, tokenizer, device, dtype)
+    longer = int((tokens > trunk.cfg.block_size).sum())
+    if longer:
+        print(f"{longer:,} of {len(rows):,} texts have more than {trunk.cfg.block_size} tokens; what follows these is "
+              "left out", file=sys.stderr)
+    if cfg.output.endswith(".npy"):
+        files.write_whole(cfg.output, lambda file: np.save(file, found))
+    elif cfg.output:
+        files.write_jsonl(cfg.output, (row | {"vector": vector.tolist()} for row, vector in zip(rows, found)))
+    if cfg.output:
+        print(f"{len(rows):,} vectors of {found.shape[1]} numbers written to {cfg.output}")
+    if len(rows) <= MOST_TEXTS:
+        print(embed.similarity_table(texts, found))
+
+
 def row_text(kind, row, guess):
     """A row and its prediction as lines for a person."""
     if kind == "tag":
@@ -167,8 +204,9 @@ def read_rows(cfg, task):
     elif cfg.input:
         located = [(f"{cfg.input} line {i}", {"text": line}) for i, line in enumerate(read_prompts(cfg), 1)]
     else:
-        given = {name: getattr(cfg, name) for name in ("text", "pair", "question", "context")}
-        located = [("the command line", {name: value for name, value in given.items() if value})]
+        given = {name: getattr(cfg, name) for name in ("pair", "question", "context")}
+        located = [("the command line", {name: value for name, value in ({"text": text} | given).items() if value})
+                   for text in cfg.text or ("",)]
     for where, row in located:
         if kind == "tag" and "words" not in row and isinstance(row.get("text"), str):
             row["words"] = row["text"].split()
@@ -212,9 +250,11 @@ def continuations(model, tokenizer, prompt, ids, cfg, number):
 def gaps(model, tokenizer, prompt, _ids, cfg, _number):
     """What an encoder puts for each <|mask|> of a prompt; or, if asked, the prompt's pseudo-perplexity."""
     mask_id, device = tokenizer.special.get("<|mask|>"), model.head.weight.device
-    # a word's token begins with its space, so the space before a gap belongs into the gap
-    ids = tokenizer.encode(prompt.replace(" <|mask|>", "<|mask|>"), allow_special=True)
-    if model.cfg.n_types:  # trained on pairs, it knows texts between these two only
+    text = prompt
+    for name in [name for name, i in tokenizer.special.items() if i == mask_id]:
+        text = text.replace(" " + name, name)  # a word's token begins with its space, so the space belongs into the gap
+    ids = tokenizer.encode(text, allow_special=True)
+    if model.cfg.n_types or tokenizer.published:  # trained on pairs, or as BERT was: it knows texts between these only
         ids = [tokenizer.special["<|cls|>"], *ids, tokenizer.special["<|sep|>"]]
     if len(ids) > model.cfg.block_size:
         raise UserError(f"the prompt has {len(ids)} tokens, more than the {model.cfg.block_size} that this model "

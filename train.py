@@ -19,12 +19,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from nanoft import UserError, batches, checkpoint, config, files, generate, optim, parallel, prepare
+from nanoft import UserError, batches, checkpoint, config, files, generate, optim, parallel, prepare, vocabulary
 from nanoft.bins import Tokens
-from nanoft.bpe import Tokenizer
 from nanoft.evaluate import causal_figures, described, masked_figures, tensors
 from nanoft.model import CLASSIC, ModelConfig, check_model, make_model, saved_config
 from nanoft.runlog import RunLog, clock
+from nanoft.watch import Watch
 
 START = time.time() - time.process_time()  # when the process began: so far it has only imported
 
@@ -33,7 +33,7 @@ START = time.time() - time.process_time()  # when the process began: so far it h
 class Config:
     out_dir: str = "out/stdlib"        # the run's folder: checkpoints, metrics.jsonl, TensorBoard events, result.json
     data: str = "stdlib"               # a folder under data/, or a path
-    init_from: str = "scratch"         # scratch, or a run folder or checkpoint to begin from
+    init_from: str = "scratch"         # scratch, or a run folder, checkpoint or published model to begin from
     resume: bool = False               # go on with the run in out_dir
     objective: Literal["causal", "mlm", "mlm_nsp"] = "causal"  # GPT; BERT on masked words; and on pairs too
     seed: int = 1                      # of the initial weights, the batches and the dropout
@@ -48,6 +48,7 @@ class Config:
     dropout: float = 0.0               # part of the activations set to zero
     n_gram: int = 1                    # longest run of tokens with an embedding of its own, 1 = none but the tokens'
     n_buckets: int = 16384             # rows of the table that these n-grams share
+    gram_dropout: float = 0.0          # part of these n-grams left out in training
     tie_head: bool = False             # share the token embedding with the output head
     arch: Literal["modern", "gpt2", "bert"] = "modern"  # how blocks are built: today's way, or as published
     mask_prob: float = 0.15            # part of the words that an encoder must guess
@@ -70,6 +71,7 @@ class Config:
     eval_interval: int = 250           # steps between evaluations
     eval_tokens: int = 65536           # validation tokens in one of them, 0 = all; the last one takes all
     log_interval: int = 10             # steps between status lines
+    watch_interval: int = 1            # evaluations between TensorBoard's histograms, 0 = nothing for TensorBoard
     sample_tokens: int = 96            # length of the text sample at each evaluation
 
 
@@ -80,7 +82,7 @@ def check(cfg):
         if getattr(cfg, name) < 1:
             problems.append(f"{name}={getattr(cfg, name)} must be at least 1")
     for name in ("seed", "micro_batch_size", "max_steps", "max_minutes", "lr", "embed_lr", "muon_lr", "weight_decay",
-                 "grad_clip", "nsp_weight", "eval_tokens", "sample_tokens"):
+                 "grad_clip", "nsp_weight", "eval_tokens", "sample_tokens", "watch_interval"):
         if getattr(cfg, name) < 0:
             problems.append(f"{name}={getattr(cfg, name)} must be 0 or more")
     for name in ("beta2", "warmup", "warmdown"):
@@ -125,13 +127,13 @@ def main():
 
     # the model: a plain module; compilation and DDP wrap it afterwards
     torch.manual_seed(cfg.seed)
-    shape = {f.name: getattr(cfg, f.name) for f in fields(ModelConfig) if hasattr(cfg, f.name)}
-    shape |= CLASSIC.get(cfg.arch, {}) | dict(vocab_size=tokenizer.vocab_size, causal=cfg.objective == "causal",
-                                              n_types=2 * (cfg.objective == "mlm_nsp"))
-    model_config = ModelConfig(**shape)
+    model_config = model_shape(cfg, tokenizer.vocab_size, source)
     model = make_model(model_config)
     if source:
         take_weights(model, source, place, cfg.resume, tokenizer, folder)
+    if cfg.objective == "mlm" and model_config.n_types:  # words alone teach a published BERT's sentence head nothing
+        for p in (*model.pooler.parameters(), *model.next.parameters()):
+            p.requires_grad_(False)
     model.to(device)
     optimizers = optim.make_optimizers(model, cfg, device, dtype)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -151,7 +153,9 @@ def main():
         out_dir.mkdir(parents=True, exist_ok=True)
         files.write_json(out_dir / "config.json", asdict(cfg))
         tokenizer.save(out_dir / "tokenizer.json")
-    log = RunLog(out_dir, here.main, step)
+    log = RunLog(out_dir, here.main, step, cfg.watch_interval > 0)
+    log.table("config", [("option", "value"), *asdict(cfg).items()], step)
+    watch = Watch(log, model, optimizers, cfg.watch_interval * cfg.eval_interval, dtype)
     micro = cfg.micro_batch_size or cfg.batch_size // here.world
     parts = cfg.batch_size // (micro * here.world)
     tokens_per_step = cfg.batch_size * cfg.block_size
@@ -211,6 +215,16 @@ def main():
                 "scaler": scaler.state_dict()})
 
     eot = tokenizer.special["<|endoftext|>"]
+    few = np.arange(min(micro, 1024 // cfg.block_size) or 1)  # windows of validation that watch looks at, each time
+    if cfg.objective == "causal":
+        watched = batches.causal_batch(splits["val"], cfg.block_size, batches.EVAL_SEED, few)
+    elif cfg.objective == "mlm":
+        watched = batches.masked_batch(splits["val"], cfg.block_size, batches.EVAL_SEED, few, masking)
+    else:
+        watched = pairs["val"].batch(few)
+    watched = tensors(watched, device)
+    if step == 0:
+        watch.look(step, watched)
     losses = torch.zeros_like(weight)
     began = time.time() - spent  # a budget in minutes counts steps and evaluations, not the compilation
     since, since_step, paused = time.time(), step, 0.0  # of the last status line; seconds of evaluation since then
@@ -237,6 +251,7 @@ def main():
                 text = write_sample(model, tokenizer, splits["val"], cfg, dtype, cfg.sample_tokens)
                 log.text("sample", text, step)
                 log.say("       | " + repr(text[:110]))
+            watch.look(step, watched, done)
             if figures["loss"] < best:
                 best = figures["loss"]
                 save("best.pt")
@@ -260,9 +275,12 @@ def main():
             share = torch.tensor([counts[part] / scored, micro / cfg.batch_size][:len(weight)], device=device)
             losses += forward_backward(net, batch, share)
         if step == 0:
-            assert all(p.grad is not None for p in model.parameters()), "a parameter gets no gradient"
+            missed = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+            assert not missed, f"{missed} get no gradient"
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
+        line_due = (step + 1) % cfg.log_interval == 0 or step == 0
+        watch.gradients(step + 1, line_due)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
         factor = optim.lr_factor(progress, cfg.schedule, cfg.warmup, cfg.warmdown)
         for optimizer in optimizers:
@@ -276,8 +294,9 @@ def main():
             scaler.update()
         model.zero_grad(set_to_none=True)
         step += 1
+        watch.updated(step)
 
-        if step % cfg.log_interval == 0 or step == 1:
+        if line_due:
             shown = parallel.total(losses, here)
             if not math.isfinite(sum(shown)):
                 raise UserError(diverged("training", sum(shown), step, out_dir))
@@ -286,7 +305,8 @@ def main():
             since, since_step, paused = now, step, 0.0
             pair_loss = {"nsp_loss": shown[1]} if len(shown) > 1 else {}
             log.row(step, tokens=step * tokens_per_step, seconds=now - START, loss=shown[0], **pair_loss,
-                    lr=cfg.lr * factor, grad_norm=norm.item(), tokens_per_s=rate)
+                    lr=cfg.lr * factor, grad_norm=norm.item(), tokens_per_s=rate,
+                    memory_gb=parallel.peak_memory(device))
             left = min((cfg.max_steps - step) * tokens_per_step / rate if cfg.max_steps else math.inf,
                        60 * cfg.max_minutes - (now - began) if cfg.max_minutes else math.inf)
             log.say(f"step {step:6} | loss {shown[0]:.4f} | lr {cfg.lr * factor:.2e} | {rate:9,.0f} tok/s | "
@@ -315,6 +335,7 @@ def main():
     log.row(step, **{k: v for k, v in result.items() if k.startswith(("test_", "seconds"))})
     if here.main:
         files.write_json(out_dir / "result.json", result)
+        log.finish(step, cfg, result)
         text = write_sample(model, tokenizer, splits["val"], cfg, dtype, 3 * cfg.sample_tokens)
         log.text("final sample", text, step)
         log.say(f"\n--- the model writes ---\n{text}\n---\n{out_dir}: best.pt, latest.pt, result.json; "
@@ -348,7 +369,7 @@ def open_data(cfg, here):
     if here.main:
         prepare.ensure(folder)
     parallel.wait(here)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = vocabulary.load(folder)
     splits = {name: Tokens.open(folder, name) for name in ("train", "val", "test") if Tokens.exists(folder, name)}
     for name, tokens in splits.items():
         if tokens.fingerprint != tokenizer.fingerprint:
@@ -357,24 +378,42 @@ def open_data(cfg, here):
     return folder, tokenizer, splits
 
 
+def model_shape(cfg, vocab_size, source=None):
+    """The ModelConfig that the options describe. What no option says is as in the checkpoint to begin from."""
+    shape = {f.name: getattr(cfg, f.name) for f in fields(ModelConfig) if hasattr(cfg, f.name)}
+    shape |= CLASSIC.get(cfg.arch, {}) | dict(vocab_size=vocab_size, causal=cfg.objective == "causal",
+                                              n_types=2 * (cfg.objective == "mlm_nsp"))
+    if source:
+        saved = source["model_config"]
+        shape |= {name: saved[name] for name in ("vocab_size", "vocab_multiple", "n_hidden", "norm_eps", "activation")
+                  if name in saved}
+        if cfg.arch == "bert":
+            shape["n_types"] = max(shape["n_types"], saved.get("n_types", 0))
+    return ModelConfig(**shape)
+
+
 def take_weights(model, source, place, resume, tokenizer, folder):
     """Put a checkpoint's weights into the model, if it is the same model over the same tokenizer."""
     if "task" in source:
         raise UserError(f"{place} is fine-tuned on a task; begin from the pretrained model that it began from")
     own, saved = asdict(model.cfg), asdict(saved_config(source["model_config"], place))
-    free = set() if resume else {"dropout"} | ({"block_size"} if model.cfg.position == "rope" else set())
+    cut = model.cfg.position == "learned" and own["block_size"] < saved["block_size"]  # fewer positions than it knows
+    free = set() if resume else {"dropout", "gram_dropout"}
+    free |= {"block_size"} if not resume and (cut or model.cfg.position == "rope") else set()
     # an encoder trained without pairs has no token types and no sentence head: those begin anew
     adds_pairs = not resume and own["n_types"] > saved["n_types"] == 0
     free |= {"n_types"} if adds_pairs else set()
     other = [f"{k}={v}" for k, v in saved.items() if k not in free | {"vocab_size"} and v != own[k]]
     if other:
         raise UserError(f"{place} holds another model ({', '.join(other)}); give these options, or another folder")
-    path = place.parent / "tokenizer.json"
-    if Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
-        raise UserError(f"{folder} was prepared with another tokenizer than {path}; prepare it again with "
-                        f"--tokenizer={path}, or start from scratch")
+    if vocabulary.load(place.parent).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{folder} was prepared with another tokenizer than {place.parent} has; prepare it again with "
+                        f"--tokenizer={place.parent}, or start from scratch")
     fresh = ("trunk.types.", "pooler.", "next.") if adds_pairs else ()
-    checkpoint.load_weights(model, source["model"], place, fresh)
+    weights = source["model"]
+    if cut:
+        weights |= {"trunk.positions.weight": weights["trunk.positions.weight"][:own["block_size"]]}
+    checkpoint.load_weights(model, weights, place, fresh)
 
 
 def write_sample(model, tokenizer, val, cfg, dtype, length):

@@ -22,9 +22,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from nanoft import UserError, batches, config, parallel, prepare  # noqa: E402
+from nanoft import UserError, batches, config, parallel, prepare, vocabulary  # noqa: E402
 from nanoft.bins import Tokens  # noqa: E402
-from nanoft.bpe import Tokenizer  # noqa: E402
 from nanoft.evaluate import tensors  # noqa: E402
 
 
@@ -55,7 +54,7 @@ def main():
                         "another --out_dir")
 
     folder = prepare.find_data(cfg.data)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = vocabulary.load(folder)
     train, val = (Tokens.open(folder, split) for split in ("train", "val"))
     hide = batches.masking(tokenizer, 0.15)
     torch.manual_seed(cfg.seed)

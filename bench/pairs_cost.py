@@ -16,9 +16,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from nanoft import UserError, batches, checkpoint, config, parallel, prepare  # noqa: E402
+from nanoft import UserError, batches, checkpoint, config, parallel, prepare, vocabulary  # noqa: E402
 from nanoft.bins import Tokens  # noqa: E402
-from nanoft.bpe import Tokenizer  # noqa: E402
 from nanoft.evaluate import described, masked_figures  # noqa: E402
 from nanoft.model import make_model, saved_config  # noqa: E402
 
@@ -36,7 +35,7 @@ def main():
     here = parallel.start("cpu")
     dtype, _ = parallel.number_format("auto", here.device)
     folder = prepare.find_data(cfg.data)
-    tokenizer, val = Tokenizer.load(folder / "tokenizer.json"), Tokens.open(folder, "val")
+    tokenizer, val = vocabulary.load(folder), Tokens.open(folder, "val")
     for run in cfg.runs.split(","):
         path = Path(run) / "latest.pt"
         state = checkpoint.load(path)

@@ -79,8 +79,7 @@ def masking(tokenizer, prob, whole_word=False):
     if whole_word and tokenizer.chunk_starts(tokenizer.encode(" antidisestablishmentarianism"))[1:].any():
         raise UserError("this tokenizer's split pattern cuts words into pieces, so --whole_word would mask as usual; "
                         "train a tokenizer with the gpt4 or gpt2 pattern")
-    is_ordinary = np.ones(tokenizer.vocab_size, dtype=bool)
-    is_ordinary[list(tokenizer.special.values())] = False
+    is_ordinary = ~tokenizer.is_special
     return Masking(prob, tokenizer.special["<|mask|>"], np.flatnonzero(is_ordinary), is_ordinary,
                    tokenizer.chunk_starts if whole_word else None)
 
@@ -321,14 +320,14 @@ def padding(lengths, groups):
     return 1 - taken.sum() / (taken.max(axis=1).sum() * groups.shape[1])
 
 
-def changed(ids, first_special, mask_id, drop, swap, mask, seed, epoch, number):
+def changed(ids, is_special, mask_id, drop, swap, mask, seed, epoch, number):
     """An example's ids (T,) with tokens left out, swapped with their neighbour or masked, each with a probability.
 
-    The random numbers are those of (seed, epoch, number), `number` being the example's. Ids from first_special on
-    stay where they are, and one other stays at least.
+    The random numbers are those of (seed, epoch, number), `number` being the example's. Special tokens, as
+    is_special (vocabulary,) says, stay where they are, and one other stays at least.
     """
     rng = np.random.default_rng((seed, epoch, number, CHANGES))
-    draw, ordinary = rng.random((3, len(ids))), ids < first_special
+    draw, ordinary = rng.random((3, len(ids))), ~is_special[ids]
     ids = np.where((draw[0] < mask) & ordinary, mask_id, ids)
     for i in np.flatnonzero((draw[1, 1:] < swap) & ordinary[1:] & ordinary[:-1]):
         ids[i], ids[i + 1] = ids[i + 1], ids[i]

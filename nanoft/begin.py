@@ -4,8 +4,7 @@ import statistics
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 
-from nanoft import UserError, checkpoint, examples, lora, parallel, predict, prepare
-from nanoft.bpe import Tokenizer
+from nanoft import UserError, checkpoint, examples, lora, parallel, predict, prepare, vocabulary
 from nanoft.heads import TaskModel
 from nanoft.model import ModelConfig, saved_config
 
@@ -58,10 +57,7 @@ def open_data(cfg, here, source, place):
     home = place.parent if place else folder
     if home is None:
         raise UserError("a model from scratch needs a tokenizer, and train_file brings none; give --init_from")
-    if not (home / "tokenizer.json").exists():
-        raise UserError(f"{home} has no tokenizer.json, without which no text can be read; copy it there from where "
-                        "the model was trained")
-    tokenizer = Tokenizer.load(home / "tokenizer.json")
+    tokenizer = vocabulary.load(home)
     with nullcontext() if here.main else redirect_stdout(None):
         if folder:
             task, rows = examples.load_task(folder)
@@ -81,7 +77,8 @@ def open_data(cfg, here, source, place):
 def scratch_model(cfg):
     """The model that the options describe, for check and for a start from scratch."""
     return ModelConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd, n_gram=cfg.n_gram,
-                       n_buckets=cfg.n_buckets, dropout=cfg.dropout, block_size=max(1, cfg.max_length or 128))
+                       n_buckets=cfg.n_buckets, dropout=cfg.dropout, gram_dropout=cfg.gram_dropout,
+                       block_size=max(1, cfg.max_length or 128))
 
 
 def model_shape(cfg, source, place, tokenizer, task):
@@ -90,7 +87,8 @@ def model_shape(cfg, source, place, tokenizer, task):
         shape = replace(scratch_model(cfg), vocab_size=tokenizer.vocab_size, causal=task["kind"] == "generate")
     else:
         shape = saved_config(source["model_config"], place)
-    if shape.vocab_size != tokenizer.vocab_size:
+    if shape.vocab_size != tokenizer.vocab_size and not (shape.vocab_size > tokenizer.vocab_size
+                                                         and shape.vocab_multiple == 1):  # published with padding
         raise UserError(f"{place} has a vocabulary of {shape.vocab_size:,}, but the tokenizer beside it "
                         f"{tokenizer.vocab_size:,}; copy the tokenizer.json there from where the model was trained")
     if cfg.max_length > shape.block_size:
@@ -102,7 +100,7 @@ def model_shape(cfg, source, place, tokenizer, task):
         raise UserError(f"{place} is an encoder, which cannot generate; give a GPT by --init_from")
     if cfg.pool == "cls" and shape.causal:
         raise UserError("pool=cls is the first token, which in a GPT has seen no other; use last or mean")
-    return replace(shape, dropout=cfg.dropout)
+    return replace(shape, dropout=cfg.dropout, gram_dropout=cfg.gram_dropout)
 
 
 def complete_task(task, cfg, shape, train):

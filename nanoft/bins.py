@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoft import UserError, config
-from nanoft.bpe import Tokenizer
+from nanoft import UserError, config, vocabulary
 from nanoft.files import available_cores, progress_bar
 from nanoft.text import BATCH, cut_safely, map_ahead
 
@@ -253,7 +252,7 @@ def describe(path):
     lines.append(f"first ids: {' '.join(map(str, first[:16].tolist()))} ...")
     beside = Path(path).parent / "tokenizer.json"
     if beside.exists():
-        tokenizer = Tokenizer.load(beside)
+        tokenizer = vocabulary.load(beside)
         if tokenizer.fingerprint == header["fingerprint"]:
             lines.append(f"first text: {tokenizer.decode(first.tolist())!r}")
         else:

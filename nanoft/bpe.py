@@ -7,7 +7,6 @@ some 30,000 short words. The idea is Sennrich et al. 2016 (arXiv:1508.07909); by
 GPT-2 (Radford et al. 2019) and GPT-4. Encoding with the learned merges is done by tiktoken's engine.
 
     python -m nanoft.bpe FILE... --vocab_size=8192 --out=tokenizer.json
-    python -m nanoft.bpe --gpt2=FOLDER --out=tokenizer.json     # the published GPT-2 vocabulary
 """
 
 import functools
@@ -38,6 +37,9 @@ from nanoft.text import (
 )
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|cls|>", "<|sep|>")
+# what RoBERTa calls them (arXiv:1907.11692); a document ends as a text does
+ROBERTA = {"<|endoftext|>": "</s>", "<|pad|>": "<pad>", "<|mask|>": "<mask>", "<|cls|>": "<s>", "<|sep|>": "</s>",
+           "<|unk|>": "<unk>"}
 
 
 def train(texts, vocab_size, pattern="gpt4", processes=0, progress=True):
@@ -187,54 +189,84 @@ def merge_pair(pair, token, numbers, words, counts, pair_counts, where):
 class Tokenizer:
     """A vocabulary and its split pattern. Ids: 256 bytes (in `byte_order`), the merges, the special tokens.
 
-    vocab_size: number of ids. special: {text: id}. fingerprint: 32 hexadecimal digits, equal for equal content.
-    token_bytes: id -> bytes.
+    In a published vocabulary they may have other ids: then `ids` has one for each byte and merge, and special_tokens is
+    {text: id}.
+
+    vocab_size: number of ids. special: {text: id}; a token of RoBERTa's has two names, nanoft's and its own.
+    is_special: bool (vocabulary,). fingerprint: 32 hexadecimal digits, equal for equal content. token_bytes: id ->
+    bytes. separators: how many <|sep|> stand between two texts. published: encoders of this vocabulary know texts
+    between <|cls|> and <|sep|> only.
     """
 
-    def __init__(self, pattern, merges, special_tokens=SPECIAL_TOKENS, byte_order=range(256)):
+    def __init__(self, pattern, merges, special_tokens=SPECIAL_TOKENS, byte_order=range(256), ids=None):
         self.content = {"format": "nanoft tokenizer", "version": 1, "pattern": PATTERNS.get(pattern, pattern),
                         "special_tokens": list(special_tokens), "byte_order": list(byte_order),
                         "merges": [list(pair) for pair in merges]}
-        self.token_bytes = [bytes([byte]) for byte in byte_order]
+        tokens = [bytes([byte]) for byte in byte_order]
         for a, b in merges:
-            self.token_bytes.append(self.token_bytes[a] + self.token_bytes[b])
-        self.first_special = len(self.token_bytes)
-        self.special = {text: self.first_special + i for i, text in enumerate(special_tokens)}
-        self.token_bytes += [text.encode() for text in special_tokens]
-        self.vocab_size = len(self.token_bytes)
+            tokens.append(tokens[a] + tokens[b])
+        self.ranks = {token: i for i, token in enumerate(tokens)}  # the earlier learned, the earlier merged
+        if ids is None:
+            ids = range(len(tokens))
+            special_tokens = {text: len(tokens) + i for i, text in enumerate(special_tokens)}
+        else:
+            self.content |= {"version": 2, "special_tokens": special_tokens, "ids": list(ids)}
+        own = {name: special_tokens[theirs] for name, theirs in ROBERTA.items() if theirs in special_tokens}
+        self.published = "<s>" in special_tokens
+        self.separators = 1 + self.published
+        self.special = special_tokens | own
+        self.ids = np.array([*ids, *self.special.values()], dtype=np.uint32)  # the engine's numbers -> ids
+        self.vocab_size = len(tokens) + len(special_tokens)
+        self.token_bytes = [b""] * self.vocab_size
+        for i, token in (*zip(ids, tokens), *((i, text.encode()) for text, i in special_tokens.items())):
+            self.token_bytes[i] = token
+        self.is_special = np.isin(np.arange(self.vocab_size), list(special_tokens.values()))
         self.pattern = self.content["pattern"]
         self.fingerprint = hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:32]
 
     @functools.cached_property
     def encoding(self):
         """tiktoken's engine for this vocabulary; built from the merges alone, never from the network."""
-        ranks = {token: i for i, token in enumerate(self.token_bytes[: self.first_special])}
-        return tiktoken.Encoding("nanoft", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special)
+        numbers = {text: len(self.ranks) + i for i, text in enumerate(self.special)}
+        return tiktoken.Encoding("nanoft", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=numbers)
 
     def encode(self, text, allow_special=False):
         """Text to a list of ids. `<|endoftext|>` in a text is plain text unless allow_special.
 
         Raises UserError for lone surrogates, which are no text.
         """
-        check_text(text)
-        if allow_special:
-            return self.encoding.encode(text, allowed_special="all")
-        return self.encoding.encode_ordinary(text)
+        return self.encode_to_numpy(text, allow_special).tolist()
 
-    def encode_to_numpy(self, text):
+    def encode_to_numpy(self, text, allow_special=False):
         """As encode(text), to an array of uint32; it leaves other threads running meanwhile."""
         check_text(text)
-        return self.encoding.encode_to_numpy(text, disallowed_special=())
+        return self.ids[self.encoding.encode_to_numpy(text, allowed_special="all" if allow_special else set(),
+                                                      disallowed_special=())]
+
+    def encode_with_offsets(self, text):
+        """The ids of a text (T,), the first character that each token covers (T,), and the one after its last (T,).
+
+        A token may hold a part of a character; then it covers that character.
+        """
+        ids = self.encode_to_numpy(text)
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        bytes_each = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+        character = np.repeat(np.arange(len(codes)), bytes_each)  # of each byte
+        ends = np.cumsum(self.token_lengths[ids])
+        return ids, character[ends - self.token_lengths[ids]], character[ends - 1] + 1
+
+    @functools.cached_property
+    def token_lengths(self):
+        return np.array([len(token) for token in self.token_bytes])
 
     def encode_bytes(self, data):
         """Any bytes to a list of ids: as encode() where they are UTF-8, one token a byte where they are not."""
         ids = []
-        byte_ids = {byte: i for i, byte in enumerate(self.content["byte_order"])}
         for part in regex.split(r"([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape")):
             if part and "\udc80" <= part[0] <= "\udcff":
-                ids += [byte_ids[byte] for byte in part.encode("utf-8", "surrogateescape")]
+                ids += [int(self.ids[self.ranks[bytes([byte])]]) for byte in part.encode("utf-8", "surrogateescape")]
             else:
-                ids += self.encoding.encode_ordinary(part)
+                ids += self.encode(part)
         return ids
 
     def decode_bytes(self, ids):
@@ -249,8 +281,8 @@ class Tokenizer:
 
         The ids may be cut anywhere out of a text. Special tokens, and the tokens after them, begin a chunk.
         """
-        ids = np.asarray(ids)
-        is_special = ids >= self.first_special
+        ids = np.asarray(ids, dtype=np.int64)
+        is_special = self.is_special[ids]
         starts = is_special.copy()
         bounds = [-1, *np.flatnonzero(is_special).tolist(), len(ids)]
         for before, after in itertools.pairwise(bounds):
@@ -278,55 +310,43 @@ class Tokenizer:
     @classmethod
     def load(cls, path):
         """Read a tokenizer.json. Raises UserError when there is none, or when it is not a whole one."""
-        content = read_json(path)
+        return cls.from_content(read_json(path), path)
+
+    @classmethod
+    def from_content(cls, content, path):
+        """The tokenizer that a tokenizer.json holds. Raises UserError when it is not a whole one."""
         problem = find_problem(content)
         if problem:
             raise UserError(f"{path}: not a nanoft tokenizer file ({problem}); prepare the data set again, or train "
                             "one with python -m nanoft.bpe")
-        return cls(content["pattern"], content["merges"], content["special_tokens"], content["byte_order"])
-
-    @classmethod
-    def from_gpt2(cls, encoder_json, vocab_bpe):
-        """The published GPT-2 vocabulary (50,257 ids) from its two files. Raises UserError if they do not fit."""
-        ids = read_json(encoder_json)
-        lines = "".join(read_blocks(vocab_bpe)).splitlines()
-        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        # GPT-2 writes each byte as a visible character: itself where it is visible, else one from U+0100 on
-        visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        byte_order = visible + [byte for byte in range(256) if byte not in visible]
-        names = [chr(byte) for byte in visible] + [chr(256 + i) for i in range(256 - len(visible))]
-        place = {name: i for i, name in enumerate(names)}
-        merges = []
-        for pair in pairs:
-            if len(pair) != 2 or pair[0] not in place or pair[1] not in place:
-                raise UserError(f"{vocab_bpe}: {' '.join(pair)!r} is no merge of earlier tokens; fetch the file again")
-            merges.append((place[pair[0]], place[pair[1]]))
-            place.setdefault("".join(pair), 256 + len(merges) - 1)
-        place["<|endoftext|>"] = 256 + len(merges)
-        if ids != place:
-            raise UserError(f"{encoder_json}: its ids are not those of {vocab_bpe}; give two files of one download")
-        return cls("gpt2", merges, SPECIAL_TOKENS[:1], byte_order)
+        return cls(content["pattern"], content["merges"], content["special_tokens"], content["byte_order"],
+                   content.get("ids"))
 
 
 def find_problem(content):
     """What is wrong with the content of a tokenizer file, in a few words; "" when nothing is."""
     if not isinstance(content, dict) or content.get("format") != "nanoft tokenizer":
         return "the format line is missing"
-    if content.get("version") != 1:
-        return f"version {content.get('version')} is not 1"
+    if content.get("version") not in (1, 2):
+        return f"version {content.get('version')} is not 1 or 2"
     try:
         check_pattern(content["pattern"])
         if sorted(content["byte_order"]) != list(range(256)):
             return "byte_order is not the 256 bytes"
         special = content["special_tokens"]
-        if "<|endoftext|>" not in special or len(set(special)) != len(special) or not all(map(str.encode, special)):
+        if (not {"<|endoftext|>", "</s>"} & set(special) or len(set(special)) != len(special)
+                or not all(map(str.encode, special))):
             return "special_tokens are not different texts with <|endoftext|> among them"
         table = [bytes([byte]) for byte in content["byte_order"]]
         for a, b in content["merges"]:
             if not (0 <= a < len(table) and 0 <= b < len(table)):
                 return f"merge {len(table) - 256} names a token that comes later"
             table.append(table[a] + table[b])
-    except (KeyError, TypeError, ValueError) as error:
+        if content["version"] == 2 and (
+                sorted([*content["ids"], *special.values()]) != list(range(len(content["ids"]) + len(special)))
+                or len(content["ids"]) != len(table)):
+            return "ids are not 0 to the last, each once"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return "" if len(set(table)) == len(table) else "two tokens have the same bytes"
 
@@ -336,7 +356,6 @@ class Options:
     vocab_size: int = 8192  # ids in all: 256 bytes, merges, 5 special tokens
     pattern: str = "gpt4"  # gpt4, gpt2, or a regular expression
     processes: int = 0  # for counting words; 0 is one a core
-    gpt2: str = ""  # a folder with GPT-2's published encoder.json and vocab.bpe, to use instead of learning
     out: str = "tokenizer.json"  # where the tokenizer goes
 
 
@@ -344,11 +363,6 @@ def main():
     words = sys.argv[1:]
     cfg = config.load(Options, [word for word in words if word.startswith("-")])
     files = [word for word in words if not word.startswith("-")]
-    if cfg.gpt2:
-        tokenizer = Tokenizer.from_gpt2(f"{cfg.gpt2}/encoder.json", f"{cfg.gpt2}/vocab.bpe")
-        tokenizer.save(cfg.out)
-        print(f"{cfg.out}: the {tokenizer.vocab_size:,} tokens of GPT-2")
-        return
     if not files:
         raise UserError("no text to learn from; give files: python -m nanoft.bpe FILE... --out=tokenizer.json")
     start = time.perf_counter()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nanoft import UserError
+from nanoft import UserError, published
 from nanoft.files import write_whole
 
 
@@ -18,16 +18,22 @@ def save(path, state):
 
 
 def find(place):
-    """The checkpoint file that a path means: itself, or best.pt, else latest.pt, of a run folder."""
+    """The checkpoint file that a path means: itself, or best.pt, else latest.pt, of a run folder.
+
+    Of a folder as published, its weights: model.safetensors, pytorch_model.bin, or the index of their shards.
+    """
     place = Path(place)
-    for path in (place, place / "best.pt", place / "latest.pt"):
+    for path in (place, place / "best.pt", place / "latest.pt", *published.weight_files(place)):
         if path.is_file():
             return path
-    raise UserError(f"{place}: no checkpoint there; give a run folder such as out/wikitext, or a .pt file")
+    raise UserError(f"{place}: no checkpoint there; give a run folder such as out/wikitext, a .pt file, or a folder "
+                    "with a published model: config.json and model.safetensors")
 
 
 def load(path, device="cpu"):
-    """The dictionary of a checkpoint file. UserError if it is none of nanoft's."""
+    """The dictionary of a checkpoint file, or of published weights. UserError if it is neither."""
+    if str(path).endswith((".safetensors", ".bin", ".index.json")):
+        return published.load(path)
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever a foreign or broken file can raise
@@ -41,6 +47,7 @@ def load(path, device="cpu"):
 def load_weights(model, weights, path, fresh=()):
     """Put weights into a model; those whose names begin with one of `fresh` stay as they were made.
 
+    A model made on the device "meta", which has no memory, gets the tensors themselves; any other a copy of them.
     UserError naming the first difference in names or shapes.
     """
     own = model.state_dict()
@@ -51,4 +58,6 @@ def load_weights(model, weights, path, fresh=()):
         if tensor.shape != own[name].shape:
             raise UserError(f"{path}: weight {name} is {tuple(tensor.shape)}, where this model wants "
                             f"{tuple(own[name].shape)}")
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=any(tensor.is_meta for tensor in own.values()))
+    if hasattr(model, "head") and model.cfg.tie_head:
+        model.head.weight = model.trunk.tokens.weight

@@ -27,7 +27,7 @@ from nanoft import UserError
 def load(cls, argv=None, check=None):
     """Read the options of a script.
 
-    cls: a dataclass whose fields are int, float, bool, str or Literal of strings.
+    cls: a dataclass whose fields are int, float, bool, str, tuple (of strings) or Literal of strings.
     argv: the command line without the program's name; any word that is not `--key=value` is a config file.
     check: called as check(cfg), gives a list of sentences on values that cannot go together.
     Returns an instance of cls. Raises UserError naming every problem; `--help` prints the fields and exits.
@@ -46,7 +46,8 @@ def load(cls, argv=None, check=None):
             problems.append(f"{where}: unknown option {key!r}; {hint}")
             return
         try:
-            values[key] = parse(value, fields[key].type)
+            value = parse(value, fields[key].type)
+            values[key] = values.get(key, ()) + value if fields[key].type is tuple else value
         except ValueError as error:
             problems.append(f"{where}: {key} {error}")
 
@@ -78,7 +79,9 @@ def read_file(path):
 
 
 def parse_text(text, kind):
-    """A value from the command line, read by the field's type. Raises ValueError."""
+    """A value from the command line, read by the field's type; a tuple's may come several times. Raises ValueError."""
+    if kind is tuple:
+        return (text,)
     if kind is str or typing.get_origin(kind) is typing.Literal:
         return accept(text, kind)
     try:
@@ -105,7 +108,7 @@ def accept(value, kind):
     return value
 
 
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "texts (in brackets)"}
 
 
 def describe(cls):

@@ -6,8 +6,9 @@
     answer              <|cls|> question <|sep|> a window of the context <|sep|>
     generate            prompt, end of line, response, <|endoftext|>
 
-A row gives one piece, or several where it is too long. A split lies in a few flat arrays, not in a list of lists. What
-encoding needs to know stands in the task: kind, labels, max_length, long_text, doc_stride.
+Between two texts a RoBERTa has two <|sep|>. A row gives one piece, or several where it is too long. A split lies in a
+few flat arrays, not in a list of lists. What encoding needs to know stands in the task: kind, labels, max_length,
+long_text, doc_stride.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -78,23 +79,28 @@ def encode(rows, task, tokenizer):
         full=np.array(full), places=places)
 
 
-def encode_all(texts, tokenizer):
-    """{text: its ids}, each different text once, by all cores."""
+def encode_all(texts, encode):
+    """{text: encode(text)}, each different text once, by all cores."""
     different = list(dict.fromkeys(texts))
     parts = [different[i:i + 256] for i in range(0, len(different), 256)]
     with ThreadPoolExecutor(available_cores()) as pool:  # the engine leaves Python's lock while it works
-        done = list(pool.map(lambda part: [tokenizer.encode_to_numpy(text) for text in part], parts))
-    return dict(zip(different, (ids for part in done for ids in part)))
+        done = list(pool.map(lambda part: [encode(text) for text in part], parts))
+    return dict(zip(different, (found for part in done for found in part)))
 
 
 def brackets(tokenizer):
-    """The ids of <|cls|> and <|sep|>; a vocabulary without them (GPT-2's) has <|endoftext|> for both."""
-    return tuple(tokenizer.special.get(name, tokenizer.special["<|endoftext|>"]) for name in ("<|cls|>", "<|sep|>"))
+    """The ids of <|cls|>, of <|sep|> at the end and of those between two texts: (1,), (1,), (1,) or RoBERTa's (2,).
+
+    A vocabulary without them (GPT-2's) has <|endoftext|> for both.
+    """
+    cls, sep = (tokenizer.special.get(name, tokenizer.special["<|endoftext|>"]) for name in ("<|cls|>", "<|sep|>"))
+    return [cls], [sep], [sep] * tokenizer.separators
 
 
 def text_pieces(rows, task, tokenizer):
-    cls, sep = brackets(tokenizer)
-    ids = encode_all([row[name] for row in rows for name in ("text", "pair") if name in row], tokenizer)
+    cls, sep, between = brackets(tokenizer)
+    ids = encode_all([row[name] for row in rows for name in ("text", "pair") if name in row],
+                     tokenizer.encode_to_numpy)
     number = {label: i for i, label in enumerate(task.get("labels", ()))}
     pieces, full = [], []
     for i, row in enumerate(rows):
@@ -107,16 +113,17 @@ def text_pieces(rows, task, tokenizer):
         first = ids[row["text"]]
         if "pair" in row:
             second = ids[row["pair"]]
-            full.append(len(first) + len(second) + 3)
-            room = task["max_length"] - 3
+            full.append(len(first) + len(second) + 2 + len(between))
+            room = task["max_length"] - 2 - len(between)
             keep = min(len(first), max(room // 2, room - len(second)))  # the longer one is cut
             (first,) = cut(first, keep, task)
             (second,) = cut(second, room - keep, task)
-            pieces.append(Piece(i, np.concatenate(([cls], first, [sep], second, [sep])), keep + 2, target))
+            ids_of_both = np.concatenate((cls, first, between, second, sep))
+            pieces.append(Piece(i, ids_of_both, 1 + keep + len(between), target))
             continue
         full.append(len(first) + 2)
         for part in cut(first, task["max_length"] - 2, task):
-            pieces.append(Piece(i, np.concatenate(([cls], part, [sep])), len(part) + 2, target))
+            pieces.append(Piece(i, np.concatenate((cls, part, sep)), len(part) + 2, target))
     return pieces, full
 
 
@@ -139,10 +146,11 @@ def tag_pieces(rows, task, tokenizer):
     """The label of a word stands at its first token, or for pool=last (a GPT, which has seen no more) at its last.
 
     A row too long is cut between words, so that every word has its label. Rows to predict may have no tags: then the
-    first label marks the places.
+    first label marks the places. A word of which nothing is left (a BERT vocabulary knows no accents) is unknown.
     """
-    cls, sep = brackets(tokenizer)
-    ids = encode_all([f" {word}" for row in rows for word in row["words"]], tokenizer)
+    cls, sep, _ = brackets(tokenizer)
+    ids = encode_all([f" {word}" for row in rows for word in row["words"]], tokenizer.encode_to_numpy)
+    ids = {word: found if len(found) else np.array([tokenizer.special["<|unk|>"]]) for word, found in ids.items()}
     number = {label: i for i, label in enumerate(task["labels"])}
     room = task["max_length"] - 2
     pieces, full = [], []
@@ -160,7 +168,7 @@ def tag_pieces(rows, task, tokenizer):
             target, bounds = np.full(used + 2, IGNORE), np.cumsum([0, *lengths[first:last]])
             at = bounds[1:] if task["pool"] == "last" else bounds[:-1] + 1
             target[at] = [number.get(tag, 0) for tag in tags[first:last]]
-            pieces.append(Piece(i, np.concatenate(([cls], *words[first:last], [sep])), used + 2, target))
+            pieces.append(Piece(i, np.concatenate((cls, *words[first:last], sep)), used + 2, target))
             first = max(last, 1)
     return pieces, full
 
@@ -170,24 +178,22 @@ def answer_pieces(rows, task, tokenizer):
 
     Windows overlap; an answer may begin at a token only in the window that shows most on both sides of it.
     """
-    cls, sep = brackets(tokenizer)
-    ids = encode_all([row[name] for row in rows for name in ("question", "context")], tokenizer)
-    widths = np.array([len(token) for token in tokenizer.token_bytes])
-    known, pieces, full, places = {}, [], [], []
+    cls, sep, between = brackets(tokenizer)
+    questions = encode_all([row["question"] for row in rows], tokenizer.encode_to_numpy)
+    contexts = encode_all([row["context"] for row in rows], tokenizer.encode_with_offsets)
+    pieces, full, places = [], [], []
     for i, row in enumerate(rows):
-        context = ids[row["context"]]
-        question = ids[row["question"]][:min(LONGEST_QUESTION, task["max_length"] // 2 - 2)]
-        if row["context"] not in known:
-            known[row["context"]] = characters(row["context"], widths[context])
-        char_start, char_end = known[row["context"]]
+        context, char_start, char_end = contexts[row["context"]]
+        question = questions[row["question"]][:min(LONGEST_QUESTION, task["max_length"] // 2 - 2)]
         places.append((char_start, char_end))
-        full.append(len(context) + len(question) + 3)
+        full.append(len(context) + len(question) + 2 + len(between))
         first = last = -1  # tokens of the answer
         if row.get("answers"):
             begin = row["answers"][0]["start"]
             first = np.searchsorted(char_end, begin, side="right")
             last = np.searchsorted(char_start, begin + len(row["answers"][0]["text"])) - 1
-        n, room, second = len(context), task["max_length"] - len(question) - 3, len(question) + 2
+        n, second = len(context), 1 + len(question) + len(between)
+        room = task["max_length"] - second - 1
         starts = strides(n, room, task["doc_stride"])
         ends = np.minimum(starts + room, n)
         token = np.arange(n)
@@ -196,24 +202,12 @@ def answer_pieces(rows, task, tokenizer):
         for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist())):
             mine = np.flatnonzero(owner == number)
             own = (int(mine[0]), int(mine[-1]) + 1) if len(mine) else (start, start)
-            inside = start <= first and last < end
+            inside = start <= first <= last < end
             pieces.append(Piece(
-                i, np.concatenate(([cls], question, [sep], context[start:end], [sep])), second,
+                i, np.concatenate((cls, question, between, context[start:end], sep)), second,
                 (second + first - start, second + last - start) if inside else (0, 0), start,
                 (second + own[0] - start, second + own[1] - start)))
     return pieces, full, places
-
-
-def characters(text, widths):
-    """Which characters tokens cover, given their widths in bytes: the first of each, and the one after its last.
-
-    A token of a byte-level vocabulary may hold a part of a character; then it covers that character.
-    """
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-    bytes_each = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
-    character = np.repeat(np.arange(len(codes)), bytes_each)  # of each byte
-    ends = np.cumsum(widths)
-    return character[ends - widths], character[ends - 1] + 1
 
 
 def generate_pieces(rows, task, tokenizer):
@@ -221,7 +215,8 @@ def generate_pieces(rows, task, tokenizer):
 
     Too long a row loses the beginning of its prompt, then the end of its response.
     """
-    ids = encode_all([text for row in rows for text in (prompt_text(row["prompt"]), row["response"])], tokenizer)
+    ids = encode_all([text for row in rows for text in (prompt_text(row["prompt"]), row["response"])],
+                     tokenizer.encode_to_numpy)
     end = tokenizer.special["<|endoftext|>"]
     pieces, full = [], []
     for i, row in enumerate(rows):
@@ -258,8 +253,8 @@ def batch(encoded, index, task, tokenizer, multiple=1, class_weights=None, chang
     if change is not None:
         parts = [change(ids, number) for ids, number in zip(parts, index)]
         if kind in ("pair", "regress"):  # some tokens may be gone
-            sep = brackets(tokenizer)[1]
-            second = np.array([1 + int(np.flatnonzero(ids == sep)[0]) for ids in parts])
+            _, sep, between = brackets(tokenizer)
+            second = np.array([len(between) + int(np.flatnonzero(ids == sep)[0]) for ids in parts])
     lengths = np.array([len(ids) for ids in parts])
     T = min(-(-int(lengths.max()) // multiple) * multiple, task["max_length"])
     place = np.arange(T)
@@ -306,5 +301,5 @@ def changes(cfg, tokenizer, epoch):
     if not (cfg.token_drop or cfg.token_swap or cfg.token_mask):
         return None
     mask = tokenizer.special.get("<|mask|>", 0)
-    return lambda ids, number: batches.changed(ids, tokenizer.first_special, mask, cfg.token_drop, cfg.token_swap,
+    return lambda ids, number: batches.changed(ids, tokenizer.is_special, mask, cfg.token_drop, cfg.token_swap,
                                                cfg.token_mask, cfg.seed, epoch, number)

@@ -44,7 +44,7 @@ def attention_weights(model):
         yield kept
     finally:
         for layer in layers:
-            layer.kept = None
+            del layer.kept  # as before, to the last attribute: compiled code would notice another, and be made anew
 
 
 @torch.no_grad()

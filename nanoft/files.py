@@ -39,7 +39,7 @@ def read_json(path):
             return json.load(file)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; prepare the data set first, or give the path of one") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file ({error}); it is damaged or another file, make it again") from None
 
 

@@ -6,7 +6,7 @@ Defaults, each a field of ModelConfig:
 - squared-ReLU feed-forward (Primer, arXiv:2109.08668), no biases, output projections that start at zero
 - embeddings for pairs and longer runs of tokens (n-grams, arXiv:2501.16975) when n_gram > 1, hashed into one table
 - grouped key-value heads (arXiv:2305.13245) when n_kv_head < n_head
-- the vocabulary padded to a multiple of 64; the rows beyond it are never read as ids
+- the vocabulary padded to a multiple of 64 (vocab_multiple); the rows beyond it are never read as ids
 The other fields are what the published GPT-2, BERT and RoBERTa need: learned positions, LayerNorm with biases,
 GELU in both forms, post-norm, token types, a tied head.
 
@@ -47,6 +47,8 @@ class ModelConfig:
     n_types: int = 0          # token types (BERT's segments)
     n_gram: int = 1           # longest run of tokens with an embedding of its own; 1 = only single tokens have one
     n_buckets: int = 16384    # rows of the table that the n-grams share
+    gram_dropout: float = 0.0  # part of the n-grams left out in training, whole: rare ones are soon known by heart
+    vocab_multiple: int = 64  # the vocabulary is padded to a multiple of this; 1 = not at all, as published models are
 
 
 def check_model(cfg):
@@ -58,13 +60,14 @@ def check_model(cfg):
         problems.append(f"n_gram={cfg.n_gram} and n_buckets={cfg.n_buckets} must be at least 1")
     if cfg.n_embd % cfg.n_head:
         problems.append(f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}; choose a multiple")
-    elif cfg.n_embd // cfg.n_head % 2:
+    elif cfg.n_embd // cfg.n_head % 2 and getattr(cfg, "position", "rope") == "rope":
         problems.append(f"n_embd / n_head = {cfg.n_embd // cfg.n_head} is odd; rotary positions turn pairs of numbers, "
                         "so use an even width a head")
     if cfg.n_kv_head < 0 or (cfg.n_kv_head and cfg.n_head % cfg.n_kv_head):
         problems.append(f"n_head={cfg.n_head} is not divisible by n_kv_head={cfg.n_kv_head}; choose a divisor, or 0")
-    if not 0 <= cfg.dropout < 1:
-        problems.append(f"dropout={cfg.dropout} must be at least 0 and below 1")
+    for name in ("dropout", "gram_dropout"):
+        if not 0 <= getattr(cfg, name) < 1:
+            problems.append(f"{name}={getattr(cfg, name)} must be at least 0 and below 1")
     return problems
 
 
@@ -74,16 +77,17 @@ def attention(q, k, v, causal=False, mask=None, dropout=0.0, explicit=False):
     q: (B, H, T, D); k, v: (B, H, S, D); mask: bool (B, 1, 1, S), True = may be looked at.
     Returns (B, H, T, D), and the weights (B, H, T, S) when `explicit`, else None.
 
-    On the CPU torch's fused kernel is slow backward at short lengths (LOG.md), so training takes the plain product
-    there. Compiled causal code takes it in four parts, each a quarter of the queries with the keys they may see: three
-    eighths of the product need not be made, and a part stays in the processor's cache. Every way gives the same
-    result, and a test says so.
+    On the CPU torch's fused kernel is slow backward in half precision at short lengths (LOG.md), so training takes the
+    plain product there. Compiled causal code then takes it in four parts, each a quarter of the queries with the keys
+    they may see: three eighths of the product need not be made, and a part stays in the processor's cache. Every way
+    gives the same result, and a test says so.
     """
     T, S = q.size(-2), k.size(-2)
     if causal and S > T:  # T new tokens after S - T in a cache
         mask, causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T), False
     in_parts = causal and torch.compiler.is_compiling() and T >= 128
-    plain = explicit or (q.device.type == "cpu" and torch.is_grad_enabled() and S <= (1024 if in_parts else 512))
+    slow = q.device.type == "cpu" and v.dtype != torch.float32 and S <= (1024 if in_parts else 512)
+    plain = explicit or (slow and torch.is_grad_enabled())
     if not plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal), None
     parts = 4 if in_parts and not explicit else 1
@@ -218,7 +222,7 @@ class Transformer(nn.Module):
         if problems:
             raise UserError("\n".join(problems))
         self.cfg = cfg
-        self.padded_vocab = (cfg.vocab_size + 63) // 64 * 64  # full tiles for the processor
+        self.padded_vocab = -(-cfg.vocab_size // cfg.vocab_multiple) * cfg.vocab_multiple  # full tiles
         self.tokens = nn.Embedding(self.padded_vocab, cfg.n_embd)
         self.positions = nn.Embedding(cfg.block_size, cfg.n_embd) if cfg.position == "learned" else None
         self.types = nn.Embedding(cfg.n_types, cfg.n_embd) if cfg.n_types else None
@@ -227,14 +231,15 @@ class Transformer(nn.Module):
         self.drop = nn.Dropout(cfg.dropout)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm_out = nn.Identity() if cfg.post_norm else make_norm(cfg, cfg.n_embd)
-        if cfg.n_gram > 1:
-            self.register_buffer("multipliers", hash_multipliers(cfg.n_gram), persistent=False)
-        if cfg.position == "rope":
-            width = cfg.n_embd // cfg.n_head
-            rate = 10000 ** (-torch.arange(0, width, 2) / width)             # (D/2,) radians a token
-            angle = torch.arange(cfg.block_size)[:, None, None] * rate       # (block_size, 1, D/2)
-            self.register_buffer("cos", angle.cos(), persistent=False)
-            self.register_buffer("sin", angle.sin(), persistent=False)
+        with torch.device("cpu"):  # never "meta", where a model without memory is made: no checkpoint holds these
+            if cfg.n_gram > 1:
+                self.register_buffer("multipliers", hash_multipliers(cfg.n_gram), persistent=False)
+            if cfg.position == "rope":
+                width = cfg.n_embd // cfg.n_head
+                rate = 10000 ** (-torch.arange(0, width, 2) / width)         # (D/2,) radians a token
+                angle = torch.arange(cfg.block_size)[:, None, None] * rate   # (block_size, 1, D/2)
+                self.register_buffer("cos", angle.cos(), persistent=False)
+                self.register_buffer("sin", angle.sin(), persistent=False)
         self.init_weights()
 
     @torch.no_grad()
@@ -265,7 +270,11 @@ class Transformer(nn.Module):
             x = x + self.types(torch.zeros_like(ids) if types is None else types)
         if self.grams is not None:
             rows = gram_rows(cache.read(ids) if cache else ids, self.multipliers, self.cfg.n_buckets)
-            x = x + self.grams(rows[:, -T:]).sum(2)  # (B, T, N - 1, C) -> (B, T, C)
+            grams = self.grams(rows[:, -T:])  # (B, T, N - 1, C)
+            if self.training and self.cfg.gram_dropout:
+                kept = torch.ones(grams.shape[:3], device=x.device)
+                grams = grams * F.dropout(kept, self.cfg.gram_dropout)[..., None]
+            x = x + grams.sum(2)  # (B, T, N - 1, C) -> (B, T, C)
         x = self.drop(self.norm_in(x))
         turn = (self.cos[past:past + T], self.sin[past:past + T]) if self.cfg.position == "rope" else None
         for i, block in enumerate(self.blocks):
@@ -327,7 +336,8 @@ class BERT(nn.Module):
 
     def word_logits(self, x):
         """(N, C) -> (N, padded vocabulary)."""
-        x = self.norm(ACTIVATIONS["gelu"](self.transform(x)))
+        gelu = "gelu_tanh" if self.cfg.activation == "gelu_tanh" else "gelu"
+        x = self.norm(ACTIVATIONS[gelu](self.transform(x)))
         return self.head(x) + self.head_bias
 
     def forward(self, ids, targets, types=None, mask=None, next_targets=None, capacity=0):
@@ -381,3 +391,9 @@ CLASSIC = {
     "bert": dict(position="learned", norm="layernorm", norm_eps=1e-12, qk_norm=False, activation="gelu", bias=True,
                  post_norm=True, tie_head=True),
 }
+
+
+if __name__ == "__main__":
+    from nanoft import config, summary
+
+    config.run(summary.main)

@@ -75,20 +75,21 @@ def make_optimizers(model, cfg, device, dtype=torch.float32):
     rest = {n: p for n, p in named.items() if n not in embeds | matrices | vectors | sentence}
     muon = cfg.optimizer == "muon"
     groups = [
-        dict(params=list(embeds.values()), weight_decay=0.0,
+        dict(name="embeddings", params=list(embeds.values()), weight_decay=0.0,
              lr=cfg.lr if model.cfg.tie_head else cfg.embed_lr or cfg.lr),  # a tied embedding is small, as a head is
-        dict(params=list(vectors.values()), lr=cfg.lr, weight_decay=0.0),
+        dict(name="vectors", params=list(vectors.values()), lr=cfg.lr, weight_decay=0.0),
         # two classes instead of thousands: at the full rate they only jump about (LOG.md)
-        dict(params=list(sentence.values()), lr=cfg.lr / 10, weight_decay=0.0),
-        dict(params=list(rest.values()) + ([] if muon else list(matrices.values())),
-             lr=cfg.lr, weight_decay=cfg.weight_decay),
+        dict(name="sentence", params=list(sentence.values()), lr=cfg.lr / 10, weight_decay=0.0),
+        dict(name="head" if muon else "matrices", lr=cfg.lr, weight_decay=cfg.weight_decay,
+             params=list(rest.values()) + ([] if muon else list(matrices.values()))),
     ]
     groups = [g for g in groups if g["params"]]
     fused = device.type in ("cpu", "cuda")
     # eps far below any gradient here: 1e-8 would slow the rare tokens' embeddings
     optimizers = [torch.optim.AdamW(groups, betas=(0.9, cfg.beta2), eps=1e-10, fused=fused)]
     if muon:
-        optimizers.append(Muon(list(matrices.values()), lr=cfg.muon_lr, weight_decay=cfg.weight_decay,
+        optimizers.append(Muon([dict(name="muon", params=list(matrices.values()))], lr=cfg.muon_lr,
+                               weight_decay=cfg.weight_decay,
                                dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32))
     seen = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
     assert sorted(seen) == sorted(id(p) for p in named.values()), "a parameter is in no group, or in two"

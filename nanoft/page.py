@@ -24,8 +24,9 @@ h3{font-size:15px;margin:18px 0 4px}p{max-width:80ch;margin:6px 0}a{color:var(--
 svg text{font-family:system-ui,sans-serif!important}figcaption{font-size:13px}
 .wide{overflow-x:auto;margin:8px 0}table{border-collapse:collapse;font-size:13.5px}
 td,th{padding:2px 12px 2px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--soft)}
-.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}td{overflow-wrap:anywhere;min-width:3em}
-pre,.words,td{unicode-bidi:isolate;white-space:pre-wrap;overflow-wrap:anywhere}td.n{white-space:nowrap}
+.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+pre,.words,td{unicode-bidi:isolate;white-space:pre-wrap;overflow-wrap:anywhere}
+td{overflow-wrap:break-word;max-width:80ch}td.n{white-space:nowrap}
 pre{font:13px/1.45 ui-monospace,monospace;background:var(--soft);margin:6px 0;padding:8px 10px;border-radius:4px}
 .words{line-height:1.75;margin:6px 0}.words span{border-radius:3px;padding:1px 0}
 </style>

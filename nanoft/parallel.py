@@ -4,6 +4,7 @@ A single process is the case of one: the same calls, and they do nothing.
 """
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -66,6 +67,17 @@ def keep_memory():
         if mallopt:
             mallopt(-3, 2**25)      # M_MMAP_THRESHOLD, 32 MB, the largest it takes: smaller blocks come from the heap
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap shrinks above 2 GB of free memory only
+
+
+def peak_memory(device):
+    """The most memory held so far in GB (2^30 bytes): the GPU's where there is one, else that of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return math.nan  # not told by Python there
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def catch_signals():

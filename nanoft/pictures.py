@@ -75,3 +75,18 @@ def save(figure, path):
         write_whole(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
     if any("missing from font" in str(warning.message) for warning in caught):
         print(f"{path}: some characters are boxes, for no font here has them; install one such as Noto Sans CJK")
+
+
+def plain_ticks(*axes):
+    """Numbers as people write them at the ticks of these axes (ax.xaxis, ax.yaxis): 0.5, 20,000, 1.5M."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    for axis in axes:
+        axis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def short(x):
+    if abs(x) < 1e5:
+        return f"{x:,.4g}" if abs(x) < 1e3 else f"{x:,.0f}"
+    return f"{x / 1e3:,.4g}k" if abs(x) < 1e6 else f"{x / 1e6:,.4g}M"

@@ -17,7 +17,8 @@ NEVER = -1e9   # the score of an answer that cannot be
 
 def load_model(state, path, device):
     """The model of a checkpoint that fine-tuning wrote, ready for use. Raises UserError."""
-    model = TaskModel(saved_config(state["model_config"], path), state["task"])
+    with torch.device("meta"):  # no memory but that of the weights
+        model = TaskModel(saved_config(state["model_config"], path), state["task"])
     checkpoint.load_weights(model, state["model"], path)
     return model.to(device).eval()
 

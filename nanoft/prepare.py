@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from nanoft import UserError, bpe
+from nanoft import UserError, bpe, vocabulary
 from nanoft.bins import Tokens, find_shards, write_split
 from nanoft.files import progress_bar
 
@@ -93,13 +93,14 @@ def write_data(out, splits, vocab_size, tokenizer="", words=None):
     """Learn a tokenizer on the train split (or load one), tokenize all splits, and say what was made.
 
     out: the data set folder. splits: {"train": f, "val": f, ...}, where f() gives the documents anew at each call, as
-    bins.write_split takes them. tokenizer: path of a tokenizer.json to use instead of learning one of vocab_size.
+    bins.write_split takes them. tokenizer: a tokenizer.json, or the folder of a published vocabulary, to use
+    instead of learning one of vocab_size.
     words: {split: number of words as published}. A failure leaves what `out` held before as it was.
     """
     start = time.perf_counter()
     out = Path(out)
     if tokenizer:
-        tokenizer = bpe.Tokenizer.load(tokenizer)
+        tokenizer = vocabulary.load(tokenizer)
     else:
         tokenizer = bpe.train(splits["train"](), vocab_size)
     print(f"tokenizer: {tokenizer.vocab_size:,} tokens, {time.perf_counter() - start:.1f} s", flush=True)

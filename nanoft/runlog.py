@@ -1,24 +1,41 @@
-"""What a run tells: the status line, metrics.jsonl, TensorBoard.
+"""What a run tells: the status line, metrics.jsonl, TensorBoard; and environment.json, by what and on what it was made.
 
-Only the main process writes; in the others every call does nothing.
+Only the main process writes; in the others every call does nothing. TensorBoard's tags lie in groups: train, val, test
+(losses and scores), speed, and what nanoft/watch.py and nanoft/mistakes.py add.
 """
 
 import json
 import math
 import os
+import platform
+import re
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
-from nanoft.files import write_whole
+from nanoft.files import available_cores, read_json, write_json, write_whole
+
+NOT_COMPARED = ("out_dir", "resume", "eval_only", "device", "eval_interval", "eval_tokens", "log_interval",
+                "watch_interval", "sample_tokens")  # options that do not change what is learned
+SPEED = ("seconds", "tokens", "tokens_per_s", "rows_per_s", "memory_gb")  # figures of a row that go into this group
 
 
 class RunLog:
-    def __init__(self, folder, main=True, step=0):
-        """Open the log of a run that stands at `step`. Rows past it, of a run that was killed, are dropped."""
-        self.main = main
+    def __init__(self, folder, main=True, step=0, board=True):
+        """Open the log of a run that stands at `step`. Rows past it, of a run that was killed, are dropped.
+
+        board: whether anything is written for TensorBoard; self.board is its writer, or None.
+        """
+        self.main, self.board = main, None
         if not main:
             return
-        from tensorboardX import SummaryWriter  # here, not above: it takes a second that --help need not wait for
-
+        starts = Path(folder) / "environment.json"  # a run has several where it was resumed
+        before = read_json(starts) if step and starts.exists() else []
+        made_on = environment()
+        write_json(starts, [*before, {"step": step} | made_on])
         self.path = Path(folder) / "metrics.jsonl"
         kept = []
         if step and self.path.exists():
@@ -30,7 +47,11 @@ class RunLog:
                     pass
         write_whole(self.path, lambda file: file.writelines(kept))
         self.file = open(self.path, "ab", buffering=0)
-        self.board = SummaryWriter(logdir=str(folder), purge_step=step + 1 if step else None, flush_secs=10)
+        if board:
+            from tensorboardX import SummaryWriter  # here, not above: --help need not wait for it
+
+            self.board = SummaryWriter(logdir=str(folder), purge_step=step + 1 if step else None, flush_secs=10)
+        self.table("environment", [("", "of this run"), *made_on.items()], step)
 
     def row(self, step, **figures):
         """One JSON line, and a scalar for each figure. Names that begin with val_ or test_ go into that group.
@@ -43,14 +64,59 @@ class RunLog:
         # one write of a whole line in append mode: a reader never sees a part of it
         os.write(self.file.fileno(), (json.dumps({"step": step, **figures}) + "\n").encode())
         for name, value in figures.items():
-            if value is None:
-                continue
-            group = name.partition("_")[0] if name.startswith(("val_", "test_")) else "train"
-            self.board.add_scalar(f"{group}/{name.removeprefix(group + '_')}", value, step)
+            group = "speed" if name in SPEED else "train"
+            if name.startswith(("val_", "test_")):
+                group, _, name = name.partition("_")
+            self.scalars(step, group, {name: value})
+
+    def scalars(self, step, group, figures):
+        """Figures for TensorBoard alone. {name: value}; None and what is not finite is left out."""
+        for name, value in figures.items():
+            if self.board and value is not None and math.isfinite(value):
+                self.board.add_scalar(f"{group}/{name}", value, step)
 
     def text(self, tag, text, step=0):
-        if self.main:
-            self.board.add_text(tag, "    " + text.replace("\n", "\n    "), step)  # indented: shown as it is
+        """A text shown as it is, every space and line of it."""
+        if self.board:
+            self.board.add_text(tag, "    " + text.replace("\n", "\n    "), step)
+
+    def table(self, tag, rows, step=0):
+        """A table in the TEXT tab; the first row is its head."""
+        if self.board and len(rows) > 1:
+            lines = [f"| {' | '.join(map(plain, row))} |" for row in rows]
+            self.board.add_text(tag, "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]), step)
+
+    def picture(self, tag, data, width, height, step=0):
+        """A PNG file's bytes in the IMAGES tab."""
+        if self.board:
+            from tensorboardX.proto.summary_pb2 import Summary
+
+            image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=data)
+            self.board.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+    def finish(self, step, cfg, result):
+        """The final figures beside the options, in the HPARAMS tab, which compares runs; as scalars in `final`, too.
+
+        Options that are not at their default come first there.
+        """
+        if not self.board:
+            return
+        from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+        from tensorboardX.summary import hparams
+
+        options = {name: value for name, value in asdict(cfg).items() if name not in NOT_COMPARED}
+        wanted = [name for name in result if name.startswith(("val_", "test_"))] + ["train_seconds", "parameters"]
+        figures = {name: result[name] for name in wanted if isinstance(result[name], (int, float))}
+        self.scalars(step, "final", figures)
+        # the writer's own add_hparams would make another run beside this one
+        experiment, start, end = hparams(options, {f"final/{name}": value for name, value in figures.items()})
+        content = HParamsPluginData.FromString(experiment.value[0].metadata.plugin_data.content)
+        for info in content.experiment.hparam_infos:
+            if options[info.name] != getattr(type(cfg), info.name):
+                info.MergeFromString(b"\x38\x01")  # its field 7, `differs`, is true; tensorboardX does not know it yet
+        experiment.value[0].metadata.plugin_data.content = content.SerializeToString()
+        for summary in (experiment, start, end):
+            self.board.file_writer.add_summary(summary, step)
 
     def say(self, line):
         if self.main:
@@ -59,7 +125,30 @@ class RunLog:
     def close(self):
         if self.main:
             self.file.close()
+        if self.board:
             self.board.close()
+
+
+def plain(value):
+    """A value as text that Markdown shows as it is, on one line."""
+    text = " ".join(f"{value:.6g}".split() if isinstance(value, float) else str(value).split())
+    return text.translate({ord(mark): f"&#{ord(mark)};" for mark in "&<>|*_`~#[]\\"})
+
+
+def environment():
+    """The command that started this process, the time, the machine and the versions: a dictionary."""
+    import torch  # here, not above: who only reads a run need not wait for it
+
+    world, info = int(os.environ.get("WORLD_SIZE", 1)), Path("/proc/cpuinfo")
+    launcher = ["torchrun", f"--nproc_per_node={world}"] if world > 1 else ["python"]
+    found = re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.exists() else None
+    return {"command": shlex.join([*launcher, Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "began": time.strftime("%Y-%m-%d %H:%M:%S %z"), "processes": world,
+            "processor": found[1].strip() if found else platform.processor() or platform.machine(),
+            "cores": available_cores(), "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+            "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "tiktoken", "tensorboardX")}}
 
 
 def clock(seconds):

@@ -34,6 +34,7 @@ COARSE = {
 SAFE_CUT = {
     PATTERNS["gpt4"]: re.compile(r"[\S\x1c-\x1f](?= )|[\r\n](?=[\S\x1c-\x1f])"),
     PATTERNS["gpt2"]: re.compile(r"[\S\x1c-\x1f](?=[ \n])"),
+    "wordpiece": re.compile("[ \n\u4e00-\u9fff]"),
 }
 BATCH = 2**20  # characters that one worker gets at a time
 

@@ -12,6 +12,11 @@ def depth(name, n_layer):
     return n_layer if name.startswith("trunk.norm_out.") else 0 if name.startswith("trunk.") else n_layer + 1
 
 
+def part_name(level, n_layer):
+    """The name of such a depth."""
+    return "embeddings" if level == 0 else "head" if level > n_layer else f"blocks.{level - 1}"
+
+
 def freeze(model, cfg):
     """Fix the embeddings and the first blocks (freeze_blocks); or with lora_rank the trunk, and add its adapters.
 
@@ -48,7 +53,8 @@ def make_optimizers(model, cfg, device, dtype):
         groups.setdefault((muon, level, lr, decay), []).append(p)
     optimizers = []
     for muon in (False, True):
-        chosen = [dict(params=params, lr=lr * cfg.layer_decay ** max(0, n_layer - level), weight_decay=decay,
+        chosen = [dict(name=part_name(level, n_layer) + ".muon" * muon, params=params, weight_decay=decay,
+                       lr=lr * cfg.layer_decay ** max(0, n_layer - level),
                        from_epoch=max(0, n_layer + 1 - level) * cfg.unfreeze_every)
                   for (is_muon, level, lr, decay), params in groups.items() if is_muon == muon]
         for group in chosen:
@@ -65,9 +71,7 @@ def describe_parameters(model):
     """Lines on how many parameters each part of the model has, and how many of them are trained."""
     counts, n_layer = {}, model.cfg.n_layer
     for name, p in model.named_parameters():
-        level = depth(name, n_layer)
-        part = "embeddings" if level == 0 else "head" if level > n_layer else f"block {level}"
-        part += " adapters" * (".lora_" in name)
+        part = part_name(depth(name, n_layer), n_layer) + " adapters" * (".lora_" in name)
         total, trained = counts.get(part, (0, 0))
         counts[part] = total + p.numel(), trained + p.numel() * p.requires_grad
     rows = [("", "parameters", "trained")]

@@ -1,6 +1,8 @@
 """A small real corpus for all tests: nanoft's own source, as a prepared data set."""
 
+import html.parser
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,3 +65,38 @@ def call(monkeypatch):
     yield call
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+MAY_STAY_OPEN = ("meta", "link", "html", "tr", "td", "th", "p", "br", "img")
+
+
+class Links(html.parser.HTMLParser):
+    """What a page would load or lead to, its tags that stay open, and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.links, self.open, self.words = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "action")]
+        if tag not in MAY_STAY_OPEN:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in MAY_STAY_OPEN:
+            assert self.open.pop() == tag, f"</{tag}> closes another tag at {self.getpos()}"
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def read_page(path):
+    """A page's text, once it is shown to need nothing but itself and to be whole."""
+    page = Path(path).read_text(encoding="utf-8")
+    found = Links(page)
+    assert not found.open and page.endswith("</html>\n")
+    assert all(link.startswith(("data:", "#")) for link in found.links), found.links
+    assert not re.search(r"@import|url\((?!['\"]?[#d])|<script[^>]+src|xmlns", page)
+    assert "default-src 'none'" in page
+    return " ".join(found.words)

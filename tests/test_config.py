@@ -13,6 +13,7 @@ class Options:
     name: str = "x"                            # a text
     resume: bool = False                       # a switch
     kind: Literal["auto", "true", "b"] = "auto"  # a choice
+    text: tuple = ()                           # texts
 
 
 def test_values_come_from_file_then_flags(tmp_path):
@@ -26,6 +27,11 @@ def test_values_come_from_file_then_flags(tmp_path):
 def test_int_does_for_float_and_1e3_for_int():
     cfg = config.load(Options, ["--lr=3", "--steps=1e3", "--resume=false"])
     assert (cfg.lr, cfg.steps, cfg.resume) == (3.0, 1000, False)
+
+
+def test_a_tuple_collects_what_is_given_several_times():
+    assert config.load(Options, ["--text=a b", "--text=3", "--text=", "--name=x", "--name=y"]) == Options(
+        text=("a b", "3", ""), name="y")
 
 
 def test_all_problems_at_once():

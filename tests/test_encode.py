@@ -5,6 +5,7 @@ import pytest
 
 from nanoft import batches, bpe, encode
 from nanoft.batches import IGNORE
+from nanoft.wordpiece import WordPiece
 
 TEXT = "北京是中国的首都,人口两千万。😀 The capital of France is Paris 🇫🇷, and  the café — naïve — is closed. "
 
@@ -17,6 +18,23 @@ def tokenizer():
 def task(kind="classify", **fields):
     return {"kind": kind, "labels": ["a", "b"], "max_length": 32, "long_text": "head", "doc_stride": 5,
             "pool": "mean"} | fields
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    """BERT's kind, without accents: a list of characters and some words."""
+    letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789.,—'！？") | set(filter(str.isalpha, TEXT)))
+    words = ["capital", "cafe", "##ive", "paris"]
+    return WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + c for c in letters), *words],
+                     True, True)
+
+
+@pytest.fixture(scope="module")
+def roberta(tokenizer):
+    """The merges of `tokenizer` with RoBERTa's special tokens, and other ids."""
+    n, merges = len(tokenizer.ranks), tokenizer.content["merges"]
+    return bpe.Tokenizer("gpt2", merges, {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": n + 4},
+                         ids=[*range(n + 3, 3, -1)])
 
 
 def ids_of(encoded, i):
@@ -34,6 +52,24 @@ def test_a_text_and_a_pair_stand_between_their_marks(tokenizer):
     assert ids_of(encoded, 0) == [cls, *one, sep, *two, sep]
     types = encode.batch(encoded, [0], task("pair"), tokenizer)["types"][0].tolist()
     assert types == [0] * (len(one) + 2) + [1] * (len(two) + 1)
+
+
+def test_between_two_texts_a_roberta_has_two_marks(roberta):
+    rows = [{"text": "one two", "pair": "three", "label": "a"},
+            {"text": "one " * 40, "pair": "two " * 40, "label": "a"}]
+    encoded = encode.encode(rows, task("pair"), roberta)
+    one, two = roberta.encode("one two"), roberta.encode("three")
+    assert ids_of(encoded, 0) == [0, *one, 2, 2, *two, 2] and encoded.full[0] == len(one) + len(two) + 4
+    batch = encode.batch(encoded, [0, 1], task("pair"), roberta)
+    assert batch["ids"].shape == (2, 32) and (batch["ids"][1, -1], batch["ids"][0, -1]) == (2, 1)
+    assert batch["types"][0].tolist() == [0] * (len(one) + 3) + [1] * (len(two) + 1) + [0] * (28 - len(one) - len(two))
+    again = encode.batch(encoded, [0, 1], task("pair"), roberta, change=lambda ids, number: ids)
+    assert (again["types"] == batch["types"]).all()
+    answer = encode.encode([{"question": "one", "context": "two three", "id": "0", "answers": [
+        {"text": "three", "start": 4}]}], task("answer"), roberta)
+    ids = ids_of(answer, 0)
+    assert ids == [0, *roberta.encode("one"), 2, 2, *roberta.encode("two three"), 2]
+    assert roberta.decode(ids[answer.targets[0, 0]:answer.targets[0, 1] + 1]) == " three"
 
 
 @pytest.mark.parametrize("lengths", [(3, 50), (50, 3), (50, 50), (0, 40), (14, 15), (15, 15)])
@@ -81,6 +117,19 @@ def test_a_label_stands_at_the_first_token_of_its_word_and_no_word_is_lost(token
         assert last.ids[at + 1 - len(ids):at + 1].tolist() == ids
 
 
+def test_a_word_without_a_piece_is_unknown_and_keeps_its_label(pieces):
+    words, tags = ["Café", "\ufe0f", "is", "\u0301", "naïve"], ["a", "b", "a", "b", "b"]
+    encoded = encode.encode([{"words": words, "tags": tags}], task("tag"), pieces)
+    at = np.flatnonzero(encoded.targets != IGNORE)
+    assert [task()["labels"][i] for i in encoded.targets[at]] == tags
+    assert [pieces.content["tokens"][i] for i in encoded.ids[at]] == ["cafe", "[UNK]", "i", "[UNK]", "n"]
+
+
+def test_an_answer_of_which_nothing_is_left_is_none(pieces):
+    row = {"context": "one \u200b two", "question": "which?", "id": "0", "answers": [{"text": "\u200b", "start": 4}]}
+    assert encode.encode([row], task("answer"), pieces).targets.tolist() == [[0, 0]]
+
+
 CONTEXTS = {
     "北京是中国的首都,人口两千万。": ["北京", "首都", "两千万", "京是中"],
     "😀 The capital of France is Paris 🇫🇷, and the café — naïve — is closed.": ["Paris", "🇫🇷", "café", "😀", "naïve"],
@@ -92,7 +141,9 @@ QUESTIONS = [{"context": context, "question": "which?", "id": f"{i}", "answers":
                  for at in (context.find(text), context.rfind(text)))]
 
 
-def test_answers_lie_at_their_exact_characters_whatever_the_script(tokenizer):
+@pytest.mark.parametrize("kind", ["tokenizer", "pieces", "roberta"])
+def test_answers_lie_at_their_exact_characters_whatever_the_script(kind, request):
+    tokenizer = request.getfixturevalue(kind)
     encoded = encode.encode(QUESTIONS, task("answer"), tokenizer)
     assert max(np.bincount(encoded.row)) > 3  # some contexts need several windows
     found = set()
@@ -107,8 +158,9 @@ def test_answers_lie_at_their_exact_characters_whatever_the_script(tokenizer):
         begin, stop = char_start[start + shift], char_end[end + shift]
         context, answer = QUESTIONS[row]["context"], QUESTIONS[row]["answers"][0]
         assert begin <= answer["start"] and answer["start"] + len(answer["text"]) <= stop
-        text = tokenizer.decode(ids_of(encoded, i)[start:end + 1])
-        assert text.strip("\ufffd") in context[begin:stop]
+        if kind != "pieces":
+            text = tokenizer.decode(ids_of(encoded, i)[start:end + 1])
+            assert text.strip("\ufffd") in context[begin:stop]
         # no token is taken that has nothing of the answer
         assert char_end[start + shift] > answer["start"]
         assert char_start[end + shift] < answer["start"] + len(answer["text"])
@@ -166,17 +218,17 @@ def test_a_small_set_fills_its_last_batch_with_rows_of_the_same_epoch(n):
 
 
 def test_changed_tokens_are_a_pure_function_of_seed_epoch_and_number():
-    ids = np.array([300, *np.arange(200), 301])
+    ids, special = np.array([300, *np.arange(200), 301]), np.arange(303) >= 300
     def change(*key):
-        return batches.changed(ids, 300, 302, 0.1, 0.1, 0.1, *key)
+        return batches.changed(ids, special, 302, 0.1, 0.1, 0.1, *key)
     once = change(1, 2, 3)
     assert (once == change(1, 2, 3)).all()
     assert once[0] == 300 and once[-1] == 301 and 150 < len(once) < 200 and 5 < (once == 302).sum() < 40
     for key in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
         assert once.tolist() != change(*key).tolist()
-    swapped = batches.changed(ids, 300, 302, 0, 0.3, 0, 1, 1, 1)
+    swapped = batches.changed(ids, special, 302, 0, 0.3, 0, 1, 1, 1)
     assert sorted(swapped) == sorted(ids) and (swapped != ids).any()
-    assert len(batches.changed(np.array([300, 5, 301]), 300, 302, 0.99, 0, 0, 1, 1, 1)) == 3  # something stays
+    assert len(batches.changed(np.array([300, 5, 301]), special, 302, 0.99, 0, 0, 1, 1, 1)) == 3  # something stays
 
 
 def test_a_padded_batch_says_what_is_padding_and_weighs_the_classes(tokenizer):

@@ -27,7 +27,7 @@ PER_CLASS = 12_500  # in each of train and test
 class Options:
     vocab_size: int = 8192  # ids of the tokenizer in all
     val_fraction: float = 0.05  # part of the training reviews kept for validation
-    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
     source: str = ""  # aclImdb_v1.tar.gz, or a folder that holds it
     out: str = ""  # where the data set goes; empty is beside this file
 

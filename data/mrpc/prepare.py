@@ -25,7 +25,7 @@ LABELS = ("different", "equivalent")  # 0 and 1 in the files
 class Options:
     vocab_size: int = 4096  # ids of the tokenizer in all
     val_fraction: float = 0.1  # part of the training pairs kept for validation
-    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
     source: str = ""  # a folder that holds both msr_paraphrase files
     out: str = ""  # where the data set goes; empty is beside this file
 

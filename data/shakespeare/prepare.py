@@ -19,7 +19,7 @@ ADDRESS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinys
 @dataclass
 class Options:
     vocab_size: int = 261  # ids in all; 261 is 256 bytes and 5 special tokens: no merges, a token a character
-    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
     source: str = ""  # the text file, or a folder that holds it
     out: str = ""  # where the data set goes; empty is beside this file
 

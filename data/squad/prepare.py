@@ -27,7 +27,7 @@ class Options:
     dev_file: str = "dev-v1.1.json"  # its name
     val_fraction: float = 0.1  # part of the training paragraphs kept for validation
     vocab_size: int = 8192  # ids of the tokenizer in all
-    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
     source: str = ""  # a folder that holds both files
     out: str = ""  # where the data set goes; empty is beside this file
 

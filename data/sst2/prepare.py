@@ -26,7 +26,7 @@ LABELS = ("negative", "positive")  # 0 and 1 in the file
 class Options:
     vocab_size: int = 4096  # ids of the tokenizer in all
     val_fraction: float = 0.03  # part of the training phrases kept for validation
-    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
     source: str = ""  # SST-2.zip, or a folder that holds it
     out: str = ""  # where the data set goes; empty is beside this file
 

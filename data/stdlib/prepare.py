@@ -23,7 +23,7 @@ MAX_BYTES = 12_000_000  # keeps the preparation at a few seconds whatever the Py
 @dataclass
 class Options:
     vocab_size: int = 2048  # ids of the tokenizer in all
-    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
     source: str = ""  # another folder of Python files; empty is the standard library
     out: str = ""  # where the data set goes; empty is beside this file
 

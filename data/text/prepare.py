@@ -27,7 +27,7 @@ class Options:
     text_key: str = "text"  # where a line of a .jsonl file keeps its text
     val_fraction: float = 0.05  # part of the documents kept for validation
     vocab_size: int = 8192  # ids of the tokenizer in all
-    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
     out: str = ""  # where the data set goes; empty is beside this file
 
 

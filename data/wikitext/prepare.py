@@ -27,7 +27,7 @@ TITLE = re.compile(r" = [^=]+ = \n")  # of an article; its sections have " = = .
 class Options:
     variant: Literal["2", "2-raw", "103", "103-raw"] = "2"  # 2 or 103 million words; raw: without <unk>
     vocab_size: int = 8192  # ids of the tokenizer in all
-    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
     source: str = ""  # the zip file, or a folder that holds it
     out: str = ""  # where the data set goes; empty is beside this file (in a folder VARIANT for all but 2)
 

@@ -24,7 +24,7 @@ FILES = {"train": ("wnut17train.conll", 3_394), "val": ("emerging.dev.conll", 1_
 @dataclass
 class Options:
     vocab_size: int = 4096  # ids of the tokenizer in all
-    tokenizer: str = ""  # path of a tokenizer.json to use instead of learning one
+    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
     source: str = ""  # a folder that holds the three files
     out: str = ""  # where the data set goes; empty is beside this file
 

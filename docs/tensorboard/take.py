@@ -1,0 +1,47 @@
+"""Take the pictures of this folder from a TensorBoard that is running: needs playwright, Pillow and a Chromium.
+
+    tensorboard --logdir=out --port=6006
+    python docs/tensorboard/take.py http://localhost:6006 /usr/bin/chromium
+"""
+
+import io
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+FILTERS = {"scalars": "^update_ratio/blocks.[01]|^train/loss|^val/loss|^lr/head|^attention_entropy/blocks.1",
+           "text": "hardest|^sample", "histograms": "gradients/blocks.1.mlp|weights/head"}
+
+
+def main(address, browser):
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=[
+            "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"])  # for WebGL
+        page = chromium.new_page(viewport={"width": 1300, "height": 860})
+        for view in ("scalars", "text", "images", "histograms", "graphs", "projector", "pr_curves", "hparams"):
+            page.goto("about:blank")
+            page.goto(f"{address}/#{view}")
+            page.wait_for_timeout(8000)
+            if view in FILTERS:
+                page.locator("tf-tag-filterer input").filter(visible=True).first.fill(FILTERS[view])
+            if view == "graphs":
+                for box in ("trunk", "blocks.1"):  # a box opens at a double click
+                    page.locator("text", has_text=box).filter(visible=True).first.dblclick(force=True)
+                    page.wait_for_timeout(3000)
+                page.get_by_text("Fit to screen").click()
+                page.evaluate("getSelection().removeAllRanges()")
+            if view == "projector":
+                page.wait_for_timeout(8000)
+                page.mouse.click(215, 223)  # colour by
+                page.wait_for_timeout(1500)
+                page.get_by_text("truth").filter(visible=True).last.click()
+            page.wait_for_timeout(4000)
+            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(64)
+            picture.save(Path(__file__).with_name(f"{view}.png"), optimize=True)
+            print(view)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

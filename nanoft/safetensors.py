@@ -1,0 +1,206 @@
+"""The safetensors container: named tensors in a file, described in JSON, mapped into memory and never executed.
+
+    8 bytes: N, little-endian | N bytes of JSON, UTF-8, padded with spaces | the tensors, back to back
+    {"name": {"dtype": "F32", "shape": [3, 5], "data_offsets": [begin, end]}, "__metadata__": {"format": "pt"}}
+
+Offsets count from the end of the JSON; the tensors cover all of the rest, without a hole. A large model is several
+such files and an index, {"weight_map": {name: file}}. Format: github.com/huggingface/safetensors
+"""
+
+import json
+import math
+import mmap
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from nanoft import UserError
+from nanoft.files import read_json, write_json, write_whole
+
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
+    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "F16": torch.float16,
+    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LONGEST_HEADER = 100_000_000  # bytes
+
+
+class Entry(NamedTuple):
+    """Where a tensor lies."""
+    path: Path
+    dtype: torch.dtype
+    shape: tuple
+    begin: int               # its first byte in the file
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_entries(path):
+    """{name: Entry} of a .safetensors file, or of all shards of an index. Reads no tensor.
+
+    Raises UserError for a file that is not whole and exactly as the format wants it.
+    """
+    path = Path(path)
+    if path.name.endswith(".index.json"):
+        return read_shards(path)
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, LONGEST_HEADER):
+                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}; at most {LONGEST_HEADER:,}")
+            header = file.read(length)
+        return {name: Entry(path, dtype, shape, 8 + length + begin)
+                for name, (dtype, shape, begin) in parse_header(header, size - 8 - length).items()}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give another file") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no whole safetensors file ({error}); fetch or write it again") from None
+
+
+def parse_header(header, room):
+    """{name: (dtype, shape, begin)} from the JSON; `room`: bytes that follow it. Raises ValueError, RecursionError."""
+    if not header.startswith(b"{"):
+        raise ValueError("its header is not a JSON object")
+    content = json.loads(header.decode("utf-8"), object_pairs_hook=without_duplicates)
+    metadata = content.pop("__metadata__", {})
+    if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
+        raise ValueError("its __metadata__ is not texts by name")
+    found, ends = {}, {}
+    for name, entry in content.items():
+        if type(entry) is not dict or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"tensor {name!r} is not described by dtype, shape and data_offsets")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if type(dtype) is not str or dtype not in DTYPES:
+            raise ValueError(f"tensor {name!r} has the dtype {dtype!r}, which is unknown")
+        for numbers in (shape, offsets):
+            if type(numbers) is not list or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+                raise ValueError(f"tensor {name!r}: {numbers!r:.100} is no list of sizes")
+        if len(offsets) != 2 or not offsets[0] <= offsets[1] <= room:
+            raise ValueError(f"tensor {name!r} lies at {offsets}, but there are {room:,} bytes")
+        if math.prod(n for n in shape if n) * DTYPES[dtype].itemsize >= 2**63:  # a zero must not hide it
+            raise ValueError(f"tensor {name!r} has the impossible shape {shape}")
+        if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
+            raise ValueError(f"tensor {name!r} of {dtype} {shape} has {offsets[1] - offsets[0]:,} bytes")
+        found[name], ends[name] = (DTYPES[dtype], tuple(shape), offsets[0]), offsets[1]
+    expected = 0
+    for name in sorted(found, key=lambda name: (found[name][2], ends[name])):
+        if found[name][2] != expected:
+            raise ValueError(f"tensor {name!r} begins at byte {found[name][2]:,}, where {expected:,} is next")
+        expected = ends[name]
+    if expected != room:
+        raise ValueError(f"its tensors end at byte {expected:,} of {room:,}")
+    return found
+
+
+def without_duplicates(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice in its header")
+    for name in found:
+        name.encode("utf-8")  # raises ValueError for half a character
+    return found
+
+
+def read_index(path):
+    """{name: file} of an index of shards. Raises UserError."""
+    content = read_json(path)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(x, str) and x == Path(x).name for x in places.values()):
+        raise UserError(f"{path} is no index of shards: it lacks a weight_map of tensors to files beside it; fetch it "
+                        "again")
+    return places
+
+
+def read_shards(path):
+    """{name: Entry} of all shards of an index, each of which must hold exactly what the index says."""
+    places, entries = read_index(path), {}
+    for file in sorted(set(places.values())):
+        found = read_entries(path.with_name(file))
+        for name in sorted(found.keys() ^ {name for name, at in places.items() if at == file}):
+            raise UserError(f"{path} and {file} do not fit: tensor {name!r} is in one of them alone; fetch both again")
+        entries |= found
+    return entries
+
+
+def map_tensors(entries):
+    """{name: tensor} from {name: Entry}. The tensors are views on the mapped files, whose pages come in when touched.
+
+    Writing to a tensor changes memory alone, never the file. A map ends with the last tensor on it.
+    """
+    maps, tensors = {}, {}
+    for name, (path, dtype, shape, begin) in entries.items():
+        if 0 in shape:
+            tensors[name] = torch.empty(shape, dtype=dtype)
+            continue
+        if path not in maps:
+            with open(path, "rb") as file:
+                maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if begin % dtype.itemsize:  # only in files whose header was not padded
+            raw = torch.frombuffer(maps[path], dtype=torch.uint8, count=math.prod(shape) * dtype.itemsize, offset=begin)
+            tensors[name] = raw.clone().view(dtype).view(shape)
+        else:
+            tensors[name] = torch.frombuffer(maps[path], dtype=dtype, count=math.prod(shape), offset=begin).view(shape)
+    return tensors
+
+
+def read(path):
+    """{name: tensor} of a file, or of all shards of an index, mapped."""
+    return map_tensors(read_entries(path))
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+
+def write(path, tensors):
+    """{name: tensor} to a file, whole or not at all: the widest dtypes first, then by name, as others write it too."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header, begin = {"__metadata__": {"format": "pt"}}, 0  # without this entry transformers reads no file
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in NAMES or name == "__metadata__":
+            raise UserError(f"{path}: tensor {name} of {tensor.dtype} cannot be written; rename or convert it first")
+        end = begin + tensor.numel() * tensor.dtype.itemsize
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # so that every tensor can be mapped
+
+    def fill(file):
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            flat = tensors[name].detach().cpu().contiguous().view(-1)
+            file.write(flat.view(torch.uint8).numpy())
+
+    write_whole(path, fill)
+
+
+def write_folder(folder, tensors, limit=5_000_000_000):
+    """model.safetensors; or, where a file would hold more than `limit` bytes, several and model.safetensors.index.json.
+
+    Returns the names of the files.
+    """
+    folder, shards, room = Path(folder), [], 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.dtype.itemsize
+        if not shards or size > room:
+            shards.append({})
+            room = limit
+        shards[-1][name] = tensor
+        room -= size
+    files = ["model.safetensors"] if len(shards) == 1 else [
+        f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    for file, shard in zip(files, shards):
+        write(folder / file, shard)
+    if len(shards) > 1:
+        total = sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
+        files.append("model.safetensors.index.json")
+        write_json(folder / files[-1], {"metadata": {"total_size": total}, "weight_map": {
+            name: file for file, shard in zip(files, shards) for name in shard}})
+    return files
