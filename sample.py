@@ -7,13 +7,9 @@
     python sample.py --checkpoint=out/sst2 --text="a joy from beginning to end"
     python sample.py --checkpoint=out/squad --question="Who wrote back?" --context="Ada wrote, and Babbage wrote back."
     python sample.py --checkpoint=out/sst2 --input=rows.jsonl --output=predictions.jsonl
-    if cfg.embed and cfg.output and not cfg.output.endswith((".npy", ".jsonl")):
-        problems.append(f"output={cfg.output} is neither .npy nor .jsonl, in which vectors can be written")
-    if min(cfg.drawn_tokens, cfg.ig_steps) < 1:
-        problems.append(f"drawn_tokens={cfg.drawn_tokens} and ig_steps={cfg.ig_steps} must be at least 1")
-    if cfg.explain and (cfg.embed or cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
-        problems.append("explain goes without embed and pseudo_perplexity, and its output is a folder")
-    if cfg.output and not cfg.explain and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
+    python sample.py --checkpoint=out/sst2 --text="a joy from beginning to end" --explain
+    python sample.py --checkpoint=minilm --embed --text="A dog runs." --text="A puppy is running." --text="It rains."
+    python sample.py --checkpoint=minilm --embed --input=texts.txt --output=vectors.npy
 """
 
 import codecs
