@@ -170,7 +170,7 @@ def trained(tokenizer):
     """A classifier that has learned which of two words is in a text, its accuracy 1, and 20 texts with their places."""
     task = {"kind": "classify", "labels": ["five", "six"], "head_dropout": 0.0, "label_smoothing": 0.0, "pool": "mean"}
     torch.manual_seed(1)
-    model = TaskModel(ModelConfig(**SHAPE | dict(causal=False, n_gram=2, n_buckets=64)), task)
+    model = TaskModel(ModelConfig(**SHAPE | dict(causal=False, n_layer=1)), task)  # more of it would be too sure
     cls, sep, five, six = (tokenizer.special["<|cls|>"], tokenizer.special["<|sep|>"],
                            *(tokenizer.encode(word)[0] for word in (" five", " six")))
     filler = torch.tensor([tokenizer.encode(f" {word}")[0] for word in ("one", "two", "three", "four", "seven", "ten")])
@@ -178,8 +178,8 @@ def trained(tokenizer):
     ids[:, 0], ids[:, -1] = cls, sep
     places, labels = torch.randint(1, 13, (512,)), torch.randint(2, (512,))
     ids[torch.arange(512), places] = torch.where(labels == 0, five, six)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
-    for step in range(60):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
+    for step in range(100):
         some = torch.arange(step * 64, step * 64 + 64) % 512
         loss = model(ids[some], labels[some], torch.full((64,), 1 / 64))
         optimizer.zero_grad()
@@ -196,7 +196,7 @@ def test_fifty_points_are_enough_and_the_deciding_word_gets_the_credit(trained, 
         found = explain.integrated_gradients(model.trunk, scorer(model, label), ids,
                                              explain.baseline(ids, tokenizer, False), steps=50)
         assert abs(found.delta) < 0.01 * abs(found.score - found.base)
-        assert found.tokens.argmax() in (place, place + 1)  # its n-gram's other half may be what decides
+        assert found.tokens.argmax() == place
 
 
 def test_the_baseline(tokenizer):
