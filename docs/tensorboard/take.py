@@ -11,16 +11,17 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-FILTERS = {"scalars": "^update_ratio/blocks.[01]|^train/loss|^val/loss|^lr/head|^attention_entropy/blocks.1",
-           "text": "hardest|^sample", "histograms": "gradients/blocks.1.mlp|weights/head"}
+VIEWS = ("scalars", "text", "images", "histograms", "graphs", "projector", "pr_curves", "hparams")
+FILTERS = {"scalars": "(gradient_norm|update_ratio|entropy)/blocks.1(.h1)?$|^train/loss|^val/loss|^lr/(head|muon)",
+           "text": "hardest|^sample", "histograms": "(gradients|weights)/blocks.1.mlp.proj"}
 
 
-def main(address, browser):
+def main(address, browser, *views):
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=[
             "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"])  # for WebGL
         page = chromium.new_page(viewport={"width": 1300, "height": 860})
-        for view in ("scalars", "text", "images", "histograms", "graphs", "projector", "pr_curves", "hparams"):
+        for view in views or VIEWS:
             page.goto("about:blank")
             page.goto(f"{address}/#{view}")
             page.wait_for_timeout(8000)
@@ -33,10 +34,8 @@ def main(address, browser):
                 page.get_by_text("Fit to screen").click()
                 page.evaluate("getSelection().removeAllRanges()")
             if view == "projector":
-                page.wait_for_timeout(8000)
-                page.mouse.click(215, 223)  # colour by
-                page.wait_for_timeout(1500)
-                page.get_by_text("truth").filter(visible=True).last.click()
+                page.get_by_text("Points: 500").wait_for()
+                page.locator("vz-projector-data-panel").evaluate("panel => panel.selectedColorOptionName = 'truth'")
             page.wait_for_timeout(4000)
             picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(64)
             picture.save(Path(__file__).with_name(f"{view}.png"), optimize=True)
