@@ -24,14 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("NANOFT_MIRROR") or ROOT / "../shared/data")
 FULL = bool(os.environ.get("NANOFT_FULL"))
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# Of all characters, the marks that Python's tables and the peer's put in another order where several meet. (And, below,
-# what Python does not know yet, for it may have a small letter.)
-DIFFERENT = re.compile("[\u08d4-\u08e1\u1715\u1dfb\U00011442\U00011446\U00011c3f\U00016ff0\U00016ff1"
-                       "\U0001e000-\U0001e02a\U0001e944-\U0001e94a]")
 TRAPS = ("\u0130ıẞßΣσς\u212a\u212bﬁǅ", "\0\x01\x0b\x0c\x1c\x1f\x7f\x85\xad", "\u200b\u200d\u180e\ufeff\ufffd\ue000",
          "\u2028\u2029\u3000\xa0", "\u0301\u0323\u0307\u0344\u302e\u0345\u0f73\u1b44\u3099", "éêñçộЙ각한ガばक़",
          "中国\uf900\u8c48\U00020000\U0002f800\U0002b820。，「」", "$+<=>^`|~'\"-_#[]()€£¿¡…", "🙂👩\u200d🚀🇫🇷\ufe0f",
-         "aAbBzZ09  \t\n\r", "\u166d\u1734\u061d\u1ac0\u2e52\U000111c9")
+         "aAbBzZ09  \t\n\r", "\u166d\u1734\u061d\u1ac0\u2e52\U000111c9",
+         "\u1dfb\u0f81\u1715\u08d6\u0a3c\u0323\U00011938a")
 
 
 def pieces_of(tokenizer, text):
@@ -163,7 +160,8 @@ def check_equal(tokenizer, texts):
 def random_strings(number):
     generator = random.Random(5)
     everything = [chr(i) for i in range(sys.maxunicode + 1) if not 0xD800 <= i < 0xE000]
-    everything = [char for char in everything if not DIFFERENT.match(char) and unicodedata.category(char) != "Cn"]
+    # what Python does not know yet may have a small letter, which a newer `tokenizers` does know
+    everything = [char for char in everything if unicodedata.category(char) != "Cn"]
     low = [char for char in everything if char < "\u3000"]
     out = []
     for _ in range(number):
