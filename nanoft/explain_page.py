@@ -312,7 +312,7 @@ def attention_grid(Figure, found, drawn):
     axes = figure.subplots(len(drawn.layers), len(drawn.heads), squeeze=False, sharex=True, sharey=True)
     for i, layer in enumerate(drawn.layers):
         for j, head in enumerate(drawn.heads):
-            show(axes[i, j], maps[i, j], maps.max(), drawn.first, rows if labelled else None, columns)
+            show(axes[i, j], maps[i, j], maps[..., :len(rows)].max(), drawn.first, rows if labelled else None, columns)
             axes[i, j].set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
     figure.supxlabel("token that is looked at (number)" if not labelled else "token that is looked at", fontsize=10)
     figure.supylabel("token that looks (number)" if not labelled else "token that looks", fontsize=10)
@@ -325,7 +325,7 @@ def labelled_map(Figure, weights, title, drawn):
     side = 1.6 + 0.16 * len(rows)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     ax = figure.subplots()
-    show(ax, weights, weights.max(), drawn.first, rows, columns)
+    show(ax, weights, weights[:, :len(rows)].max(), drawn.first, rows, columns)  # not that of all others
     ax.set(title=title, xlabel="token that is looked at", ylabel="token that looks")
     figure.colorbar(ax.images[0], label="share")
     return figure
