@@ -25,7 +25,10 @@ def tiny(name, folder, rows=1.0):
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:
             for member, number in (("train", 67_349), ("dev", 872)):
-                lines = [f"{member} {i} a \"charming film \t{i % 2}\n" for i in range(int(rows * number))]
+                # a sentence, a phrase that is in it alone, a phrase that is in all; of dev only sentences
+                kinds = ('{} {} a "charming  film ', '{} {} a ', '"charming film ')[:3 if member == "train" else 1]
+                lines = [kinds[i % len(kinds)].format(member, i - i % len(kinds)) + f"\t{i % 2}\n"
+                         for i in range(int(rows * number))]
                 archive.writestr(f"SST-2/{member}.tsv", "sentence\tlabel\n" + "".join(lines))
             archive.writestr("SST-2/test.tsv", "index\tsentence\n0\tunlabelled\n")
         texts["SST-2.zip"] = packed.getvalue()
@@ -71,8 +74,11 @@ def test_tiny_files_in_the_published_layout(tmp_path, name):
     row = splits["train"][20]
     if name == "sst2":
         assert task == {"kind": "classify", "labels": ["negative", "positive"], "metric": "accuracy"}
-        assert rows["train"] + rows["val"] == 67_349 and rows["test"] == 872 and 1_700 < rows["val"] < 2_350
+        assert rows["train"] + 2 * rows["val"] == 67_349 and rows["test"] == 872 and 1_600 < rows["val"] < 2_000
         assert all(row["text"].endswith('a "charming film') for row in splits["val"])
+        held = {row["text"].removesuffix(' "charming film') for row in splits["val"]}
+        kept = [row["text"] for row in splits["train"]]
+        assert not held & set(kept) and kept.count('"charming film') == 67_349 // 3
         assert splits["test"][3] == {"text": 'dev 3 a "charming film', "label": "positive"}
         assert train.num_documents == rows["train"]
     elif name == "mrpc":
@@ -140,7 +146,7 @@ def test_squad_takes_the_files_it_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("name, rows, labels", [
-    pytest.param("sst2", (65_382, 1_967, 872), {"positive": 444, "negative": 428}, marks=needs("SST-2.zip")),
+    pytest.param("sst2", (62_662, 504, 872), {"positive": 444, "negative": 428}, marks=needs("SST-2.zip")),
     pytest.param("mrpc", (3_651, 425, 1_725), {"equivalent": 1_147, "different": 578},
                  marks=needs("msr_paraphrase_train.txt")),
     pytest.param("wnut17", (3_394, 1_009, 1_287), {"B-person": 429, "O": 21_654}, marks=needs("wnut17")),

@@ -25,7 +25,7 @@ LABELS = ("negative", "positive")  # 0 and 1 in the file
 @dataclass
 class Options:
     vocab_size: int = 4096  # ids of the tokenizer in all
-    val_fraction: float = 0.03  # part of the training phrases kept for validation
+    val_fraction: float = 0.08  # part of the training sentences kept for validation
     tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
     source: str = ""  # SST-2.zip, or a folder that holds it
     out: str = ""  # where the data set goes; empty is beside this file
@@ -39,7 +39,7 @@ def read_phrases(path):
         rows = {}
         for name, text in texts.items():
             pairs = [line.split("\t") for line in text.removesuffix("\n").split("\n")[1:]]  # quotes are only quotes
-            rows[name] = [{"text": phrase.strip(), "label": LABELS[int(label)]} for phrase, label in pairs]
+            rows[name] = [{"text": " ".join(phrase.split()), "label": LABELS[int(label)]} for phrase, label in pairs]
     except (zipfile.BadZipFile, KeyError, ValueError, IndexError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not the published SST-2.zip ({error}); fetch it again") from None
     counts = {name: len(found) for name, found in rows.items()}
@@ -48,10 +48,30 @@ def read_phrases(path):
     return rows
 
 
+def hold_out_sentences(rows, val_fraction):
+    """{"train": rows, "val": rows}: val holds whole sentences, train no phrase that occurs in them alone.
+
+    The published file mixes sentences with the phrases that they were cut into, and does not say which are which: a
+    sentence here is a text that stands in no longer one.
+    """
+    by_length = sorted({row["text"] for row in rows}, key=lambda text: (-len(text.split()), text))
+    sentences_of = {text: set() for text in by_length}  # the sentences that hold a text
+    for text in by_length:
+        if not sentences_of[text]:
+            words = text.split()
+            spans = (" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1))
+            for phrase in spans:
+                if phrase in sentences_of:
+                    sentences_of[phrase].add(text)
+    held = {text for text in by_length if text in sentences_of[text] and examples.place(text) < val_fraction}
+    return {"train": [row for row in rows if not sentences_of[row["text"]] <= held],
+            "val": [row for row in rows if row["text"] in held]}
+
+
 def main():
     cfg = config.load(Options)
     rows = read_phrases(prepare.find_raw("SST-2.zip", ADDRESS, HERE, cfg.source))
-    splits = examples.split_off_validation(rows["train"], cfg.val_fraction) | {"test": rows["dev"]}
+    splits = hold_out_sentences(rows["train"], cfg.val_fraction) | {"test": rows["dev"]}
     out = Path(cfg.out or HERE)
     texts = {split: lambda split=split: (row["text"] for row in splits[split]) for split in ("train", "val")}
     prepare.write_data(out, texts, cfg.vocab_size, cfg.tokenizer)
