@@ -88,7 +88,7 @@ class Trace(TorchFunctionMode):
     def place(self, operation):
         """The name of an operation's node: the boxes it lies in, and its own."""
         module, path = self.module[-1] if self.module else (None, "")
-        if type(module).__module__.startswith("torch.nn"):  # a linear layer is one operation: the module is the node
+        if type(module).__module__.startswith(("torch.nn", "nanoft.linear")):  # the module is the node
             return path
         functions, frame = [], sys._getframe(2)
         while not frame.f_code.co_filename.startswith(HERE):  # torch's own functions

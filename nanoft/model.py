@@ -22,6 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from nanoft import UserError
+from nanoft.linear import Linear
 
 
 @dataclass
@@ -128,10 +129,10 @@ class Attention(nn.Module):
         self.n_head, self.n_kv_head = cfg.n_head, cfg.n_kv_head or cfg.n_head
         self.causal, self.qk_norm, self.dropout = cfg.causal, cfg.qk_norm, cfg.dropout
         width = cfg.n_embd // cfg.n_head
-        self.q = nn.Linear(cfg.n_embd, self.n_head * width, bias=cfg.bias)
-        self.k = nn.Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
-        self.v = nn.Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
-        self.proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
+        self.q = Linear(cfg.n_embd, self.n_head * width, bias=cfg.bias)
+        self.k = Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
+        self.v = Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
+        self.proj = Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
 
     def forward(self, x, turn=None, mask=None, cache=None):
         """x: (B, T, C) -> (B, T, C). turn: (cos, sin) of the positions; cache: this layer's keys and values so far."""
@@ -160,8 +161,8 @@ class MLP(nn.Module):
         super().__init__()
         hidden = cfg.n_hidden or 4 * cfg.n_embd
         self.activation = cfg.activation
-        self.fc = nn.Linear(cfg.n_embd, 2 * hidden if cfg.activation == "swiglu" else hidden, bias=cfg.bias)
-        self.proj = nn.Linear(hidden, cfg.n_embd, bias=cfg.bias)
+        self.fc = Linear(cfg.n_embd, 2 * hidden if cfg.activation == "swiglu" else hidden, bias=cfg.bias)
+        self.proj = Linear(hidden, cfg.n_embd, bias=cfg.bias)
 
     def forward(self, x):
         return self.proj(ACTIVATIONS[self.activation](self.fc(x)))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
@@ -315,13 +316,13 @@ class BERT(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.trunk = Transformer(cfg)
-        self.transform = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
+        self.transform = Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
         self.norm = make_norm(cfg, cfg.n_embd)
         self.head = make_head(cfg, self.trunk)
         self.head_bias = nn.Parameter(torch.zeros(self.trunk.padded_vocab))
         if cfg.n_types:  # trained on pairs
-            self.pooler = nn.Linear(cfg.n_embd, cfg.n_embd)
-            self.next = nn.Linear(cfg.n_embd, 2)  # 0 = the second part follows the first, 1 = it does not
+            self.pooler = Linear(cfg.n_embd, cfg.n_embd)
+            self.next = Linear(cfg.n_embd, 2)  # 0 = the second part follows the first, 1 = it does not
             for layer in (self.pooler, self.next):
                 nn.init.normal_(layer.weight, std=cfg.n_embd ** -0.5)
                 nn.init.zeros_(layer.bias)
@@ -364,7 +365,7 @@ def masked_rows(x, targets, capacity=0):
 
 def make_head(cfg, trunk):
     """Hidden states to vocabulary: the token embedding itself, or a matrix that starts at zero (first loss: log V)."""
-    head = nn.Linear(cfg.n_embd, trunk.padded_vocab, bias=False)
+    head = Linear(cfg.n_embd, trunk.padded_vocab, bias=False)
     if cfg.tie_head:
         head.weight = trunk.tokens.weight
     else:
