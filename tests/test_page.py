@@ -47,10 +47,12 @@ def test_coloured_words_are_drawn_in_their_colours(tmp_path):
     Image = pytest.importorskip("PIL.Image")
     assert pictures.can_draw()
     figure = pictures.words([("a heading", ["good ", "$1 ", "$2", "中文\n"], [1, 0, -1, 0.5]),
-                             ("", ["long "] * 9, [0] * 9)], width=15)
-    cells = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+                             ("", ["long "] * 8, [0] * 8)], width=15)
+    drawn = figure.axes[0].texts
+    cells = {text.get_text(): text.get_position() for text in drawn}
     assert cells["$2"][0] == 8 and cells["中文↵"][0] == 10  # which takes 5 cells, two for each Chinese letter
-    assert len({text.get_position()[1] for text in figure.axes[0].texts}) == 1 + 1 + 3  # 3 words a line
+    assert len({text.get_position()[1] for text in drawn}) == 1 + 1 + 3  # 3 words a line
+    assert not any(text.get_parse_math() for text in drawn)
     pictures.save(figure, tmp_path / "p.png")
     found = {colour for _, colour in Image.open(tmp_path / "p.png").convert("RGB").getcolors()}
     for colour in (page.BLUE, page.ORANGE):  # at 70 % on white
