@@ -6,7 +6,7 @@ Each function adds its section to a figures.Page.
 import numpy as np
 
 from nanoft import UserError, batches, encode
-from nanoft.page import escape, words
+from nanoft.page import escape
 
 SPECIAL, SECOND, ASKED, CHANGED, LEFT = 1.0, 0.25, -1.0, -0.6, -0.25  # values for page.colour
 
@@ -41,8 +41,8 @@ def pieces_shown(page, task, rows, tokenizer, max_length):
                 values[i] = ASKED
         source = rows[some[row]]
         label = source.get("label", source.get("labels"))
-        page.add(f"<h3>{escape(label)}</h3>" if label is not None else "<h3></h3>",
-                 coloured(ids, values, tokenizer, notes))
+        page.add(f"<h3>{escape(label)}</h3>" if label is not None else "<h3></h3>")
+        page.words(*coloured(ids, values, tokenizer, notes))
 
 
 def windows_shown(page, part, tokenizer, block_size):
@@ -52,13 +52,15 @@ def windows_shown(page, part, tokenizer, block_size):
     starts = np.random.default_rng(0).integers(len(part.ids) - block_size, size=2)
     ids = part.ids[starts[:, None] + np.arange(block_size)]
     page.heading(f"Windows of {block_size} tokens, as a GPT sees them: at each it is asked for the next")
-    page.add(*(coloured(row, tinted(row, tokenizer), tokenizer) for row in ids))
+    for row in ids:
+        page.words(*coloured(row, tinted(row, tokenizer), tokenizer))
     if "<|mask|>" not in tokenizer.special:
         return
     seen, targets = batches.mask_words(ids, batches.masking(tokenizer, 0.15), 0, starts)
     page.heading("The same windows as an encoder sees them: it is asked for 15 % of the words")
     legend([("hidden", ASKED), ("replaced by another", CHANGED), ("left as it is, but asked for", LEFT)], page)
-    page.add(*(masked(*rows, tokenizer) for rows in zip(seen, targets)))
+    for rows in zip(seen, targets):
+        page.words(*masked(*rows, tokenizer))
 
 
 def pairs_shown(page, tokens, tokenizer, block_size):
@@ -70,12 +72,12 @@ def pairs_shown(page, tokens, tokenizer, block_size):
     batch = pairs.batch(np.arange(2))
     page.heading("Pairs of segments, as an encoder sees them that learns whether the second follows the first")
     for row in range(2):
-        page.add(f"<h3>{'the second does not follow' if batch['next_targets'][row] else 'the second follows'}</h3>",
-                 masked(batch["ids"][row], batch["targets"][row], tokenizer))
+        page.add(f"<h3>{'the second does not follow' if batch['next_targets'][row] else 'the second follows'}</h3>")
+        page.words(*masked(batch["ids"][row], batch["targets"][row], tokenizer))
 
 
 def masked(seen, targets, tokenizer):
-    """A window with hidden words: what was there shows under the mouse."""
+    """A window with hidden words, as `coloured` gives it: the notes say what was there."""
     values, asked = tinted(seen, tokenizer), targets != batches.IGNORE
     notes = [f"was {shown(tokenizer, target)}" if target != batches.IGNORE else "" for target in targets]
     for i in np.flatnonzero(asked):
@@ -92,7 +94,7 @@ def tinted(ids, tokenizer):
 
 
 def coloured(ids, values, tokenizer, notes=()):
-    """Ids as coloured words. Tokens that are parts of a character stand together, and padding is shortened."""
+    """Ids as texts, values and notes for Page.words. Parts of a character stand together, padding is shortened."""
     texts, colours, titles, waiting = [], [], [], b""
     notes = notes or [""] * len(ids)
     pad = tokenizer.special.get("<|pad|>", -1)
@@ -115,7 +117,7 @@ def coloured(ids, values, tokenizer, notes=()):
         texts.append(f" <|pad|> x {len(ids) - real}")
         colours.append(0.0)
         titles.append("padding, which nothing looks at")
-    return words(texts, colours, titles)
+    return texts, colours, titles
 
 
 def cut_short(data):
@@ -128,7 +130,7 @@ def cut_short(data):
 
 
 def legend(entries, page):
-    page.add(words([f" {text} " for text, _ in entries], [value for _, value in entries]))
+    page.words([f" {text} " for text, _ in entries], [value for _, value in entries])
 
 
 def shown(tokenizer, i):

@@ -147,19 +147,23 @@ def say(subject, found, units, steps):
     return deltas
 
 
+def views(target, found, units, i):
+    """(name, values by unit) of the four ways in which score i is taken apart; the first two have a sign."""
+    return [(name, sums(values, units)) for name, values in (
+        ("Integrated gradients: what each word adds", found.integrated[i].tokens.cpu().numpy()),
+        ("Input x gradient: the same, were the score linear", found.products[i]),
+        ("Saliency: how strongly a small change of the word would move the score", found.lengths[i]),
+        ("Attention rollout: what reaches the tokens that the score is read from",
+         found.flow[target.places].mean(0)))]
+
+
 def words_part(target, found, units, i):
     """One score: its text coloured in four ways."""
     result = found.integrated[i]
-    views = [("Integrated gradients: what each word adds", result.tokens.cpu().numpy()),
-             ("Input x gradient: the same, were the score linear", found.products[i]),
-             ("Saliency: how strongly a small change of the word would move the score", found.lengths[i]),
-             ("Attention rollout: what reaches the tokens that the score is read from",
-              found.flow[target.places].mean(0))]
     parts = [f"<h3>{page.escape(target.name)}: {result.score:.3f}</h3>",
              f'<p class="dim">The baseline has {result.base:.3f}; the words add up to {result.tokens.sum():+.3f} '
              f"(convergence delta {result.delta:+.1e}).</p>"]
-    for number, (name, values) in enumerate(views):
-        by_unit = sums(values, units)
+    for number, (name, by_unit) in enumerate(views(target, found, units, i)):
         largest = max(np.abs(by_unit).max(), 1e-12)
         scale = f"blue raises it, orange lowers it, full colour {largest:.3g}" if number < 2 else f"most {largest:.3g}"
         notes = [f"{label(text)}: {value:+.3g}" for (text, _), value in zip(units, by_unit)]
@@ -224,7 +228,7 @@ def large_map(weights, rows, columns, side=15, margin=112):
 def image(weights):
     """Weights of 0 to 1, (rows, columns), as a PNG to stand in a page: blue, its opacity the weight's root."""
     pixels = np.empty((*weights.shape, 4), dtype=np.uint8)
-    pixels[..., :3] = 59, 130, 196
+    pixels[..., :3] = page.BLUE
     pixels[..., 3] = np.round(255 * np.sqrt(weights.clip(0, 1)))
 
     def chunk(kind, data):

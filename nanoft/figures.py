@@ -19,7 +19,7 @@ import numpy as np
 from nanoft import UserError, bpe, config, corpus, examples, metrics, pictures, prepare, vocabulary
 from nanoft.bins import Tokens
 from nanoft.coloured import pairs_shown, pieces_shown, shown, windows_shown
-from nanoft.page import escape, table, write
+from nanoft.page import escape, table, words, write
 
 MOST = 20_000_000       # tokens of a split that are looked at
 LEARN, MEASURE = 2_000_000, 500_000  # bytes of training and validation text that the vocabulary sizes are tried on
@@ -58,6 +58,10 @@ class Page:
         """A section; its lines, the figures in words, are printed too."""
         print("\n".join(lines), end="\n" * bool(lines))
         self.add(f"<h2>{escape(text)}</h2>", *(f"<p>{escape(line)}</p>" for line in lines))
+
+    def words(self, texts, values, notes=()):
+        """Coloured words, as nanoft.page has them."""
+        self.add(words(texts, values, notes))
 
     def draw(self, name, title, x, y, caption=""):
         """The axes of a picture that `finish` puts where the page now ends."""

@@ -31,6 +31,7 @@ pre{font:13px/1.45 ui-monospace,monospace;background:var(--soft);margin:6px 0;pa
 .words{line-height:1.75;margin:6px 0}.words span{border-radius:3px;padding:1px 0}
 </style>
 """
+BLUE, ORANGE = (59, 130, 196), (217, 119, 43)  # of values above and below 0
 NUMBER = re.compile(r"([-+]?[\d,.]+(e[-+]?\d+)?( ?%)?)?|<td.*", re.S)
 
 
@@ -61,7 +62,8 @@ def cell(text, value):
 
 def colour(value):
     """The background for a value of -1 (orange) over 0 (none) to 1 (blue). Letters stay readable on it."""
-    return f"rgba({'59,130,196' if value >= 0 else '217,119,43'},{min(abs(value), 1) * 0.7:.3f})"
+    red, green, blue = BLUE if value >= 0 else ORANGE
+    return f"rgba({red},{green},{blue},{min(abs(value), 1) * 0.7:.3f})"
 
 
 def words(pieces, values, notes=()):

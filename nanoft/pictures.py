@@ -7,11 +7,14 @@ that any script shows; as a PNG it brings its own white ground.
 import functools
 import io
 import re
+import unicodedata
 import warnings
 from pathlib import Path
 
+import numpy as np
+
 from nanoft.files import write_whole
-from nanoft.page import escape
+from nanoft.page import BLUE, ORANGE, escape
 
 INK = "#010203"  # of axes and letters: near black in a PNG, taken out of the SVG for the page's own colour
 COLOURS = ("#3b82c4", "#d9772b", "#3a9d5d", "#b0529e", "#9a7b2f", "#738091")  # seen on white and on black
@@ -40,7 +43,8 @@ def can_draw():
     matplotlib.rcParams.update(dark | {
         "font.family": fonts, "font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "svg.fonttype": "none",
         "axes.spines.right": False, "axes.grid": True, "grid.color": "#888888", "grid.alpha": 0.25, "savefig.dpi": 160,
-        "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "legend.frameon": False, "legend.fontsize": 9})
+        "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "legend.frameon": False, "legend.fontsize": 9,
+        "text.parse_math": False})  # a $ is a $
     return True
 
 
@@ -51,6 +55,41 @@ def axes(title, x, y, width=4.8, height=3.0):
     ax = Figure(figsize=(width, height), layout="constrained").subplots()
     ax.set(title=title, xlabel=x, ylabel=y)
     return ax
+
+
+def words(texts, width=92):
+    """Coloured words as a figure, as page.words has them in a page. texts: (heading, pieces, values of -1 to 1) each.
+
+    Letters are of equal width, `width` of them a line, so that none need be measured; a Chinese one has room for two.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    placed, line = [], 0  # (line, column, cells, text, value)
+    for heading, pieces, values in texts:
+        if heading:
+            placed.append((line, 0, 0, heading, 0.0))
+            line += 1
+        column = 0
+        for piece, value in zip(pieces, values):
+            piece = piece.replace("↵\n", "↵").replace("\n", "↵")
+            cells = sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in piece)
+            if column + cells > width:
+                line, column = line + 1, 0
+            placed.append((line, column, cells, piece, value))
+            column += cells
+        line += 1.6
+    figure = Figure(figsize=(0.08 * (width + 4), 0.2 * (line + 0.3)))  # inches: 0.08 is a letter of 9.5 points
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(-2, width + 2), ylim=(line - 0.5, -0.8))
+    ax.axis("off")
+    family = ["DejaVu Sans Mono", *matplotlib.rcParams["font.family"]]
+    for line, column, cells, text, value in placed:
+        colour = np.array(BLUE if value >= 0 else ORANGE) / 255
+        ax.add_patch(Rectangle((column, line - 0.45), cells, 0.9, color=colour, alpha=0.7 * min(abs(value), 1), lw=0))
+        ax.text(column, line + 0.2, text, fontsize=9.5, family=family if cells else None)
+    return figure
 
 
 def svg(figure, caption=""):
@@ -70,9 +109,14 @@ def svg(figure, caption=""):
 
 def save(figure, path):
     """The same as a PNG. Says so where no font here has all of its characters."""
+    from PIL import Image  # matplotlib brings it
+
+    drawn = io.BytesIO()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        write_whole(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
+        figure.savefig(drawn, format="png", facecolor="white")
+    few = Image.open(drawn).convert("RGB").quantize(256, kmeans=1)  # enough for a drawing, in a third of the bytes
+    write_whole(path, lambda file: few.save(file, format="png", optimize=True))
     if any("missing from font" in str(warning.message) for warning in caught):
         print(f"{path}: some characters are boxes, for no font here has them; install one such as Noto Sans CJK")
 

@@ -126,21 +126,23 @@ def confusion(matrix, labels, most=20):
 
 def original_rows(run, predictions, split):
     """The rows that were predicted, read again from the data; [] if they are gone, or are others by now."""
-    cfg = run.config
     try:
-        with redirect_stdout(None):
-            if cfg["train_file"]:
-                _, rows = examples.from_table(*(cfg[name] for name in (
-                    "train_file", "kind", "text_column", "pair_column", "label_column", "val_file", "test_file",
-                    "val_fraction")), separator=cfg["separator"])
-            else:
-                _, rows = examples.load_task(prepare.find_data(cfg["data"]))
+        rows = rows_of(run.config).get(split, [])
     except UserError:
         return []
-    rows = rows.get(split, [])
     same = len(rows) == len(predictions) and all(
         row.get(name) == guess.get(name) for row, guess in zip(rows, predictions) for name in examples.TARGETS)
     return rows if same else []
+
+
+def rows_of(cfg):
+    """The rows of a fine-tuning run's data, by split. Raises UserError if they are gone."""
+    with redirect_stdout(None):
+        if not cfg["train_file"]:
+            return examples.load_task(prepare.find_data(cfg["data"]))[1]
+        return examples.from_table(*(cfg[name] for name in (
+            "train_file", "kind", "text_column", "pair_column", "label_column", "val_file", "test_file",
+            "val_fraction")), separator=cfg["separator"])[1]
 
 
 def worst(task, predictions, rows, most=20):

@@ -83,8 +83,7 @@ class RunLog:
     def table(self, tag, rows, step=0):
         """A table in the TEXT tab; the first row is its head."""
         if self.board and len(rows) > 1:
-            lines = [f"| {' | '.join(map(plain, row))} |" for row in rows]
-            self.board.add_text(tag, "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]), step)
+            self.board.add_text(tag, markdown(rows), step)
 
     def picture(self, tag, data, width, height, step=0):
         """A PNG file's bytes in the IMAGES tab."""
@@ -127,6 +126,12 @@ class RunLog:
             self.file.close()
         if self.board:
             self.board.close()
+
+
+def markdown(rows):
+    """A table in Markdown; the first row is its head."""
+    lines = [f"| {' | '.join(map(plain, row))} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def plain(value):

@@ -12,6 +12,7 @@ from test_story_finetune import KINDS
 
 from nanoft import UserError, coloured, figures, prepare
 from nanoft.bpe import train
+from nanoft.page import words
 
 
 def make(call, capsys, *args):
@@ -87,8 +88,8 @@ def test_characters_of_several_tokens_stand_whole():
     tokenizer = train(["plain text only"], 262, progress=False)
     ids = tokenizer.encode("x中\n") + [tokenizer.special["<|sep|>"]] + [tokenizer.special["<|pad|>"]] * 5
     ids = np.array(ids)
-    shown = coloured.coloured(ids, coloured.tinted(ids, tokenizer), tokenizer)
+    shown = words(*coloured.coloured(ids, coloured.tinted(ids, tokenizer), tokenizer))
     assert ">中<" in shown and "↵" in shown and "&lt;|pad|&gt; x 5" in shown and "�" not in shown
-    cut = coloured.coloured(ids[:3], [0.1] * 3, tokenizer)  # inside the character
+    cut = words(*coloured.coloured(ids[:3], [0.1] * 3, tokenizer))  # inside the character
     assert "�" in cut
     assert coloured.shown(tokenizer, ids[1]).startswith("<e4") and coloured.shown(tokenizer, ord(" ")) == "␣"

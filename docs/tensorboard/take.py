@@ -20,9 +20,11 @@ def main(address, browser, *views):
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=[
             "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"])  # for WebGL
-        page = chromium.new_page(viewport={"width": 1300, "height": 860})
+        page = chromium.new_page()
         for view in views or VIEWS:
             page.goto("about:blank")
+            width, height = (2100, 560) if view == "hparams" else (1300, 860)  # a table of many columns
+            page.set_viewport_size({"width": width, "height": height})
             page.goto(f"{address}/#{view}")
             page.wait_for_timeout(8000)
             if view in FILTERS:
@@ -34,8 +36,9 @@ def main(address, browser, *views):
                 page.get_by_text("Fit to screen").click()
                 page.evaluate("getSelection().removeAllRanges()")
             if view == "projector":
-                page.get_by_text("Points: 500").wait_for()
-                page.locator("vz-projector-data-panel").evaluate("panel => panel.selectedColorOptionName = 'truth'")
+                page.wait_for_timeout(15000)  # until the points are there
+                panel = page.frames[-1].locator("vz-projector-data-panel")
+                panel.evaluate("panel => panel.selectedColorOptionName = 'truth'")
             page.wait_for_timeout(4000)
             picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(64)
             picture.save(Path(__file__).with_name(f"{view}.png"), optimize=True)

@@ -1,0 +1,87 @@
+"""docs/inside.py: the walk is whole for other runs than its own, and the one that is kept fits its template."""
+
+import importlib.util
+import json
+import random
+import re
+import sys
+
+import pytest
+from conftest import ROOT, TINY
+from test_finetune import write_folder
+from test_story_finetune import KINDS
+
+import finetune
+import train
+from nanoft import UserError
+
+SPEC = importlib.util.spec_from_file_location("inside", ROOT / "docs" / "inside.py")
+inside = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(inside)
+
+
+@pytest.fixture(scope="module")
+def runs(corpus, tmp_path_factory):
+    """The folders of a GPT, an encoder, a classifier, and a tagger, all tiny."""
+    folder, before = tmp_path_factory.mktemp("runs"), sys.argv
+    for name, *options in (("gpt",), ("bert", "--objective=mlm", "--sample_tokens=16")):
+        sys.argv = ["train.py", f"--data={corpus}", f"--out_dir={folder / name}", *TINY, *options]
+        train.main()
+    for name in ("classify", "tag"):
+        rng, (row, task, _) = random.Random(0), KINDS[name]
+        data = write_folder(folder / f"{name}_data", *([row(rng) for _ in range(n)] for n in (60, 40)), **task)
+        sys.argv = ["finetune.py", f"--data={data}", f"--out_dir={folder / name}", "--n_layer=1", "--n_embd=16",
+                    "--n_head=2", "--max_length=48", "--max_steps=3", "--device=cpu", "--dtype=float32"]
+        finetune.main()
+    sys.argv = before
+    return folder
+
+
+def links(path):
+    text = path.read_text(encoding="utf-8")
+    return re.findall(r'src="([^"]*)"', text) + re.findall(r"\]\(([^)]*)\)", text)
+
+
+def test_a_walk_through_tiny_runs(runs, tmp_path, call, capsys):
+    pytest.importorskip("matplotlib")
+    call(inside, f"--gpt={runs / 'gpt'}", f"--classifier={runs / 'classify'}", "--rows=30", f"--out={tmp_path}")
+    assert "inside.md and 16 pictures" in capsys.readouterr().out
+    found = links(tmp_path / "inside.md")
+    pictures = {f"inside/{path.name}" for path in (tmp_path / "inside").iterdir()}
+    assert len(pictures) == 16 and pictures == {link for link in found if link.endswith(".png")}
+    assert all((ROOT / "docs" / link).exists() for link in found if not link.endswith(".png"))
+    for picture in pictures:
+        data = (tmp_path / picture).read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n" and b"tRNS" not in data and data[25] in (2, 3)  # nothing shines through
+    text = " ".join((tmp_path / "inside.md").read_text(encoding="utf-8").split())
+    result = json.loads((runs / "gpt" / "result.json").read_text())
+    assert f"| {result['parameters']:,} " in text.replace("in all", "|")
+    assert "of 30 validation texts are right" in text and "gets right. Truth:" in text
+    deltas = [float(part) for part in re.findall(r"([\d.]+)% of the difference", text)]
+    assert len(deltas) == 2 and max(deltas) < 1
+    shares = [int(share) for share in re.findall(r"likeliest is so already at ([\d%, ]+) of", text)[0].replace(
+        "%", "").split(",")]
+    assert len(shares) == 3 and shares[-1] == 100  # the embedding's, and two layers'
+
+
+def test_runs_that_have_nothing_to_show(runs, tmp_path, call, monkeypatch):
+    pytest.importorskip("matplotlib")
+    for gpt, classifier, sentence in (("bert", "classify", "is no GPT"), ("classify", "classify", "is no GPT"),
+                                      ("gpt", "tag", "is no classifier"), ("gpt", "gpt", "is no classifier"),
+                                      ("none", "gpt", "no metrics.jsonl")):
+        with pytest.raises(UserError, match=sentence):
+            call(inside, f"--gpt={runs / gpt}", f"--classifier={runs / classifier}", f"--out={tmp_path / 'out'}")
+    monkeypatch.setattr("nanoft.pictures.can_draw", lambda: False)
+    with pytest.raises(UserError, match="install matplotlib"):
+        call(inside, f"--gpt={runs / 'gpt'}", f"--classifier={runs / 'classify'}", f"--out={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_walk_that_is_kept():
+    names = ("inside.md", "inside.template.md")
+    text, template = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in names)
+    heads = [[line for line in some.splitlines() if line.startswith("#")] for some in (text, template)]
+    assert heads[0] == heads[1]
+    for path in (ROOT / "docs" / "inside.md", ROOT / "docs" / "tensorboard" / "README.md"):
+        assert links(path) and all((path.parent / link).exists() for link in links(path))
+    assert all(path.stat().st_size < 200_000 for path in (ROOT / "docs").rglob("*.png"))
