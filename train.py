@@ -2,7 +2,7 @@
 
     python train.py                                          # the standard library of your own Python, 3 minutes
     python train.py config/wikitext.py --max_minutes=20      # a config file, then options over it
-    python train.py config/wikitext.py --resume              # go on exactly where it stopped
+    python train.py config/wikitext.py --resume              # go on where it stopped
     torchrun --nproc_per_node=8 train.py config/wikitext.py  # the same run on 8 processes
 """
 
@@ -60,7 +60,7 @@ class Config:
     max_minutes: float = 2.2           # budget in minutes from the first step on, 0 = none; the schedule fits it
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for the blocks' matrices, AdamW for the rest
     lr: float = 0.01                   # peak learning rate of AdamW
-    embed_lr: float = 0.1              # the same for the embeddings, 0 = lr
+    embed_lr: float = 0.1              # the same for the embeddings, but not for tied ones; 0 = lr
     muon_lr: float = 0.02              # peak learning rate of Muon
     beta2: float = 0.95                # AdamW's second decay
     weight_decay: float = 0.0          # of the matrices
@@ -90,6 +90,8 @@ def check(cfg):
             problems.append(f"{name}={getattr(cfg, name)} must lie between 0 and 1")
     if not cfg.out_dir or (Path(cfg.out_dir).exists() and not Path(cfg.out_dir).is_dir()):
         problems.append(f"out_dir={cfg.out_dir!r} is not a folder; name one for this run")
+    if cfg.schedule == "trapezoid" and cfg.warmup + cfg.warmdown > 1:
+        problems.append(f"warmup={cfg.warmup} and warmdown={cfg.warmdown} are more than the whole run; lower one")
     if cfg.max_steps <= 0 and cfg.max_minutes <= 0:
         problems.append("max_steps and max_minutes are both 0; give the run a budget in one of them")
     if not 0 < cfg.mask_prob < 1:
@@ -186,8 +188,8 @@ def main():
     net = model
     steps = cfg.max_steps or math.inf
     # 6 operations a token for each number in a matrix (tables are only looked up), at 200 GFLOP/s: two cores
-    work = 6 * tokens_per_step * sum(p.numel() for name, p in model.named_parameters() if ".tokens." not in name
-                                     and ".grams." not in name)
+    work = 6 * tokens_per_step * sum(p.numel() for name, p in model.named_parameters() if ".grams." not in name
+                                     and (".tokens." not in name or model_config.tie_head))
     minutes = min(cfg.max_minutes or math.inf, work * steps / 2e11 / 60)
     if parallel.wants_compile(cfg.compile, minutes, device):  # before DDP: its trial must not wait for others
         net = parallel.compiled(net, lambda net: forward_backward(net, make_batch(np.arange(micro)), weight),
@@ -225,7 +227,6 @@ def main():
     watched = tensors(watched, device)
     if step == 0:
         watch.look(step, watched)
-    losses = torch.zeros_like(weight)
     began = time.time() - spent  # a budget in minutes counts steps and evaluations, not the compilation
     since, since_step, paused = time.time(), step, 0.0  # of the last status line; seconds of evaluation since then
     while True:
@@ -247,7 +248,7 @@ def main():
             evaluated = step
             log.row(step, seconds=time.time() - START, **{f"val_{k}": v for k, v in figures.items()})
             log.say(f"step {step:6} | val {described(figures)}")
-            if here.main:
+            if here.main and cfg.sample_tokens:
                 text = write_sample(model, tokenizer, splits["val"], cfg, dtype, cfg.sample_tokens)
                 log.text("sample", text, step)
                 log.say("       | " + repr(text[:110]))
@@ -336,10 +337,11 @@ def main():
     if here.main:
         files.write_json(out_dir / "result.json", result)
         log.finish(step, cfg, result)
-        text = write_sample(model, tokenizer, splits["val"], cfg, dtype, 3 * cfg.sample_tokens)
-        log.text("final sample", text, step)
-        log.say(f"\n--- the model writes ---\n{text}\n---\n{out_dir}: best.pt, latest.pt, result.json; "
-                f"python sample.py --checkpoint={out_dir}")
+        if cfg.sample_tokens:
+            text = write_sample(model, tokenizer, splits["val"], cfg, dtype, 3 * cfg.sample_tokens)
+            log.text("final sample", text, step)
+            log.say(f"\n--- the model writes ---\n{text}\n---")
+        log.say(f"{out_dir}: best.pt, latest.pt, result.json; python sample.py --checkpoint={out_dir}")
     log.close()
     parallel.stop(here)
 

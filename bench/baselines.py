@@ -74,7 +74,7 @@ def features(row):
         one, two = set(words(row["text"])), set(words(row["pair"]))
         return [f"both {word}" for word in one & two] + [f"one {word}" for word in one ^ two]
     found = words(row["text"])
-    longest = 3 if found and len(found[0].encode()) == 3 else 2
+    longest = 3 if found and "\u4e00" <= found[0] <= "\u9fff" else 2
     return [" ".join(found[i:i + n]) for n in range(1, longest + 1) for i in range(len(found) - n + 1)]
 
 
@@ -103,6 +103,7 @@ def by_threshold(values, labels, asked):
     for low in classes:
         for high in classes:
             hits = np.append(0, np.cumsum(labels == low)) + np.append(np.cumsum((labels == high)[::-1])[::-1], 0)
+            hits[1:-1][values[1:] == values[:-1]] = -1  # no threshold parts equal values
             best = max(best, (hits.max(), np.append(values, np.inf)[hits.argmax()], low, high))
     return [best[2] if value < best[1] else best[3] for value in asked]
 

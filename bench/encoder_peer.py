@@ -45,7 +45,7 @@ def main():
 
     out_dir = Path(cfg.out_dir)
     if not (out_dir / "result.json").exists():
-        subprocess.run([sys.executable, str(ROOT / "train.py"), str(ROOT / "config/wikitext_bert.py"),
+        subprocess.run([sys.executable, str(ROOT / "train.py"), str(ROOT / "config/wikitext_bert.py"), "--device=cpu",
                         f"--data={cfg.data}", f"--out_dir={out_dir}", f"--max_minutes={cfg.minutes}",
                         f"--seed={cfg.seed}", f"--block_size={T}", f"--batch_size={B}"], check=True)
     ours = json.loads((out_dir / "result.json").read_text())

@@ -89,8 +89,8 @@ def loss(cfg, machine, recipe=()):
             shutil.copy(prepare.DATA / "shakespeare" / "prepare.py", folder / "shakespeare")
             log = folder / "out" / "metrics.jsonl"
             seconds, row = watch(
-                [sys.executable, "train.py", "config/shakespeare.py", f"--data={folder / 'shakespeare'}",
-                 f"--out_dir={folder / 'out'}", f"--seed={seed}", *recipe],
+                [sys.executable, "train.py", "config/shakespeare.py", "--device=cpu",
+                 f"--data={folder / 'shakespeare'}", f"--out_dir={folder / 'out'}", f"--seed={seed}", *recipe],
                 lambda: first_row(log, lambda row: reached(row, cfg.target)),
                 NANOFT_MIRROR=str(raw.parent), PYTHONPATH=str(ROOT))
             last = row or ([row for row in json_lines(log) if "val_loss" in row] or [{}])[-1]
@@ -126,7 +126,8 @@ def first_step(cfg, machine, options=()):
     def ours(compile):
         with fresh_folder() as folder:
             log = folder / "out" / "metrics.jsonl"
-            seconds, row = watch([sys.executable, "train.py", f"--out_dir={folder / 'out'}", f"--compile={compile}",
+            seconds, row = watch([sys.executable, "train.py", "--device=cpu", f"--out_dir={folder / 'out'}",
+                                  f"--compile={compile}",
                                   *options], lambda: first_row(log, lambda row: row["step"] >= 1 and "loss" in row))
         if row is None:
             raise UserError("train.py ended without a step")

@@ -135,8 +135,8 @@ def finetune(cfg, machine):
             ways[name] = lambda child=child, texts=texts: child.ask("texts", n=texts)["per_second"]
         figures = in_turn(ways, cfg.rounds, cfg.minutes)
     facts = {name: {"peer": spec["who"] != "nanoft"} for name, spec in specs.items()}
-    return measured("fine-tuning a classifier of 4 x 256, texts as long as SST-2's", "texts/s", True, figures, facts,
-                    list(specs)[:1])
+    return measured("fine-tuning a classifier of 4 x 256, texts as long as SST-2's sentences", "texts/s", True, figures,
+                    facts, list(specs)[:1])
 
 
 # ---- cost against size -------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ dropout = 0.1
 batch_size = 8
 optimizer = "adamw"
 lr = 3e-5
-embed_lr = 0  # as lr
 beta2 = 0.98
 weight_decay = 0.01
 schedule = "linear"

@@ -1,4 +1,4 @@
-# SQuAD v1.1, answers in a paragraph of Wikipedia; a small set of questions, from config/wikitext_bert.py's encoder.
+# SQuAD v1.1, answers in a paragraph of Wikipedia; from config/wikitext_bert.py's encoder.
 # Not yet measured.
 data = "squad"
 init_from = "out/wikitext_bert"

@@ -99,10 +99,11 @@ def the_data(walk, tokens, tokenizer, shape, cfg):
     walk.gaps["about_data"] = "\n".join(f"- {line}" for line in walk.lines)
     coloured.windows_shown(walk, parts["train"], tokenizer, 64)
     walk.picture("windows", pictures.words(walk.texts))
-    rows, totals = summary.summarize(shape, cfg)
+    dtype, _ = parallel.number_format(cfg.dtype, torch.device("cpu"))
+    rows, totals = summary.summarize(shape, cfg, dtype=dtype)
     blocks = [row for row in rows if row[0].startswith("block ")]
-    walk.gaps |= {"summary": "\n".join(summary.lines(rows, totals)), "n_layer": shape.n_layer, "n_embd": shape.n_embd,
-                  "vocab_size": shape.vocab_size, "log_vocab": math.log(shape.vocab_size),
+    walk.gaps |= {"summary": "\n".join(summary.lines(rows, totals, dtype)), "n_layer": shape.n_layer,
+                  "n_embd": shape.n_embd, "vocab_size": shape.vocab_size, "log_vocab": math.log(shape.vocab_size),
                   "block_parameters": sum(row[3] for row in blocks) / totals["parameters"],
                   "block_work": sum(row[4] for row in blocks) / totals["flops"]}
 

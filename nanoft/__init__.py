@@ -1,4 +1,4 @@
-"""nanoft: pretrain and fine-tune language models, hand-written on PyTorch, small enough to read in an afternoon."""
+"""nanoft: pretrain and fine-tune language models, hand-written on PyTorch, made to be read."""
 
 __version__ = "0.1.0"
 

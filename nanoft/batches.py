@@ -111,9 +111,9 @@ def mask_words(ids, masking, seed, index):
     count = np.floor(masking.prob * maskable.sum(1) + fraction[:, 0]).astype(np.int64)
     count = np.clip(count, 1, maskable.sum(1))[:, None]  # (B, 1); one at least, as BERT has it
     chosen = rank < count
-    if masking.chunk_starts is not None:  # a word of which only a part would fit is left whole
-        border = np.take_along_axis(draw, np.take_along_axis(order, count.clip(max=T - 1), axis=1), axis=1)
-        chosen &= draw != border
+    if masking.chunk_starts is not None:  # a word of which only a part would fit is left whole, be it the only one
+        ordered = np.append(np.sort(draw, axis=1), np.full((B, 1), np.inf), axis=1)  # (B, T + 1)
+        chosen &= draw != np.take_along_axis(ordered, count, axis=1)  # the draw of the first that is not chosen
         count = chosen.sum(axis=1, keepdims=True)
     part = (rank + fraction[:, 1:]) / np.maximum(count, 1)  # 0 to 1 over the chosen, in the order of their draws
     seen = np.where(chosen & (part < 0.8), masking.mask_id, ids)
@@ -169,15 +169,15 @@ class Pairs:
         """The windows of an epoch, shuffled, in batches of like lengths (which saves padding), these shuffled too."""
         n, per_pool = len(self.windows), 64 * self.batch_size
         order = shuffled(np.arange(n), n, (self.seed, epoch, PAIRS))
-        for i in range(0, n, per_pool):
+        whole = n // self.batch_size
+        if not whole:
+            return order
+        order = order[:whole * self.batch_size]  # what makes no whole batch has its turn in another epoch
+        for i in range(0, len(order), per_pool):
             pool = order[i:i + per_pool]
             order[i:i + per_pool] = pool[self.windows[pool, 1].argsort(kind="stable")]
-        whole = n // self.batch_size
-        if whole:
-            rows = order[:whole * self.batch_size].reshape(whole, self.batch_size)
-            rows = rows[shuffled(np.arange(whole), whole, (self.seed, epoch, PAIRS + 1))]
-            order = np.concatenate((rows.ravel(), order[whole * self.batch_size:]))
-        return order
+        rows = order.reshape(whole, self.batch_size)
+        return rows[shuffled(np.arange(whole), whole, (self.seed, epoch, PAIRS + 1))].ravel()
 
     def batch(self, index):
         """The training pairs number `index` (B,), a part of a global batch, as `rows` gives them."""
@@ -221,7 +221,7 @@ class Pairs:
         last = max(first, end - len(b))  # the latest place from which as many tokens follow
         place = int(rng.integers(first, last + 1))
         low = max(first, place - length)
-        near = self.tokens.read(low, last + 1 if last + 1 - place < length else place + length)
+        near = self.tokens.read(low, min(last + 1, place + length))
         place = low + self.sentence_start(near, place - low, 0 if low == first else 1, len(near) - 1)
         return a, self.tokens.read(place, min(place + len(b), end)), 1
 

@@ -1,8 +1,8 @@
 """nn.Linear whose large fp32 products in training are oneDNN's, where torch itself would take MKL's.
 
-On processors without bf16 these products are most of a step. On AMD's, MKL does the forward product and the gradient of
-the input an eighth slower than oneDNN does, and the gradient of the weight a little faster (LOG.md), so each gets two
-or one of the three. An operator of its own, because torch.compile takes such a one as it is.
+On processors without bf16 these products are most of a step. Measured on an AMD (LOG.md), MKL takes an eighth longer
+than oneDNN for the forward product and for the gradient of the input, and a little less for the gradient of the
+weight, which stays with it. An operator of its own, because torch.compile takes such a one as it is.
 """
 
 import torch

@@ -59,9 +59,10 @@ def check_model(cfg):
         return ["n_layer, n_head, n_embd and block_size must be at least 1"]
     if min(cfg.n_gram, cfg.n_buckets) < 1:
         problems.append(f"n_gram={cfg.n_gram} and n_buckets={cfg.n_buckets} must be at least 1")
+    learned = getattr(cfg, "position", "rope") == "learned" or getattr(cfg, "arch", "modern") in CLASSIC
     if cfg.n_embd % cfg.n_head:
         problems.append(f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}; choose a multiple")
-    elif cfg.n_embd // cfg.n_head % 2 and getattr(cfg, "position", "rope") == "rope":
+    elif cfg.n_embd // cfg.n_head % 2 and not learned:
         problems.append(f"n_embd / n_head = {cfg.n_embd // cfg.n_head} is odd; rotary positions turn pairs of numbers, "
                         "so use an even width a head")
     if cfg.n_kv_head < 0 or (cfg.n_kv_head and cfg.n_head % cfg.n_kv_head):

@@ -86,6 +86,9 @@ def test_whole_words_go_together(tokenizer, train):
             assert chosen.all() or not chosen.any()
             words_of_several += len(chosen) > 1 and bool(chosen.any())
     assert words_of_several > 20
+    hide = batches.masking(tokenizer, 0.999, whole_word=True)
+    seen, targets = batches.mask_words(ids[:1], hide, 1, np.arange(1))
+    assert (targets != batches.IGNORE).sum() >= hide.is_ordinary[ids[0]].sum() - 1  # all, or all but one
 
 
 def test_a_tokenizer_without_a_mask_is_refused(tokenizer):
@@ -132,7 +135,8 @@ def test_pairs_are_a_function_of_the_row_number(tmp_path, tokenizer):
     whole, part = pairs.batch(np.arange(8, 12)), pairs.batch(np.arange(9, 11))
     assert all(np.array_equal(whole[k][1:3], part[k]) for k in whole)
     order = pairs.order(0)
-    assert len(order) >= len(pairs.windows) // 4 * 4 and len(set(order)) == len(order)
+    assert len(order) == len(pairs.windows) // 4 * 4 < len(pairs.windows) and len(set(order)) == len(order)
+    assert len({window for epoch in range(30) for window in pairs.order(epoch)}) == len(pairs.windows)
 
 
 def test_padding_of_pairs_stays_small(train, tokenizer):

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import train
 from nanoft import UserError
-from nanoft.model import GPT, ModelConfig, attention, gram_rows, hash_multipliers
+from nanoft.model import GPT, ModelConfig, attention, check_model, gram_rows, hash_multipliers
 
 TINY = dict(vocab_size=100, block_size=16, n_layer=2, n_head=4, n_embd=32)
 CLASSIC = dict(position="learned", norm="layernorm", qk_norm=False, activation="gelu_tanh", bias=True, tie_head=True)
@@ -138,3 +139,9 @@ def test_compiled_equals_eager(options):
 def test_impossible_shapes(wrong):
     with pytest.raises(UserError):
         GPT(ModelConfig(**{**TINY, **wrong}))
+
+
+def test_only_rotary_positions_want_an_even_width_a_head():
+    assert check_model(ModelConfig(n_embd=100, n_head=4)) and not check_model(ModelConfig(n_embd=100, n_head=4,
+                                                                                          position="learned"))
+    assert check_model(train.Config(n_embd=100)) and not check_model(train.Config(n_embd=100, arch="gpt2"))

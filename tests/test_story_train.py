@@ -403,6 +403,7 @@ def test_a_checkpoint_that_is_none_is_refused(plain, corpus, tmp_path, call, kin
     (["--muon_lr=-1"], "muon_lr"),
     (["--weight_decay=-1"], "weight_decay"),
     (["--beta2=1.5"], "beta2"),
+    (["--warmup=0.5", "--warmdown=0.6"], "more than the whole run"),
     (["--grad_clip=-1"], "grad_clip"),
     (["--out_dir={tmp}/file"], "file"),
     (["--out_dir="], "out_dir"),
