@@ -33,7 +33,7 @@ class ModelConfig:
     n_head: int = 4
     n_kv_head: int = 0        # 0 = n_head
     n_embd: int = 256
-    dropout: float = 0.0
+    dropout: float = 0.0      # of embeddings and of what a block adds; attention weights have none (LOG.md)
     causal: bool = True       # False: every token sees both sides (BERT)
     position: Literal["rope", "learned"] = "rope"
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -73,7 +73,7 @@ def check_model(cfg):
     return problems
 
 
-def attention(q, k, v, causal=False, mask=None, dropout=0.0, explicit=False):
+def attention(q, k, v, causal=False, mask=None, explicit=False):
     """softmax(q kᵀ / √D) v, the one attention function (arXiv:1706.03762).
 
     q: (B, H, T, D); k, v: (B, H, S, D); mask: bool (B, 1, 1, S), True = may be looked at.
@@ -91,7 +91,7 @@ def attention(q, k, v, causal=False, mask=None, dropout=0.0, explicit=False):
     slow = q.device.type == "cpu" and v.dtype != torch.float32 and S <= (1024 if in_parts else 512)
     plain = explicit or (slow and torch.is_grad_enabled())
     if not plain:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal), None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal), None
     parts = 4 if in_parts and not explicit else 1
     mixed = []
     for i in range(parts):
@@ -105,7 +105,7 @@ def attention(q, k, v, causal=False, mask=None, dropout=0.0, explicit=False):
         if mask is not None:
             scores = scores.masked_fill(~mask[..., :seen], -torch.inf)
         weights = scores.softmax(dim=-1)
-        mixed.append((F.dropout(weights, dropout) if dropout else weights) @ value)  # (B, H, end - first, D)
+        mixed.append(weights @ value)  # (B, H, end - first, D)
     y = torch.cat(mixed, dim=-2) if parts > 1 else mixed[0]  # (B, H, T, D)
     return y, (weights if explicit else None)
 
@@ -128,7 +128,7 @@ class Attention(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.n_head, self.n_kv_head = cfg.n_head, cfg.n_kv_head or cfg.n_head
-        self.causal, self.qk_norm, self.dropout = cfg.causal, cfg.qk_norm, cfg.dropout
+        self.causal, self.qk_norm = cfg.causal, cfg.qk_norm
         width = cfg.n_embd // cfg.n_head
         self.q = Linear(cfg.n_embd, self.n_head * width, bias=cfg.bias)
         self.k = Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
@@ -151,7 +151,7 @@ class Attention(nn.Module):
         if self.n_kv_head < self.n_head:  # each key-value head serves a group of query heads
             k, v = (t.repeat_interleave(self.n_head // self.n_kv_head, dim=1) for t in (k, v))
         causal = self.causal and T > 1  # a single new token may look at everything before it
-        y, weights = attention(q, k, v, causal, mask, self.dropout if self.training else 0.0, self.kept is not None)
+        y, weights = attention(q, k, v, causal, mask, self.kept is not None)
         if self.kept is not None:
             self.kept.append(weights)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, H, T, D) -> (B, T, C)

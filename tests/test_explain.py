@@ -54,10 +54,10 @@ def test_the_weights_give_the_outputs_of_the_fused_kernel(kind, monkeypatch):
     """A layer's weights times its values are what scaled_dot_product_attention makes of the same queries and keys."""
     trunk, seen = filled(GPT(ModelConfig(**SHAPE | KINDS[kind]))).trunk, []
 
-    def spy(q, k, v, causal=False, mask=None, dropout=0.0, explicit=False):
+    def spy(q, k, v, causal=False, mask=None, explicit=False):
         assert explicit
         seen.append((F.scaled_dot_product_attention(q, k, v, is_causal=causal), v))
-        return attention(q, k, v, causal, mask, dropout, explicit)
+        return attention(q, k, v, causal, mask, explicit)
 
     monkeypatch.setattr("nanoft.model.attention", spy)
     maps = explain.attention_maps(trunk, text())
