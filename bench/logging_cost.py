@@ -6,6 +6,7 @@
 """
 
 import json
+import resource
 import shlex
 import sys
 import tempfile
@@ -31,10 +32,16 @@ def main():
     script, *options = shlex.split(cfg.run)
     if script == "train.py":
         options.append("--max_minutes=0")
-    losses, training = [], {}
+    losses, training, processor = [], {}, {}
+
+    def used():
+        """Seconds of processor time of all the processes that were started and have ended."""
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
 
     def seconds(name, interval):
-        """Of the whole process; the seconds of its loop go into `training`."""
+        """Of the whole process; those of its loop go into `training`, those of its processor into `processor`."""
+        before = used()
         with tempfile.TemporaryDirectory() as folder:
             whole, _ = watch([sys.executable, script, *options, f"--max_steps={cfg.steps}", f"--out_dir={folder}/run",
                               f"--watch_interval={interval}"], lambda: None)
@@ -44,13 +51,15 @@ def main():
         if losses[-1] != losses[0]:
             raise UserError(f"{name}: the losses are others than those of the first run; logging changes the training")
         training.setdefault(name, []).append(result["train_seconds"])
+        processor.setdefault(name, []).append(used() - before)
         return whole
 
     whole = in_turn({name: lambda name=name, interval=interval: seconds(name, interval)
                      for name, interval in (("with", 1), ("without", 0))}, cfg.rounds)
     print(f"{cfg.run}, {cfg.steps} steps, medians of {cfg.rounds} rounds; {len(losses[0])} rows of losses are the same "
           f"in all {len(losses)} runs")
-    for what, figures in (("whole process", whole), ("training and evaluation", training)):
+    for what, figures in (("whole process", whole), ("training and evaluation", training),
+                          ("processor time", processor)):  # steadier where others use the machine too
         a, b = median(figures["with"]), median(figures["without"])
         print(f"  {what:24} with {a:7.1f} s, without {b:7.1f} s: {a / b - 1:+.1%}")
 
