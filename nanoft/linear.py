@@ -6,13 +6,13 @@ weight, which stays with it. An operator of its own, because torch.compile takes
 """
 
 import torch
-from torch import nn
+from torch import library, nn
 
 BOTH = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # asked once: compiled code cannot
 LARGE = 2**27  # multiplications; below, starting an operator written in Python costs more than it saves
 
 
-@torch.library.custom_op("nanoft::product", mutates_args=())
+@library.custom_op("nanoft::product", mutates_args=())
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x weightᵀ by oneDNN, fp32 on the CPU. x: (..., K), weight: (N, K) -> (..., N)."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
