@@ -84,7 +84,7 @@ def product_seconds(a, b, runs):
 
     from nanoft.linear import BOTH, product
 
-    ways = [linear, product] if BOTH and a.element_size() == 4 else [linear]
+    ways = [linear, product] if BOTH and str(a.dtype) == "torch.float32" else [linear]
     return min(median_seconds(partial(way, a, b), runs) for way in ways)
 
 
