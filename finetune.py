@@ -98,6 +98,7 @@ class Config:
     lr: float = 3e-4                   # peak learning rate of AdamW
     head_lr: float = 0.0               # the same for the task's head, 0 = lr
     embed_lr: float = 0.0              # the same for the embeddings, 0 = lr
+    gram_lr: float = 0.0               # the same for the table of n-grams, 0 = as for the other embeddings
     muon_lr: float = 0.002             # peak learning rate of Muon
     layer_decay: float = 1.0           # each block's rate is this part of the rate of the block above it
     weight_decay: float = 0.01         # of the matrices
@@ -105,7 +106,6 @@ class Config:
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # of the learning rate
     warmup: float = 0.1                # part of the steps over which the rate rises
     dropout: float = 0.1               # part of the activations set to zero
-    gram_dropout: float = 0.0          # part of the n-grams left out in training
     head_dropout: float = 0.1          # the same before the head
     label_smoothing: float = 0.0       # part of the target given to all classes alike
     class_weights: Literal["none", "balanced"] = "none"  # balanced: every class weighs the same in the loss
@@ -126,8 +126,8 @@ def check(cfg):
     for name in ("batch_size", "log_interval", "doc_stride", "max_answer"):
         if getattr(cfg, name) < 1:
             problems.append(f"{name}={getattr(cfg, name)} must be at least 1")
-    for name in ("seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr", "muon_lr", "patience",
-                 "weight_decay", "grad_clip", "eval_interval", "unfreeze_every", "lora_rank", "lora_alpha",
+    for name in ("seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr", "gram_lr", "muon_lr",
+                 "patience", "weight_decay", "grad_clip", "eval_interval", "unfreeze_every", "lora_rank", "lora_alpha",
                  "watch_interval"):
         if getattr(cfg, name) < 0:
             problems.append(f"{name}={getattr(cfg, name)} must be 0 or more")

@@ -48,7 +48,6 @@ class Config:
     dropout: float = 0.0               # part of the activations set to zero
     n_gram: int = 1                    # longest run of tokens with an embedding of its own, 1 = none but the tokens'
     n_buckets: int = 16384             # rows of the table that these n-grams share
-    gram_dropout: float = 0.0          # part of these n-grams left out in training
     tie_head: bool = False             # share the token embedding with the output head
     arch: Literal["modern", "gpt2", "bert"] = "modern"  # how blocks are built: today's way, or as published
     mask_prob: float = 0.15            # part of the words that an encoder must guess
@@ -400,7 +399,7 @@ def take_weights(model, source, place, resume, tokenizer, folder):
         raise UserError(f"{place} is fine-tuned on a task; begin from the pretrained model that it began from")
     own, saved = asdict(model.cfg), asdict(saved_config(source["model_config"], place))
     cut = model.cfg.position == "learned" and own["block_size"] < saved["block_size"]  # fewer positions than it knows
-    free = set() if resume else {"dropout", "gram_dropout"}
+    free = set() if resume else {"dropout"}
     free |= {"block_size"} if not resume and (cut or model.cfg.position == "rope") else set()
     # an encoder trained without pairs has no token types and no sentence head: those begin anew
     adds_pairs = not resume and own["n_types"] > saved["n_types"] == 0

@@ -77,7 +77,7 @@ def open_data(cfg, here, source, place):
 def scratch_model(cfg):
     """The model that the options describe, for check and for a start from scratch."""
     return ModelConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd, n_gram=cfg.n_gram,
-                       n_buckets=cfg.n_buckets, dropout=cfg.dropout, gram_dropout=cfg.gram_dropout,
+                       n_buckets=cfg.n_buckets, dropout=cfg.dropout,
                        block_size=max(1, cfg.max_length or 128))
 
 
@@ -100,7 +100,7 @@ def model_shape(cfg, source, place, tokenizer, task):
         raise UserError(f"{place} is an encoder, which cannot generate; give a GPT by --init_from")
     if cfg.pool == "cls" and shape.causal:
         raise UserError("pool=cls is the first token, which in a GPT has seen no other; use last or mean")
-    return replace(shape, dropout=cfg.dropout, gram_dropout=cfg.gram_dropout)
+    return replace(shape, dropout=cfg.dropout)
 
 
 def complete_task(task, cfg, shape, train):

@@ -48,7 +48,6 @@ class ModelConfig:
     n_types: int = 0          # token types (BERT's segments)
     n_gram: int = 1           # longest run of tokens with an embedding of its own; 1 = only single tokens have one
     n_buckets: int = 16384    # rows of the table that the n-grams share
-    gram_dropout: float = 0.0  # part of the n-grams left out in training, whole: rare ones are soon known by heart
     vocab_multiple: int = 64  # the vocabulary is padded to a multiple of this; 1 = not at all, as published models are
 
 
@@ -67,9 +66,8 @@ def check_model(cfg):
                         "so use an even width a head")
     if cfg.n_kv_head < 0 or (cfg.n_kv_head and cfg.n_head % cfg.n_kv_head):
         problems.append(f"n_head={cfg.n_head} is not divisible by n_kv_head={cfg.n_kv_head}; choose a divisor, or 0")
-    for name in ("dropout", "gram_dropout"):
-        if not 0 <= getattr(cfg, name) < 1:
-            problems.append(f"{name}={getattr(cfg, name)} must be at least 0 and below 1")
+    if not 0 <= cfg.dropout < 1:
+        problems.append(f"dropout={cfg.dropout} must be at least 0 and below 1")
     return problems
 
 
@@ -272,11 +270,7 @@ class Transformer(nn.Module):
             x = x + self.types(torch.zeros_like(ids) if types is None else types)
         if self.grams is not None:
             rows = gram_rows(cache.read(ids) if cache else ids, self.multipliers, self.cfg.n_buckets)
-            grams = self.grams(rows[:, -T:])  # (B, T, N - 1, C)
-            if self.training and self.cfg.gram_dropout:
-                kept = torch.ones(grams.shape[:3], device=x.device)
-                grams = grams * F.dropout(kept, self.cfg.gram_dropout)[..., None]
-            x = x + grams.sum(2)  # (B, T, N - 1, C) -> (B, T, C)
+            x = x + self.grams(rows[:, -T:]).sum(2)  # (B, T, N - 1, C) -> (B, T, C)
         x = self.drop(self.norm_in(x))
         turn = (self.cos[past:past + T], self.sin[past:past + T]) if self.cfg.position == "rope" else None
         for i, block in enumerate(self.blocks):
@@ -380,6 +374,7 @@ def make_model(cfg):
 
 def saved_config(fields, place):
     """The ModelConfig of a checkpoint's dictionary. UserError where this version does not know a field."""
+    fields = {name: value for name, value in fields.items() if name != "gram_dropout"}  # of training, in older files
     unknown = sorted(fields.keys() - ModelConfig.__dataclass_fields__.keys())
     if unknown:
         raise UserError(f"{place}: its model has {', '.join(unknown)}, unknown to this nanoft; use a newer one")

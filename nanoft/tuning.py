@@ -47,7 +47,8 @@ def make_optimizers(model, cfg, device, dtype):
         level = depth(name, n_layer)
         embedding, matrix = level == 0 and p.dim() == 2, level <= n_layer and p.dim() == 2 and ".lora_" not in name
         muon = cfg.optimizer == "muon" and matrix and not embedding
-        lr = (cfg.muon_lr if muon else cfg.embed_lr or cfg.lr if embedding else
+        embed_lr = name.startswith("trunk.grams.") and cfg.gram_lr or cfg.embed_lr or cfg.lr
+        lr = (cfg.muon_lr if muon else embed_lr if embedding else
               cfg.head_lr or cfg.lr if level > n_layer else cfg.lr)
         decay = cfg.weight_decay if p.dim() == 2 and not embedding else 0.0
         groups.setdefault((muon, level, lr, decay), []).append(p)
