@@ -87,8 +87,8 @@ def readme_block(results, plot=False):
         limits = [f"{row['name']} {number(row['median'])} {row['unit']}" for row in results["ceilings"]["rows"]]
         lines += ["The machine's ceilings: " + ", ".join(limits) + "."]
     lines += ["", "| work | nanoft | the others, and nanoft's factor |", "|---|---|---|"]
-    for part, result in results.items():
-        for lead in leads(result) if part != "ceilings" else []:
+    for result in results.values():
+        for lead in leads(result):
             share = f" ({lead['share']:.0%} of {lead['share_of']})" if "share" in lead else ""
             others = [(row, factor(result, lead, row)) for row in result["rows"] if beside(lead, row)]
             others = [f"{row['name']} {number(row['median'])}" + (f" (**{ratio:.2f}x**)" if ratio else "")

@@ -124,14 +124,17 @@ def median(figures):
 def measured(title, unit, higher, figures, facts, lead, limits=None):
     """A part's result. figures: {name: [a figure a round]}; facts: {name: what else its row says}.
 
-    A row with `peer` is not nanoft's; `lead` names the rows that peers are set beside (all, if none is there).
+    A row with `peer` is not nanoft's; `lead` names the rows that peers are set beside: all of nanoft's where none of
+    them was measured, and no row at all where it names none.
     limits: what the machine can do, measured in the same rounds; `share` of a row is its part of the one that
     `share_of` names.
     """
     rows = [{"name": name, **facts.get(name, {}), "median": median(values), "rounds": values}
             for name, values in figures.items()]
+    ours = [row["name"] for row in rows if not row.get("peer")]
+    leading = [name for name in lead if name in figures] or ours if lead else []
     return {"title": title, "unit": unit, "higher_is_better": higher, "limits": limits or {}, "rows": rows,
-            "lead": [name for name in lead if name in figures] or [row["name"] for row in rows if not row.get("peer")]}
+            "lead": leading}
 
 
 def seconds_of(function):
