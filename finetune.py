@@ -72,6 +72,7 @@ class Config:
     label_column: str = ""             # the label, or the response of generate
     separator: str = ""                # what stands between several labels of a text: makes the task multi-label
     val_fraction: float = 0.1          # part of train_file for validation
+    metric: str = ""                   # the figure by which the best weights are chosen; "" = the kind's usual one
     drop_duplicates: bool = False      # leave out training rows that occur before
     drop_empty: bool = False           # leave out training rows with a blank text
 
@@ -143,6 +144,9 @@ def check(cfg):
         problems.append("epochs and max_steps are both 0; give the run a length in one of them")
     if not cfg.data and not cfg.train_file:
         problems.append("nothing to train on; give --data=sst2 (a folder), or --train_file=reviews.csv")
+    for name in ("val_file", "test_file", "text_column", "pair_column", "label_column", "separator"):
+        if getattr(cfg, name) and not cfg.train_file:
+            problems.append(f"{name}={getattr(cfg, name)} goes with a train_file; a folder has its own rows and columns")
     if 0 < cfg.max_length < 8 or cfg.max_length < 0:
         problems.append(f"max_length={cfg.max_length} has no room for a text; use 8 or more, or 0")
     if cfg.lora_rank and (cfg.freeze_blocks or cfg.unfreeze_every):
@@ -165,9 +169,12 @@ def main():
     cfg = config.load(Config, check=check)
     here = parallel.start(cfg.device)
     runs, results = sweep.variations(cfg), []
+    taken = [run.out_dir for run in runs if (Path(run.out_dir) / "latest.pt").exists()]
+    if taken and not cfg.resume and not cfg.eval_only:
+        raise UserError(f"{', '.join(taken)} already holds a run; --resume goes on with it, --out_dir=NAME starts another")
     for run in runs:
         out_dir = Path(run.out_dir)
-        if cfg.resume and len(runs) > 1 and (out_dir / "result.json").exists():
+        if cfg.resume and len(runs) > 1 and sweep.finished(run):
             results.append(files.read_json(out_dir / "result.json"))
             continue
         if len(runs) > 1 and here.main:
@@ -189,10 +196,12 @@ def fine_tune(cfg, here):
     source, place = begin.open_source(cfg, out_dir)
     task, rows, tokenizer = begin.open_data(cfg, here, source, place)
     if cfg.eval_only:
-        task = begin.known_task(source, place, rows)
+        task = begin.known_task(source, place, task, rows)
     else:
         model_config = begin.model_shape(cfg, source, place, tokenizer, task)
-        task = begin.complete_task(task, cfg, model_config, rows["train"])
+        task = begin.complete_task(task, cfg, model_config, rows)
+        if cfg.resume:
+            begin.same_task(source, place, task)
     encode.check_changes(cfg, task, tokenizer)
     pieces = {split: encode.encode(some, task, tokenizer) for split, some in rows.items()}
     if here.main:
@@ -200,6 +209,11 @@ def fine_tune(cfg, here):
     if cfg.eval_only:
         known = files.read_json(out_dir / "result.json") if (out_dir / "result.json").exists() else {}
         return final_figures(source, place, out_dir, task, rows, pieces, tokenizer, here, dtype, known)
+
+    # validation rows that cannot be scored are told of now, not after an epoch
+    blank = predict.blank(pieces["val"], task)
+    found = predict.predictions(task, rows["val"], pieces["val"], blank)
+    main_figure(task, predict.scores(task, rows["val"], found, pieces["val"], blank)[0])
 
     # what step s sees: the pieces in batches of like lengths, each epoch in another order
     train = pieces["train"]
@@ -254,6 +268,8 @@ def fine_tune(cfg, here):
         log.say(f"resumed with other options: {', '.join(changed)}")
     for line in tuning.describe_parameters(model):
         log.say(line)
+    if thawing := tuning.describe_thawing(optimizers, steps / per_epoch):
+        log.say(thawing)
     log.say(f"run    {steps:,} steps of {cfg.batch_size} pieces, {per_epoch:,} steps an epoch, "
             f"{batches.padding(train.lengths, order(0)):.1%} of the tokens padding; {here.world} process(es) x {parts} "
             f"part(s) x {micro}, on {device.type} in {str(dtype).removeprefix('torch.')}")
@@ -353,7 +369,9 @@ def fine_tune(cfg, here):
             scaler.unscale_(optimizer)
         line_due = (step + 1) % cfg.log_interval == 0 or step == 0
         watch.gradients(step + 1, line_due)
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), cfg.grad_clip or math.inf)
+        thawed = [p for optimizer in optimizers for group in optimizer.param_groups
+                  if step >= group["from_epoch"] * per_epoch for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(thawed, cfg.grad_clip or math.inf)
         factor = optim.lr_factor((step + 0.5) / steps, cfg.schedule, cfg.warmup, 0.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:  # a rate of 0 leaves the weights as they are, to the bit
@@ -432,7 +450,8 @@ def final_figures(state, path, out_dir, task, rows, pieces, tokenizer, here, dty
         truth = {"answer": "answers", "tag": "tags", "generate": "response"}.get(
             task["kind"], "labels" if task.get("multi_label") else "label")
         files.write_jsonl(out_dir / "predictions.jsonl", [
-            {"row": i, truth: row[truth]} | guess for i, (row, guess) in enumerate(zip(rows[split], found))])
+            {"row": i, **{name: row[name] for name in examples.INPUTS if name in row and name != "context"},
+             truth: row[truth]} | guess for i, (row, guess) in enumerate(zip(rows[split], found))])
         print("\n".join([*lines, f"{out_dir}: best.pt, latest.pt, result.json, predictions.jsonl ({split})"]))
     return result
 
@@ -443,7 +462,7 @@ def final_figures(state, path, out_dir, task, rows, pieces, tokenizer, here, dty
 def main_figure(task, figures):
     """The task's metric, made so that higher is better; what cannot be computed (nan) is the worst."""
     if task["metric"] not in figures:
-        raise UserError(f"metric={task['metric']} in task.json is no figure of a {task['kind']} task; choose one of "
+        raise UserError(f"metric={task['metric']} is no figure of a {task['kind']} task; choose one of "
                         f"{', '.join(k for k, v in figures.items() if isinstance(v, float))}")
     figure = float(figures[task["metric"]]) * (-1 if task["metric"] == "loss" else 1)
     return -math.inf if math.isnan(figure) else figure

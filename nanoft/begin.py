@@ -16,16 +16,17 @@ def open_source(cfg, out_dir):
         if not latest.exists():
             raise UserError(f"{out_dir} holds no latest.pt to resume; run without --resume to start there")
         source = checkpoint.load(latest)
+        if "task" not in source:
+            raise UserError(f"{out_dir} is a run of pretraining, not of fine-tuning; begin from it by --init_from, with "
+                            "another --out_dir")
         for name in ("optimizer", "lora_rank", "freeze_blocks", "average"):
-            if "averaged" not in source or source["config"][name] != getattr(cfg, name):
+            if source["config"][name] != getattr(cfg, name):
                 raise UserError(f"{latest} is of a run with another {name}; resume with the one it began with, or "
                                 "start another run with --init_from")
         return source, latest
     if cfg.eval_only and not cfg.adapter:
         path = checkpoint.find(out_dir / "best.pt")
         return checkpoint.load(path), path
-    if latest.exists() and not cfg.eval_only:
-        raise UserError(f"{out_dir} already holds a run; --resume goes on with it, --out_dir=NAME starts another")
     if cfg.init_from == "scratch":
         return None, None
     path = checkpoint.find(cfg.init_from)
@@ -103,9 +104,11 @@ def model_shape(cfg, source, place, tokenizer, task):
     return replace(shape, dropout=cfg.dropout)
 
 
-def complete_task(task, cfg, shape, train):
+def complete_task(task, cfg, shape, rows):
     """The task with all that encoding, the head and the answers need to know: it goes into the checkpoint."""
-    task = task | {"max_length": cfg.max_length or shape.block_size, "long_text": cfg.long_text,
+    train = rows["train"]
+    task = task | {"metric": cfg.metric or task["metric"],
+                   "max_length": cfg.max_length or shape.block_size, "long_text": cfg.long_text,
                    "doc_stride": cfg.doc_stride, "head_dropout": cfg.head_dropout,
                    "label_smoothing": cfg.label_smoothing,
                    "pool": {"auto": "last" if shape.causal else "mean"}.get(cfg.pool, cfg.pool)}
@@ -116,8 +119,8 @@ def complete_task(task, cfg, shape, train):
         labels = [row["label"] for row in train]
         task |= {"mean": statistics.fmean(labels), "deviation": statistics.pstdev(labels)}
     if kind == "answer":
-        task |= {"max_answer": cfg.max_answer, "v2": any(not row["answers"] for row in train)}
-    if kind == "tag" and task["metric"] == "f1" and not predict.is_iob(task["labels"]):
+        task |= {"max_answer": cfg.max_answer, "v2": any(not row["answers"] for some in rows.values() for row in some)}
+    if kind == "tag" and task["metric"] == "f1" and not predict.has_entities(task["labels"]):
         task["metric"] = "accuracy"
     if cfg.long_text == "windows" and any("pair" in row for row in train):
         raise UserError("long_text=windows is for single texts; for pairs use head, tail or head_tail")
@@ -127,15 +130,24 @@ def complete_task(task, cfg, shape, train):
     return task
 
 
-def known_task(source, place, rows):
-    """The task of a fine-tuned checkpoint. Raises UserError if it has none, or not the rows' labels."""
+def same_task(source, place, task):
+    """Raises UserError where a run to be resumed had another task: its head would be read wrongly."""
+    for name in ("kind", "labels", "multi_label", "mean", "deviation", "v2", "pool"):
+        if source["task"].get(name) != task.get(name):
+            raise UserError(f"{place} is of a run with other data or options ({name} was {source['task'].get(name)!r:.80}"
+                            f", now {task.get(name)!r:.80}); resume with those that it began with")
+
+
+def known_task(source, place, given, rows):
+    """The task of a fine-tuned checkpoint. Raises UserError if it has none, or other rows or labels than given."""
     if "task" not in source:
         raise UserError(f"{place} is not fine-tuned: it has no task; train first, without --eval_only")
     task = source["task"]
-    wanted = examples.COLUMNS[task["kind"]] if not task.get("multi_label") else ("text", "labels")
+    if (task["kind"], task.get("multi_label", False)) != (given["kind"], given.get("multi_label", False)):
+        raise UserError(f"{place} is of a {task['kind']} task, which these rows are not; give other data")
+    if task["kind"] == "answer":  # questions without an answer are scored as such, whether or not it was trained on any
+        task = task | {"v2": task["v2"] or any(not row["answers"] for some in rows.values() for row in some)}
     for split, some in rows.items():
-        if not set(wanted) <= some[0].keys():
-            raise UserError(f"{place} is of a {task['kind']} task, which the {split} rows are not; give other data")
         if task["kind"] in examples.LABELLED:
             for label in sorted({x for row in some for x in examples.labels_of(row)} - set(task["labels"])):
                 raise UserError(f"label {label!r} of the {split} rows is unknown to {place}; give the data of its run")

@@ -2,6 +2,7 @@
 
 A checkpoint is one plain dictionary: `model` (weights by name, no wrapper's prefix), `model_config`, `optimizer`
 (a list), `step`, `evaluated` (the step of the last evaluation), `seed`, `config`, `best_val_loss`, `seconds` spent.
+Fine-tuning adds the `task`, the `averaged` weights, the `best` figure and how many evaluations were `worse` since.
 Random numbers need no entry: batches and dropout are drawn from (seed, step).
 """
 

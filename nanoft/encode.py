@@ -99,8 +99,8 @@ def brackets(tokenizer):
 
 def text_pieces(rows, task, tokenizer):
     cls, sep, between = brackets(tokenizer)
-    ids = encode_all([row[name] for row in rows for name in ("text", "pair") if name in row],
-                     tokenizer.encode_to_numpy)
+    parts = ("text", "pair") if task["kind"] in ("pair", "regress") else ("text",)
+    ids = encode_all([row[name] for row in rows for name in parts if name in row], tokenizer.encode_to_numpy)
     number = {label: i for i, label in enumerate(task.get("labels", ()))}
     pieces, full = [], []
     for i, row in enumerate(rows):
@@ -111,7 +111,7 @@ def text_pieces(rows, task, tokenizer):
         else:
             target = number.get(row.get("label"), 0)
         first = ids[row["text"]]
-        if "pair" in row:
+        if "pair" in row and "pair" in parts:
             second = ids[row["pair"]]
             full.append(len(first) + len(second) + 2 + len(between))
             room = task["max_length"] - 2 - len(between)
@@ -274,7 +274,7 @@ def batch(encoded, index, task, tokenizer, multiple=1, class_weights=None, chang
         targets = encoded.targets[index]
     out["targets"] = targets
     if class_weights is not None:
-        out["weights"] = np.where(targets == IGNORE, 0, class_weights[targets]).astype(np.float32)
+        out["weights"] = np.where(targets == IGNORE, 0, class_weights[np.maximum(targets, 0)]).astype(np.float32)
     else:
         out["weights"] = (targets != IGNORE).astype(np.float32) if kind in ("tag", "generate") else (
             np.ones(len(index), dtype=np.float32))

@@ -93,10 +93,23 @@ def from_table(train_file, kind, text_column="", pair_column="", label_column=""
         if both and len(set(is_val)) == 1:
             raise UserError(f"{train_file}: val_fraction={val_fraction} of its {len(both):,} rows leaves the "
                             f"{'training' if is_val[0] else 'validation'} set empty; give another, or a val_file")
-    task = {"kind": kind, "metric": METRICS[kind]} | ({"multi_label": True} if separator else {})
+        if kind in LABELLED:
+            keep_labels(located)
+    task = {"kind": kind, "metric": METRICS[kind]}
+    if separator:
+        task |= {"multi_label": True, "metric": "micro_f1"}  # all labels of a text right at once is rare
     if kind in LABELLED:
         task["labels"] = order_labels(label for _, row in located["train"] for label in labels_of(row))
     return task, check(task, {split: located[split] for split in SPLITS if split in located})
+
+
+def keep_labels(located):
+    """Move validation rows with a label that training lacks into training, where it can at least be learned."""
+    known = {label for _, row in located["train"] for label in labels_of(row)}
+    rare = [item for item in located["val"] if not known.issuperset(labels_of(item[1]))]
+    if rare and len(rare) < len(located["val"]):
+        located |= {"train": located["train"] + rare, "val": [item for item in located["val"] if item not in rare]}
+        print(f"{len(rare):,} rows with labels that only they have are moved from validation to training")
 
 
 def choose_columns(path, columns, kind, text_column, pair_column, label_column):
@@ -314,7 +327,8 @@ def report(task, splits, lengths=None, max_length=0):
         if rows and task["kind"] != "generate":
             print(f"  {describe_labels(task, rows)}")
         if lengths and lengths[split]:
-            print(f"  {describe_lengths(lengths[split], max_length)}")
+            divided = task["kind"] in ("tag", "answer") or task.get("long_text") == "windows"
+            print(f"  {describe_lengths(lengths[split], max_length, divided)}")
 
 
 def describe_labels(task, rows):
@@ -331,15 +345,19 @@ def describe_labels(task, rows):
     return ", ".join(shown) + (f" and {len(counts) - 20} more" if len(counts) > 20 else "")
 
 
-def describe_lengths(lengths, max_length=0):
-    """A line on the numbers of tokens: median, 90 %, 99 %, longest; and what cutting rows to max_length takes away."""
+def describe_lengths(lengths, max_length=0, divided=False):
+    """A line on the numbers of tokens: median, 90 %, 99 %, longest; and what cutting rows to max_length takes away.
+
+    divided: longer rows become several pieces, and nothing is taken away.
+    """
     ordered = sorted(lengths)
     median, most, nearly_all = (ordered[math.ceil(part * len(ordered)) - 1] for part in (0.5, 0.9, 0.99))
     line = f"tokens: median {median:,}, 90 % up to {most:,}, 99 % up to {nearly_all:,}, longest {ordered[-1]:,}"
     if max_length:
         longer = [length - max_length for length in ordered if length > max_length]
-        line += (f"; max_length {max_length:,} cuts {len(longer):,} rows ({100 * len(longer) / len(ordered):.1f} %), "
-                 f"{100 * sum(longer) / max(1, sum(ordered)):.1f} % of the tokens")
+        line += (f"; max_length {max_length:,} {'divides' if divided else 'cuts'} {len(longer):,} rows "
+                 f"({100 * len(longer) / len(ordered):.1f} %)")
+        line += "" if divided else f", {100 * sum(longer) / max(1, sum(ordered)):.1f} % of the tokens"
     return line
 
 

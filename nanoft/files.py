@@ -24,6 +24,8 @@ def write_whole(path, write):
 
 
 def write_json(path, content):
+    """As JSON, which knows no NaN and no infinity: these become null."""
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_whole(path, lambda file: file.write(text.encode("utf-8")))
 

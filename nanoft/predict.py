@@ -30,13 +30,10 @@ def outputs(model, encoded, task, tokenizer, here, dtype):
     classify, pair, regress: the logits; tag: the same, but a row a word; answer: score, start, end of the best span,
     the score of no answer, the log-probability of the span; generate: the nats of the response, its number of tokens.
     """
-    lengths = encoded.lengths
     by_word = task["kind"] == "tag"
-    asked = np.flatnonzero(encoded.targets != IGNORE) if by_word else None
-    before = np.searchsorted(asked, encoded.begin) if by_word else np.arange(len(encoded) + 1)  # rows of `out`
-    width = {"answer": 5, "generate": 2, "regress": 1}.get(task["kind"]) or len(task["labels"])
-    out = np.zeros((before[-1], width))
-    for index in by_tokens(lengths)[here.rank::here.world]:
+    before = rows_before(encoded, task)
+    out = np.zeros((before[-1], width_of(task)))
+    for index in by_tokens(encoded.lengths)[here.rank::here.world]:
         batch = tensors(encode.batch(encoded, index, task, tokenizer), here.device)
         with parallel.autocast(here.device, dtype):
             if task["kind"] == "generate":
@@ -54,6 +51,23 @@ def outputs(model, encoded, task, tokenizer, here, dtype):
     if here.world > 1:
         out = np.array(parallel.total(out.ravel(), here)).reshape(out.shape)
     return out
+
+
+def rows_before(encoded, task):
+    """How many rows of `outputs` stand before each piece, and how many there are: (N + 1,)."""
+    if task["kind"] != "tag":
+        return np.arange(len(encoded) + 1)
+    return np.searchsorted(np.flatnonzero(encoded.targets != IGNORE), encoded.begin)
+
+
+def width_of(task):
+    return {"answer": 5, "generate": 2, "regress": 1}.get(task["kind"]) or len(task["labels"])
+
+
+def blank(encoded, task):
+    """What `outputs` might be of a model that knows nothing, to see whether rows can be scored at all."""
+    nothing = NEVER if task["kind"] == "answer" else 1.0
+    return np.full((rows_before(encoded, task)[-1], width_of(task)), nothing)
 
 
 def by_tokens(lengths):
@@ -147,9 +161,10 @@ def answers(task, rows, encoded, out):
     return found
 
 
-def is_iob(labels):
-    """Do the tags mark entities, so that whole entities are what counts?"""
-    return all(label == "O" or label[:2] in ("B-", "I-") for label in labels) and any(x != "O" for x in labels)
+def has_entities(labels):
+    """Do the tags mark entities (IOB, or with E- and S- IOBES), so that whole entities are what counts?"""
+    return all(label == "O" or label[:2] in ("B-", "I-", "E-", "S-") for label in labels) and any(
+        label != "O" for label in labels)
 
 
 def scores(task, rows, found, encoded, out):
@@ -161,7 +176,7 @@ def scores(task, rows, found, encoded, out):
     number = {label: i for i, label in enumerate(labels)}
     if kind == "generate":
         nats, tokens = out.sum(axis=0)
-        return {"loss": nats / tokens}, None
+        return {"loss": nats / tokens, "perplexity": math.exp(min(nats / tokens, 700))}, None
     if kind == "answer":
         examples = [{"id": row["id"], "answers": [answer["text"] for answer in row["answers"]]} for row in rows]
         guesses = {row["id"]: guess["prediction"] for row, guess in zip(rows, found)}
@@ -188,7 +203,11 @@ def scores(task, rows, found, encoded, out):
         log_p = log_softmax(by_row(encoded, out))
     matrix = metrics.confusion(truth, guess, len(labels))
     loss = {"loss": float(-log_p[np.arange(len(truth)), truth].mean())}
-    if kind == "tag" and is_iob(labels):
-        entity = metrics.entity_scores([row["tags"] for row in rows], [item["prediction"] for item in found])
-        return loss | {"accuracy": metrics.accuracy(truth, guess)} | entity, matrix
+    if kind == "tag" and has_entities(labels):
+        tags = [row["tags"] for row in rows], [item["prediction"] for item in found]
+        entity = {"accuracy": metrics.accuracy(truth, guess)} | metrics.entity_scores(*tags)
+        if any(tag.startswith("B-") for row in rows for tag in row["tags"]):  # else strictly there is no entity
+            strict = metrics.entity_scores(*tags, strict=True)
+            entity |= {f"strict_{name}": strict[name] for name in metrics.PRF}
+        return loss | entity, matrix
     return loss | metrics.classification(truth, guess, labels), matrix

@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -14,7 +14,9 @@ def variations(cfg):
     settings, kinds = [], get_type_hints(type(cfg))
     for part in filter(None, cfg.grid.split(";")):
         name, equals, values = part.strip().partition("=")
-        if not equals or name not in kinds or name in ("out_dir", "seeds", "grid", "resume", "seed"):
+        if name == "seed":
+            raise ValueError(f"grid: {part!r}: several seeds are --seeds={values}")
+        if not equals or name not in kinds or name in ("out_dir", "seeds", "grid", "resume"):
             raise ValueError(f"grid: {part!r} is not an option and its values, as in lr=1e-4,3e-4")
         settings.append([(name, parsed("grid: " + name, value, kinds[name])) for value in values.split(",")])
     seeds = [parsed("seeds", seed, int) for seed in cfg.seeds.split(",")] if cfg.seeds else [cfg.seed]
@@ -24,7 +26,19 @@ def variations(cfg):
             folder = [f"{name}={value}" for name, value in chosen] + ([f"seed{seed}"] if cfg.seeds else [])
             runs.append(replace(cfg, **dict(chosen), seed=seed, seeds="", grid="",
                                 out_dir=str(Path(cfg.out_dir, "_".join(folder).replace("/", "-")))))
+    if len({run.out_dir for run in runs}) < len(runs) or len({name for chosen in settings for name, _ in chosen}) < len(
+            settings):
+        raise ValueError(f"seeds={cfg.seeds} grid={cfg.grid}: something stands there twice; name each once")
     return runs
+
+
+def finished(run):
+    """Has this very run, with the same options, come to its end before?"""
+    out_dir = Path(run.out_dir)
+    if not (out_dir / "result.json").exists():
+        return False
+    before = files.read_json(out_dir / "config.json")
+    return all(before.get(name) == value for name, value in asdict(run).items() if name != "resume")
 
 
 def parsed(name, text, kind):

@@ -46,18 +46,21 @@ def make_optimizers(model, cfg, device, dtype):
             continue
         level = depth(name, n_layer)
         embedding, matrix = level == 0 and p.dim() == 2, level <= n_layer and p.dim() == 2 and ".lora_" not in name
+        grams = name.startswith("trunk.grams.")
         muon = cfg.optimizer == "muon" and matrix and not embedding
-        embed_lr = name.startswith("trunk.grams.") and cfg.gram_lr or cfg.embed_lr or cfg.lr
+        embed_lr = grams and cfg.gram_lr or cfg.embed_lr or cfg.lr
         lr = (cfg.muon_lr if muon else embed_lr if embedding else
               cfg.head_lr or cfg.lr if level > n_layer else cfg.lr)
-        decay = cfg.weight_decay if p.dim() == 2 and not embedding else 0.0
-        groups.setdefault((muon, level, lr, decay), []).append(p)
+        decayed = p.dim() == 2 and not embedding
+        # by what a parameter is and not by its rate, so that a resume with other rates finds the same groups
+        group = groups.setdefault((muon, level, embedding, grams, decayed), dict(
+            name=part_name(level, n_layer) + ".muon" * muon, params=[], weight_decay=cfg.weight_decay * decayed,
+            lr=lr * cfg.layer_decay ** max(0, n_layer - level),
+            from_epoch=max(0, n_layer + 1 - level) * cfg.unfreeze_every))
+        group["params"].append(p)
     optimizers = []
     for muon in (False, True):
-        chosen = [dict(name=part_name(level, n_layer) + ".muon" * muon, params=params, weight_decay=decay,
-                       lr=lr * cfg.layer_decay ** max(0, n_layer - level),
-                       from_epoch=max(0, n_layer + 1 - level) * cfg.unfreeze_every)
-                  for (is_muon, level, lr, decay), params in groups.items() if is_muon == muon]
+        chosen = [group for (is_muon, *_), group in groups.items() if is_muon == muon]
         for group in chosen:
             group["peak_lr"] = group["lr"]
         if chosen and muon:
@@ -66,6 +69,14 @@ def make_optimizers(model, cfg, device, dtype):
             optimizers.append(torch.optim.AdamW(chosen, betas=(0.9, 0.98), eps=1e-8,
                                                 fused=device.type in ("cpu", "cuda")))
     return optimizers
+
+
+def describe_thawing(optimizers, epochs):
+    """A line on the epoch from which each part trains, or "" where all do from the first."""
+    when = {group["name"].removesuffix(".muon"): group["from_epoch"] for o in optimizers for group in o.param_groups}
+    late = sorted((epoch, name) for name, epoch in when.items() if epoch)
+    told = [f"{name} {f'from epoch {epoch:g}' if epoch < epochs else 'never'}" for epoch, name in late]
+    return f"thaws  {', '.join(told)}" if told else ""
 
 
 def describe_parameters(model):

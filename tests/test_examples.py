@@ -164,7 +164,7 @@ def test_labels_of_every_kind(tmp_path):
     assert table("n.csv", ("text", "class"), rows, "classify")[0]["labels"] == [str(i) for i in range(12)]
     rows = [(f"{text} {i}", ["fun | short", "", "short"][i % 3]) for i, (text, _) in enumerate(REVIEWS)]
     task, splits = table("m.csv", ("text", "topic"), rows, "classify", separator="|")
-    assert task == CLASSIFY | {"labels": ["fun", "short"], "multi_label": True}
+    assert task == CLASSIFY | {"labels": ["fun", "short"], "multi_label": True, "metric": "micro_f1"}
     assert {tuple(row["labels"]) for row in splits["train"]} == {("fun", "short"), (), ("short",)}
     rows = [(text, f"{text} again", str(i / 4)) for i, (text, _) in enumerate(REVIEWS)]
     task, splits = table("s.csv", ("sentence1", "sentence2", "score"), rows, "regress")
