@@ -113,6 +113,9 @@ def main():
         print(reason, file=sys.stderr)
     path = checkpoint.find(cfg.checkpoint)
     state = checkpoint.load(path)
+    if {"rank", "alpha"} <= state.keys():
+        raise UserError(f"{path} is an adapter, not a whole model; give the best.pt beside it, or merge it: finetune.py "
+                        f"--eval_only --adapter={path} --init_from=... --out_dir=NEW")
     tokenizer = vocabulary.load(path.parent)
     if cfg.embed:
         return do_embed(state, path, tokenizer, device, dtype, cfg)
