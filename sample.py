@@ -6,7 +6,7 @@
     python sample.py --checkpoint=out/wikitext_bert --prompt="The capital of France is <|mask|>."
     python sample.py --checkpoint=out/sst2 --text="a joy from beginning to end"
     python sample.py --checkpoint=out/squad --question="Who wrote back?" --context="Ada wrote, and Babbage wrote back."
-    python sample.py --checkpoint=out/sst2 --input=rows.jsonl --output=predictions.jsonl
+    python sample.py --checkpoint=out/sst2 --input=rows.csv --output=predictions.jsonl
     python sample.py --checkpoint=out/sst2 --text="a joy from beginning to end" --explain
     python sample.py --checkpoint=minilm --embed --text="A dog runs." --text="A puppy is running." --text="It rains."
     python sample.py --checkpoint=minilm --embed --input=texts.txt --output=vectors.npy
@@ -14,6 +14,7 @@
 
 import codecs
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from nanoft import (
     config,
     embed,
     encode,
+    examples,
     explain_page,
     explain_targets,
     files,
@@ -38,19 +40,23 @@ from nanoft import (
     vocabulary,
 )
 from nanoft.model import make_model, saved_config
+from nanoft.wordpiece import CHINESE
 
 MOST_TEXTS = 20  # of which a table is shown
+SOURCES = ("input", "prompt", "text", "pair", "question", "context")  # the options that bring texts
+ALONE = f"{CHINESE}\u3001-\u3011！（），：；？"  # each is a word to be tagged, as Chinese data has it
+WORD = re.compile(rf"[{ALONE}]|[^{ALONE}\s]+")
 
 
 @dataclass
 class Config:
     checkpoint: str = "out/stdlib"     # a run folder (its best.pt), a checkpoint file, or a published model's folder
     prompt: str = "<|endoftext|>"      # text to continue; <|endoftext|> begins a new document
-    text: tuple = ()                   # to classify, to tag or to embed; may be given several times
+    text: tuple = ()                   # to classify, tag or embed, or as prompt; may be given several times
     pair: str = ""                     # the second text, of a model for pairs
     question: str = ""                 # for a model that answers
     context: str = ""                  # the text in which the answer stands
-    input: str = ""                    # a file with one prompt or text a line, or .jsonl rows as in fine-tuning
+    input: str = ""                    # .jsonl .csv .tsv with rows as in fine-tuning, else a prompt or text a line
     output: str = ""                   # JSON lines to this file, not the screen; of embed .npy too, of explain a folder
     embed: bool = False                # of an encoder: a vector for each text, and how much they are alike
     explain: bool = False              # a page on what the answers rest on, in output (default: explain/ in the run)
@@ -70,8 +76,15 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of weights and products; auto: bf16 if native
 
 
+def given(cfg):
+    return [name for name in SOURCES if getattr(cfg, name) != getattr(Config, name)]
+
+
 def check(cfg):
     problems = []
+    if not any({*given(cfg)} <= some for some in ({"input"}, {"prompt"}, {"text", "pair"}, {"question", "context"})):
+        problems.append(f"{' and '.join(given(cfg))} do not go together; give an input, a prompt, texts (with a pair) "
+                        "or a question with its context")
     if cfg.temperature < 0:
         problems.append(f"temperature={cfg.temperature} must be 0 or more")
     if not 0 < cfg.top_p <= 1:
@@ -100,14 +113,16 @@ def main():
         print(reason, file=sys.stderr)
     path = checkpoint.find(cfg.checkpoint)
     state = checkpoint.load(path)
+    if {"rank", "alpha"} <= state.keys():
+        raise UserError(f"{path} is an adapter, not a whole model; give the best.pt beside it, or merge it: finetune.py "
+                        f"--eval_only --adapter={path} --init_from=... --out_dir=NEW")
     tokenizer = vocabulary.load(path.parent)
     if cfg.embed:
         return do_embed(state, path, tokenizer, device, dtype, cfg)
     task = state.get("task", {})
     if task and task["kind"] != "generate":
         return do_task(state, path, task, tokenizer, here, dtype, cfg)
-    if cfg.text or cfg.question:
-        raise UserError(f"{path} is not fine-tuned for a task on texts; give a --prompt, or a run of finetune.py")
+    rows = read_rows(cfg, task.get("kind", ""))
     with torch.device("meta"):  # no memory but that of the weights
         model = make_model(saved_config(state["model_config"], path))
     checkpoint.load_weights(model, state["model"], path)
@@ -115,17 +130,16 @@ def main():
     for p in model.parameters():  # most of what a token costs is reading the weights: halve them where bf16 is fast
         p.data = p.data.to(dtype)
 
-    prompts = read_prompts(cfg)
-    if task:
-        prompts = [encode.prompt_text(prompt) for prompt in prompts]
     answer = continuations if model.cfg.causal else gaps
     results = []
-    for number, prompt in enumerate(prompts):
+    for number, row in enumerate(rows):
+        prompt = encode.prompt_text(row["prompt"]) if task else row["prompt"]
         ids = tokenizer.encode(prompt, allow_special=True)
         if not ids:
             raise UserError(f"the prompt {prompt!r} has no tokens; give some text, or leave --prompt out "
                             "to begin a new document")
-        results += answer(model, tokenizer, prompt, ids, cfg, number)
+        found = answer(model, tokenizer, prompt, ids, cfg, number)
+        results += found if cfg.explain else [row | one for one in found]
     if cfg.explain:
         return explain_page.write(cfg.output or path.parent / "explain", path, model, tokenizer, results, cfg)
     if cfg.output:
@@ -135,7 +149,7 @@ def main():
 
 def do_task(state, path, task, tokenizer, here, dtype, cfg):
     """What a fine-tuned model says of each row: its prediction on the screen, or the rows with it in a file."""
-    rows = read_rows(cfg, task)
+    rows = read_rows(cfg, task["kind"])
     model = predict.load_model(state, path, here.device)
     pieces = encode.encode(rows, task, tokenizer)
     out = predict.outputs(model, pieces, task, tokenizer, here, dtype)
@@ -154,7 +168,7 @@ def do_task(state, path, task, tokenizer, here, dtype, cfg):
 
 def do_embed(state, path, tokenizer, device, dtype, cfg):
     """The vectors of texts: in a file, and of few texts their cosines on the screen."""
-    rows = read_rows(cfg, {"kind": "embed"})
+    rows = read_rows(cfg, "embed")
     if len(rows) > MOST_TEXTS and not cfg.output:
         raise UserError(f"{len(rows):,} texts are too many to show how alike they are; give --output=vectors.npy")
     trunk, texts = embed.load_trunk(state, path, device), [row["text"] for row in rows]
@@ -191,29 +205,59 @@ def row_text(kind, row, guess):
     return f"{text}\n    " + "   ".join(f"{label} {p:.1%}" for label, p in likeliest)
 
 
-def read_rows(cfg, task):
-    """The rows of --input (.jsonl, or a text a line), or the one that the options give. Raises UserError."""
-    kind = task["kind"]
-    needed = {"pair": ("text", "pair"), "tag": ("words",), "answer": ("question", "context")}.get(kind, ("text",))
-    if cfg.input.endswith((".jsonl", ".jsonl.gz")):
-        located = tables.read_jsonl(cfg.input)
+def read_rows(cfg, kind):
+    """The rows of --input (a table, or a text a line), or those that the options give. Raises UserError.
+
+    kind: a task's, "embed", or "" for a model with prompts and no task. A row keeps the table's other columns; one of a
+    plain file has the number of its `line`, for blank lines are passed over.
+    """
+    model = f"a model of kind {kind}" if kind else "a model that is not fine-tuned for a task"
+    names = {"": ("prompt",), "generate": ("prompt",), "pair": ("text", "pair"), "regress": ("text", "pair"),
+             "answer": ("question", "context")}.get(kind, ("text",))
+    takes = ("prompt", "text") if kind == "generate" else names
+    options = " ".join(f"--{name}=..." for name in takes)
+    if cfg.input.lower().removesuffix(".gz").endswith((".jsonl", ".csv", ".tsv")):
+        located = read_table(cfg.input, names)
     elif cfg.input:
-        located = [(f"{cfg.input} line {i}", {"text": line}) for i, line in enumerate(read_prompts(cfg), 1)]
+        located = [(f"{cfg.input} line {i}", {"line": i, names[0]: line}) for i, line in tables.read_lines(cfg.input)]
     else:
-        given = {name: getattr(cfg, name) for name in ("pair", "question", "context")}
-        located = [("the command line", {name: value for name, value in ({"text": text} | given).items() if value})
-                   for text in cfg.text or ("",)]
+        for name in [name for name in given(cfg) if name not in takes]:
+            raise UserError(f"--{name} means nothing to {model}; give {options}")
+        row = {name: getattr(cfg, name) for name in names}
+        rows = [row | {names[0]: text} for text in cfg.text or [row[names[0]]]]
+        located = [("the command line", {name: value for name, value in row.items() if value or name == "prompt"})
+                   for row in rows]
     for where, row in located:
+        if "pair" not in names:
+            row.pop("pair", None)  # or it would be encoded as a second text
         if kind == "tag" and "words" not in row and isinstance(row.get("text"), str):
-            row["words"] = row["text"].split()
-        for name in needed:
-            whole = isinstance(row.get(name), list) and all(isinstance(word, str) for word in row[name])
-            if not (whole if name == "words" else isinstance(row.get(name), str)):
-                options = " ".join(f"--{'text' if name == 'words' else name}=..." for name in needed)
-                raise UserError(f"{where}: no {name} for a model of kind {kind}; give {options}, or .jsonl rows")
+            row["words"] = WORD.findall(row["text"])
+        for name in ("words",) if kind == "tag" else names:
+            value = row.get(name, "" if kind == "regress" and name == "pair" else None)
+            whole = isinstance(value, list) and all(isinstance(word, str) for word in value)
+            if not (whole if name == "words" else isinstance(value, str)):
+                what = f"{name} is {value!r:.60}, not a {'list of texts' if name == 'words' else 'text'}; mend the row"
+                if name not in row:
+                    what = f"no {name} for {model}" + (
+                        f", only {', '.join(row) or 'nothing'}; give it as a column of that name in a .csv or .jsonl"
+                        if cfg.input else f"; give {options}, or an --input")
+                raise UserError(f"{where}: {what}")
     if not located:
-        raise UserError(f"{cfg.input} holds no row; write one on each line")
+        raise UserError(f"{cfg.input} holds no {names[0]}; write one on each line")
     return [row for _, row in located]
+
+
+def read_table(path, names):
+    """[(where, row)] of a table; a column with another usual name for one of `names` gets that name."""
+    columns, located = tables.read_table(path)
+    for name in names:
+        usual = [column for column in columns if column.lower() in examples.USUAL.get(name, name).split()]
+        if name not in columns and len(usual) == 1:
+            print(f"{path}: {name} = {usual[0]}", file=sys.stderr)
+            for _, row in located:
+                if usual[0] in row:
+                    row.setdefault(name, row.pop(usual[0]))
+    return located
 
 
 def continuations(model, tokenizer, prompt, ids, cfg, number):
@@ -277,18 +321,6 @@ def gaps(model, tokenizer, prompt, _ids, cfg, _number):
         for row in rows:
             print("    " + "   ".join(f"{token.strip() or repr(token)} {part:.1%}" for token, part in row))
     return [{"prompt": prompt, "candidates": rows}]
-
-
-def read_prompts(cfg):
-    if not cfg.input:
-        return [cfg.prompt]
-    try:
-        lines = Path(cfg.input).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{cfg.input} cannot be read as UTF-8 text ({error}); give a file of prompts") from None
-    if not any(lines):
-        raise UserError(f"{cfg.input} holds no prompt; write one on each line")
-    return [line for line in lines if line]
 
 
 def stream(model, tokenizer, ids, cfg, generator):

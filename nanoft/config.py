@@ -34,7 +34,7 @@ def load(cls, argv=None, check=None):
     """
     argv = sys.argv[1:] if argv is None else argv
     if any(word in ("-h", "--help") for word in argv):
-        print(describe(cls))
+        print(describe(cls), flush=True)
         raise SystemExit(0)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values, problems = {}, []
@@ -129,12 +129,19 @@ def describe(cls):
 
 
 def run(main):
-    """Call a script's main(). A UserError ends it with its sentence on stderr and exit code 2."""
+    """Call a script's main(). A UserError ends it with its sentence on stderr and exit code 2.
+
+    Where the output's reader has gone (`| head`), it ends without a word, as other programs do.
+    """
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows another, and the run goes on
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
         main()
+        print(end="", flush=True)  # a pipe that is broken shows now, not when Python ends
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left to be flushed then
+        raise SystemExit(128 + 13) from None  # as after SIGPIPE
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except UserError as error:

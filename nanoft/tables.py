@@ -1,4 +1,4 @@
-"""Files of labelled rows in: .jsonl, .csv and .tsv, CoNLL's words and tags, SQuAD's questions; each may be gzipped.
+"""Files of rows in: plain lines, .jsonl, .csv and .tsv, CoNLL's words and tags, SQuAD's questions; each may be gzipped.
 
 A reader gives [(where, row)]: the row as a dictionary, and where it stands in words, for messages about it. What a row
 must hold is examples.py's matter.
@@ -13,12 +13,16 @@ from nanoft import UserError
 from nanoft.text import read_blocks
 
 
+def read_lines(path):
+    """[(number, line)] of the lines that are not blank."""
+    lines = "".join(read_blocks(path)).split("\n")
+    return [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
+
+
 def read_jsonl(path):
     """[(where, row)] of a file with one JSON object a line. Raises UserError for a line that is none."""
     located = []
-    for number, line in enumerate("".join(read_blocks(path)).split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
             row = json.loads(line)
         except ValueError as error:

@@ -1,7 +1,10 @@
+import os
+import subprocess
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+from conftest import command
 
 from nanoft import UserError, config
 
@@ -64,3 +67,11 @@ def test_help_prints_every_comment(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("--steps=10", "a count", "auto|true|b: a choice"))
+
+
+def test_a_reader_who_has_gone_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command("train.py", "--help"), stdout=writer, stderr=subprocess.PIPE, timeout=300)
+    os.close(writer)
+    assert done.returncode == 128 + 13 and done.stderr == b""

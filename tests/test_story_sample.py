@@ -10,7 +10,7 @@ import torch
 from conftest import TINY, contents, run
 
 import sample
-from nanoft import UserError
+from nanoft import UserError, config
 from nanoft.bpe import Tokenizer
 
 
@@ -106,6 +106,97 @@ def test_a_stream_that_ends_inside_a_character_says_so_once(monkeypatch):
     assert "".join(streamed(monkeypatch, [*"a🙂".encode()[:-1], end], tokenizer)) == "a\ufffd"
 
 
+# --- rows
+
+
+@pytest.fixture
+def read(tmp_path):
+    """read(kind, *options, content=...): the rows of --input={tmp}/in.EXT, which holds the content, or of options."""
+    def read(kind, *options, content=""):
+        if content:
+            (tmp_path / options[0].rpartition("/")[2]).write_text(content, encoding="utf-8")
+        options = [option.replace("{tmp}", str(tmp_path)) for option in options]
+        return sample.read_rows(config.load(sample.Config, options, check=sample.check), kind)
+
+    return read
+
+
+def test_prompts_may_be_texts_or_stand_in_jsonl_for_a_model_that_was_taught_to_respond(trained, call, tmp_path, capsys):
+    state = torch.load(trained / "best.pt", weights_only=True)
+    torch.save(state | {"task": {"kind": "generate"}}, tmp_path / "best.pt")
+    (tmp_path / "tokenizer.json").write_bytes((trained / "tokenizer.json").read_bytes())
+    (tmp_path / "in.jsonl").write_text('{"prompt": "def f", "id": 7}\n\n{"prompt": "class"}\n', encoding="utf-8")
+    here = [f"--checkpoint={tmp_path}", "--device=cpu", "--dtype=float32", "--max_new_tokens=4", "--temperature=0"]
+    call(sample, *here, f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}")
+    first, second = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert first["prompt"] == "def f\n" and first["id"] == 7 and second["prompt"] == "class\n"
+    capsys.readouterr()
+    call(sample, *here, "--text=def f", "--text=class")
+    assert capsys.readouterr().out == "".join(f"{row['prompt']}{row['text']}\n---\n" for row in (first, second))
+
+
+def test_a_blank_line_of_a_file_has_its_number(read, tmp_path):
+    rows = read("classify", "--input={tmp}/in.txt", content="\ufefflovely\r\n\n \n\x0c2nd\u2028half\n")
+    assert rows == [{"line": 1, "text": "lovely"}, {"line": 4, "text": "\x0c2nd\u2028half"}]
+    with pytest.raises(UserError, match=r"in.txt line 3: no pair for a model of kind pair"):
+        read("pair", "--input={tmp}/in.txt", content="\n\nlovely\n")
+
+
+@pytest.mark.parametrize("kind, name, content, rows", [
+    ("classify", "in.csv", 'id,review,label\n1,"good, ""so""\nto say",pos\n',
+     [{"id": "1", "label": "pos", "text": 'good, "so"\nto say'}]),
+    ("classify", "in.csv", "text,review\na,b\n", [{"text": "a", "review": "b"}]),
+    ("embed", "in.tsv", "Sentence\tn\ngood, so\t1\n", [{"n": "1", "text": "good, so"}]),
+    ("pair", "in.csv", "sentence1,sentence2\na,b\n", [{"text": "a", "pair": "b"}]),
+    ("regress", "in.csv", "text,score\na,3\n", [{"text": "a", "score": "3"}]),
+    ("regress", "in.csv", "text,text2\na,b\n", [{"text": "a", "pair": "b"}]),
+    ("tag", "in.csv", "text\nin Rome\n", [{"text": "in Rome", "words": ["in", "Rome"]}]),
+    ("answer", "in.csv", "question,context\na,b\n", [{"question": "a", "context": "b"}]),
+    ("generate", "in.csv", "instruction,output\na,b\n", [{"output": "b", "prompt": "a"}]),
+    ("", "in.csv", "prompt\na\n", [{"prompt": "a"}]),
+    ("classify", "in.jsonl", '{"review": "a"}\n{"text": "b"}\n', [{"text": "a"}, {"text": "b"}]),
+    ("classify", "in.jsonl", '{"text": "a", "pair": 3}\n', [{"text": "a"}]),  # it would be a second text
+    ("regress", "in.jsonl", '{"text": "a", "pair": "b"}\n{"text": "c"}\n', [{"text": "a", "pair": "b"}, {"text": "c"}]),
+    ("tag", "in.jsonl", '{"words": ["\u6f14\u5458", "a b"]}\n', [{"words": ["\u6f14\u5458", "a b"]}]),
+])
+def test_rows_of_a_table(read, kind, name, content, rows):
+    assert read(kind, f"--input={{tmp}}/{name}", content=content) == rows
+
+
+def test_chinese_characters_are_words_to_be_tagged(read):
+    assert read("tag", "--text=演员很好看。（iPhone 12）don't go了")[0]["words"] == [
+        *"演员很好看。（", "iPhone", "12", "）", "don't", "go", "了"]
+
+
+@pytest.mark.parametrize("kind, options, content, words", [
+    ("classify", ["--input={tmp}/in.txt", "--text=a"], "b", "input and text do not go together"),
+    ("pair", ["--input={tmp}/in.txt", "--pair=a"], "b", "input and pair do not go together"),
+    ("generate", ["--prompt=a", "--text=b"], "", "prompt and text do not go together"),
+    ("classify", ["--text=a", "--pair=b"], "", "--pair means nothing to a model of kind classify; give --text=..."),
+    ("tag", ["--text=a", "--pair=b"], "", "--pair means nothing to a model of kind tag"),
+    ("embed", ["--text=a", "--pair=b"], "", "--pair means nothing"),
+    ("classify", ["--prompt=a"], "", "--prompt means nothing"),
+    ("pair", ["--question=a"], "", "give --text=... --pair=..."),
+    ("answer", ["--text=a"], "", "give --question=... --context=..."),
+    ("", ["--text=a"], "", "--text means nothing to a model that is not fine-tuned for a task; give --prompt=..."),
+    ("pair", ["--text=a"], "", "the command line: no pair for a model of kind pair; give --text=... --pair=..."),
+    ("tag", [], "", "the command line: no words for a model of kind tag; give --text=..."),
+    ("generate", ["--input={tmp}/in.jsonl"], '{"prompt": "a"}\n\n{"response": "b"}', "in.jsonl line 3: no prompt"),
+    ("generate", ["--input={tmp}/in.jsonl"], '{"prompt": 3}', "in.jsonl line 1: prompt is 3, not a text"),
+    ("pair", ["--input={tmp}/in.jsonl"], '{"text": "a", "pair": 3}', "in.jsonl line 1: pair is 3, not a text"),
+    ("regress", ["--input={tmp}/in.jsonl"], '{"text": "a", "pair": null}', "pair is None, not a text"),
+    ("tag", ["--input={tmp}/in.jsonl"], '{"words": ["a", 3]}', "words is ['a', 3], not a list of texts"),
+    ("classify", ["--input={tmp}/in.jsonl"], '{"text": "a"', "in.jsonl line 1: broken JSON"),
+    ("classify", ["--input={tmp}/in.csv"], "id,label\n1,a\n", "in.csv line 2: no text for a model of kind classify, "
+     "only id, label"),
+    ("classify", ["--input={tmp}/in.csv"], "review,tweet\na,b\n", "only review, tweet"),  # which of them?
+])
+def test_what_brings_no_rows_is_refused_in_one_sentence(read, kind, options, content, words):
+    with pytest.raises(UserError) as error:
+        read(kind, *(options or ["--seed=1"]), content=content)
+    assert words in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
 # --- wrong input
 
 
@@ -128,12 +219,14 @@ def test_a_stream_that_ends_inside_a_character_says_so_once(monkeypatch):
     (["--checkpoint={tmp}/foreign.pt"], "not a nanoft checkpoint"),
     (["--checkpoint={tmp}/later.pt"], "later.pt"),
     (["--checkpoint={tmp}/alone.pt"], "tokenizer.json"),
+    (["--checkpoint={tmp}/adapter.pt"], "is an adapter, not a whole model"),
 ])
 def test_what_cannot_be_is_refused_in_one_sentence(trained, tmp_path, say, options, words):
     (tmp_path / "empty.txt").write_text("\n\n", encoding="utf-8")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "text.pt").write_text("no weights", encoding="utf-8")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "foreign.pt")
+    torch.save({"model": {}, "model_config": {}, "step": 1, "rank": 2, "alpha": 16.0}, tmp_path / "adapter.pt")
     (tmp_path / "alone.pt").write_bytes((trained / "best.pt").read_bytes())
     if "later" in options[0]:
         state = torch.load(trained / "best.pt", weights_only=True)
