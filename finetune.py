@@ -171,7 +171,8 @@ def main():
     runs, results = sweep.variations(cfg), []
     taken = [run.out_dir for run in runs if (Path(run.out_dir) / "latest.pt").exists()]
     if taken and not cfg.resume and not cfg.eval_only:
-        raise UserError(f"{', '.join(taken)} already holds a run; --resume goes on with it, --out_dir=NAME starts another")
+        raise UserError(f"{', '.join(taken)} already holds a run; --resume goes on with it, --out_dir=NAME starts "
+                        "another")
     for run in runs:
         out_dir = Path(run.out_dir)
         if cfg.resume and len(runs) > 1 and sweep.finished(run):

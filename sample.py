@@ -114,8 +114,7 @@ def main():
     path = checkpoint.find(cfg.checkpoint)
     state = checkpoint.load(path)
     if {"rank", "alpha"} <= state.keys():
-        raise UserError(f"{path} is an adapter, not a whole model; give the best.pt beside it, or merge it: finetune.py "
-                        f"--eval_only --adapter={path} --init_from=... --out_dir=NEW")
+        raise UserError(f"{path} is an adapter, not a whole model; give the best.pt beside it, which has it merged")
     tokenizer = vocabulary.load(path.parent)
     if cfg.embed:
         return do_embed(state, path, tokenizer, device, dtype, cfg)

@@ -7,7 +7,7 @@ import torch
 from conftest import run
 
 import finetune
-from nanoft import UserError, bpe, checkpoint, sweep, tuning
+from nanoft import UserError, begin, bpe, checkpoint, sweep, tuning
 from nanoft.heads import TaskModel
 from nanoft.model import CLASSIC, ModelConfig, make_model
 
@@ -195,3 +195,23 @@ def test_the_runs_of_seeds_and_a_grid():
         (lr, drop, seed) for lr in (1e-3, 0.01) for drop in (0, 0.5) for seed in (1, 2)}
     assert all(run.resume and not run.grid and not run.seeds for run in runs)
     assert sweep.variations(finetune.Config(out_dir="a")) == [finetune.Config(out_dir="a")]
+
+
+def test_runs_that_would_meet_are_refused():
+    for options in (dict(seeds="4,4"), dict(grid="lr=1e-4;lr=3e-4"), dict(grid="seed=1,2")):
+        with pytest.raises(ValueError, match="twice|--seeds"):
+            sweep.variations(finetune.Config(out_dir="out/x", **options))
+
+
+def test_a_resume_with_other_labels_is_refused():
+    source = {"task": TASK}
+    begin.same_task(source, "latest.pt", dict(TASK))
+    with pytest.raises(UserError, match="labels was"):
+        begin.same_task(source, "latest.pt", TASK | {"labels": ["apos", "neg"]})
+
+
+def test_other_rates_leave_the_groups_as_they_are():
+    shapes = [[[p.shape for p in group["params"]] for optimizer in tuning.make_optimizers(
+        model, cfg, torch.device("cpu"), torch.float32) for group in optimizer.param_groups]
+        for cfg, model in (tiny(weight_decay=0.0), tiny(weight_decay=0.1, embed_lr=0.5, head_lr=2.0))]
+    assert shapes[0] == shapes[1]
