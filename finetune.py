@@ -99,7 +99,6 @@ class Config:
     lr: float = 3e-4                   # peak learning rate of AdamW
     head_lr: float = 0.0               # the same for the task's head, 0 = lr
     embed_lr: float = 0.0              # the same for the embeddings, 0 = lr
-    gram_lr: float = 0.0               # the same for the table of n-grams, 0 = as for the other embeddings
     muon_lr: float = 0.002             # peak learning rate of Muon
     layer_decay: float = 1.0           # each block's rate is this part of the rate of the block above it
     weight_decay: float = 0.01         # of the matrices
@@ -127,8 +126,8 @@ def check(cfg):
     for name in ("batch_size", "log_interval", "doc_stride", "max_answer"):
         if getattr(cfg, name) < 1:
             problems.append(f"{name}={getattr(cfg, name)} must be at least 1")
-    for name in ("seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr", "gram_lr", "muon_lr",
-                 "patience", "weight_decay", "grad_clip", "eval_interval", "unfreeze_every", "lora_rank", "lora_alpha",
+    for name in ("seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr", "muon_lr", "patience",
+                 "weight_decay", "grad_clip", "eval_interval", "unfreeze_every", "lora_rank", "lora_alpha",
                  "watch_interval"):
         if getattr(cfg, name) < 0:
             problems.append(f"{name}={getattr(cfg, name)} must be 0 or more")
@@ -146,7 +145,7 @@ def check(cfg):
         problems.append("nothing to train on; give --data=sst2 (a folder), or --train_file=reviews.csv")
     for name in ("val_file", "test_file", "text_column", "pair_column", "label_column", "separator"):
         if getattr(cfg, name) and not cfg.train_file:
-            problems.append(f"{name}={getattr(cfg, name)} goes with a train_file; a folder has its own rows and columns")
+            problems.append(f"{name}={getattr(cfg, name)} goes with a train_file; a folder has its own rows")
     if 0 < cfg.max_length < 8 or cfg.max_length < 0:
         problems.append(f"max_length={cfg.max_length} has no room for a text; use 8 or more, or 0")
     if cfg.lora_rank and (cfg.freeze_blocks or cfg.unfreeze_every):

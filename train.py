@@ -60,7 +60,6 @@ class Config:
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for the blocks' matrices, AdamW for the rest
     lr: float = 0.01                   # peak learning rate of AdamW
     embed_lr: float = 0.1              # the same for the embeddings, but not for tied ones; 0 = lr
-    gram_lr: float = 0.0               # the same for the table of n-grams, 0 = embed_lr
     muon_lr: float = 0.02              # peak learning rate of Muon
     beta2: float = 0.95                # AdamW's second decay
     weight_decay: float = 0.0          # of the matrices
@@ -81,8 +80,8 @@ def check(cfg):
     for name in ("batch_size", "eval_interval", "log_interval"):
         if getattr(cfg, name) < 1:
             problems.append(f"{name}={getattr(cfg, name)} must be at least 1")
-    for name in ("seed", "micro_batch_size", "max_steps", "max_minutes", "lr", "embed_lr", "gram_lr", "muon_lr",
-                 "weight_decay", "grad_clip", "nsp_weight", "eval_tokens", "sample_tokens", "watch_interval"):
+    for name in ("seed", "micro_batch_size", "max_steps", "max_minutes", "lr", "embed_lr", "muon_lr", "weight_decay",
+                 "grad_clip", "nsp_weight", "eval_tokens", "sample_tokens", "watch_interval"):
         if getattr(cfg, name) < 0:
             problems.append(f"{name}={getattr(cfg, name)} must be 0 or more")
     for name in ("beta2", "warmup", "warmdown"):

@@ -17,8 +17,8 @@ def open_source(cfg, out_dir):
             raise UserError(f"{out_dir} holds no latest.pt to resume; run without --resume to start there")
         source = checkpoint.load(latest)
         if "task" not in source:
-            raise UserError(f"{out_dir} is a run of pretraining, not of fine-tuning; begin from it by --init_from, with "
-                            "another --out_dir")
+            raise UserError(f"{out_dir} is a run of pretraining, not of fine-tuning; begin from it by --init_from, "
+                            "with another --out_dir")
         for name in ("optimizer", "lora_rank", "freeze_blocks", "average"):
             if source["config"][name] != getattr(cfg, name):
                 raise UserError(f"{latest} is of a run with another {name}; resume with the one it began with, or "
@@ -134,8 +134,9 @@ def same_task(source, place, task):
     """Raises UserError where a run to be resumed had another task: its head would be read wrongly."""
     for name in ("kind", "labels", "multi_label", "mean", "deviation", "v2", "pool"):
         if source["task"].get(name) != task.get(name):
-            raise UserError(f"{place} is of a run with other data or options ({name} was {source['task'].get(name)!r:.80}"
-                            f", now {task.get(name)!r:.80}); resume with those that it began with")
+            before, now = (f"{some.get(name)!r:.80}" for some in (source["task"], task))
+            raise UserError(f"{place} is of a run with other data or options ({name} was {before}, now {now}); resume "
+                            "with those that it began with")
 
 
 def known_task(source, place, given, rows):

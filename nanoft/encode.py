@@ -99,8 +99,8 @@ def brackets(tokenizer):
 
 def text_pieces(rows, task, tokenizer):
     cls, sep, between = brackets(tokenizer)
-    parts = ("text", "pair") if task["kind"] in ("pair", "regress") else ("text",)
-    ids = encode_all([row[name] for row in rows for name in parts if name in row], tokenizer.encode_to_numpy)
+    ids = encode_all([row[name] for row in rows for name in ("text", "pair") if name in row],
+                     tokenizer.encode_to_numpy)
     number = {label: i for i, label in enumerate(task.get("labels", ()))}
     pieces, full = [], []
     for i, row in enumerate(rows):
@@ -111,7 +111,7 @@ def text_pieces(rows, task, tokenizer):
         else:
             target = number.get(row.get("label"), 0)
         first = ids[row["text"]]
-        if "pair" in row and "pair" in parts:
+        if "pair" in row:
             second = ids[row["pair"]]
             full.append(len(first) + len(second) + 2 + len(between))
             room = task["max_length"] - 2 - len(between)

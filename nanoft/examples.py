@@ -206,6 +206,8 @@ def check(task, located):
 def check_row(task, row, where):
     kind, wrong = task["kind"], None
     columns = COLUMNS[kind] if not task.get("multi_label") else ("text", "labels")
+    if kind not in ("pair", "regress"):
+        row.pop("pair", None)  # a column of the file's own, or it would be encoded as a second text
     for name in columns:
         if name not in row:
             raise UserError(f"{where}: no column {name!r}; it has {', '.join(map(str, row)) or 'none'}")

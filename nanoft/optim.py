@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model, cfg, device, dtype=torch.float32):
     """The optimizers of a model, every parameter in exactly one group.
 
-    cfg: optimizer (`muon` or `adamw`), lr, muon_lr, embed_lr, gram_lr, weight_decay. Each group carries `peak_lr`.
+    cfg: optimizer (`muon` or `adamw`), lr, muon_lr, embed_lr, weight_decay. Each group carries `peak_lr`.
     Embeddings and everything of one dimension are not decayed. dtype: of the run's matrix products.
     """
     named = dict(model.named_parameters())  # a tied weight appears once
@@ -74,12 +74,9 @@ def make_optimizers(model, cfg, device, dtype=torch.float32):
     vectors = {n: p for n, p in named.items() if p.dim() < 2 and n not in sentence}
     rest = {n: p for n, p in named.items() if n not in embeds | matrices | vectors | sentence}
     muon = cfg.optimizer == "muon"
-    grams = [embeds.pop(n) for n in list(embeds) if n.startswith("trunk.grams.")]
-    # a tied embedding is small, as a head is
-    embed_lr = cfg.lr if model.cfg.tie_head else cfg.embed_lr or cfg.lr
     groups = [
-        dict(name="embeddings", params=list(embeds.values()), lr=embed_lr, weight_decay=0.0),
-        dict(name="grams", params=grams, lr=cfg.gram_lr or embed_lr, weight_decay=0.0),
+        dict(name="embeddings", params=list(embeds.values()), weight_decay=0.0,
+             lr=cfg.lr if model.cfg.tie_head else cfg.embed_lr or cfg.lr),  # a tied embedding is small, as a head is
         dict(name="vectors", params=list(vectors.values()), lr=cfg.lr, weight_decay=0.0),
         # two classes instead of thousands: at the full rate they only jump about (LOG.md)
         dict(name="sentence", params=list(sentence.values()), lr=cfg.lr / 10, weight_decay=0.0),

@@ -26,8 +26,8 @@ def variations(cfg):
             folder = [f"{name}={value}" for name, value in chosen] + ([f"seed{seed}"] if cfg.seeds else [])
             runs.append(replace(cfg, **dict(chosen), seed=seed, seeds="", grid="",
                                 out_dir=str(Path(cfg.out_dir, "_".join(folder).replace("/", "-")))))
-    if len({run.out_dir for run in runs}) < len(runs) or len({name for chosen in settings for name, _ in chosen}) < len(
-            settings):
+    names = [values[0][0] for values in settings]
+    if len({run.out_dir for run in runs}) < len(runs) or len(set(names)) < len(names):
         raise ValueError(f"seeds={cfg.seeds} grid={cfg.grid}: something stands there twice; name each once")
     return runs
 

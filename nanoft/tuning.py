@@ -46,14 +46,12 @@ def make_optimizers(model, cfg, device, dtype):
             continue
         level = depth(name, n_layer)
         embedding, matrix = level == 0 and p.dim() == 2, level <= n_layer and p.dim() == 2 and ".lora_" not in name
-        grams = name.startswith("trunk.grams.")
         muon = cfg.optimizer == "muon" and matrix and not embedding
-        embed_lr = grams and cfg.gram_lr or cfg.embed_lr or cfg.lr
-        lr = (cfg.muon_lr if muon else embed_lr if embedding else
+        lr = (cfg.muon_lr if muon else cfg.embed_lr or cfg.lr if embedding else
               cfg.head_lr or cfg.lr if level > n_layer else cfg.lr)
         decayed = p.dim() == 2 and not embedding
         # by what a parameter is and not by its rate, so that a resume with other rates finds the same groups
-        group = groups.setdefault((muon, level, embedding, grams, decayed), dict(
+        group = groups.setdefault((muon, level, embedding, decayed), dict(
             name=part_name(level, n_layer) + ".muon" * muon, params=[], weight_decay=cfg.weight_decay * decayed,
             lr=lr * cfg.layer_decay ** max(0, n_layer - level),
             from_epoch=max(0, n_layer + 1 - level) * cfg.unfreeze_every))

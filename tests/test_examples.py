@@ -310,3 +310,21 @@ def test_the_report_knows_every_kind():
     assert lines["answer"] == "1 contexts, 1 questions without an answer"
     many = [{"text": "t", "label": f"{i}"} for i in range(23)]
     assert examples.describe_labels(CLASSIFY, many).endswith("and 3 more")
+
+
+def test_a_pair_of_its_own_is_no_second_text(tmp_path):
+    rows = [{"text": f"text {i}", "pair": i, "label": "ab"[i % 2]} for i in range(4)]
+    for split in ("train", "val"):
+        write(tmp_path / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write(tmp_path / "task.json", json.dumps({"kind": "classify", "labels": ["a", "b"], "metric": "accuracy"}))
+    assert all(row.keys() == {"text", "label"} for row in examples.load_task(tmp_path)[1]["train"])
+
+
+def test_rare_labels_stay_in_training(tmp_path, capsys):
+    rows = [(f"text {i}", "ab"[i % 2]) for i in range(60)]
+    held = next(text for text, _ in rows if examples.in_validation({"text": text}, 0.2, "1"))
+    rows = [(text, "once" if text == held else label) for text, label in rows]
+    task, splits = examples.from_table(write(tmp_path / "rare.csv", as_table(rows, header=("text", "label"))),
+                                       "classify", val_fraction=0.2)
+    assert "once" in task["labels"] and all(row["label"] != "once" for row in splits["val"])
+    assert "1 rows with labels" in capsys.readouterr().out

@@ -161,15 +161,6 @@ def test_a_rate_for_each_depth():
     assert groups["trunk.blocks.1.attn.q.weight"]["peak_lr"] == 7 and groups["task_head.weight"]["peak_lr"] < 1
 
 
-def test_n_grams_have_a_rate_of_their_own():
-    cfg, model = tiny(lr=1.0, embed_lr=2.0, gram_lr=5.0)
-    model.trunk.grams = torch.nn.Embedding(16, model.cfg.n_embd)
-    groups = rates(cfg, model)
-    assert groups["trunk.grams.weight"]["peak_lr"] == 5 and groups["trunk.tokens.weight"]["peak_lr"] == 2
-    cfg.gram_lr = 0.0
-    assert rates(cfg, model)["trunk.grams.weight"]["peak_lr"] == 2
-
-
 def test_blocks_thaw_from_the_top():
     groups = rates(*tiny(unfreeze_every=0.5))
     assert groups["task_head.weight"]["from_epoch"] == 0

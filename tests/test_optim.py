@@ -23,8 +23,7 @@ def test_orthogonalize_evens_the_singular_values(shape):
 @pytest.mark.parametrize("options", [{}, CLASSIC])
 def test_every_parameter_in_one_group_and_vectors_undecayed(kind, options):
     model = GPT(ModelConfig(**TINY, **options))
-    cfg = types.SimpleNamespace(optimizer=kind, lr=1e-3, muon_lr=0.02, embed_lr=0.01, gram_lr=0.0, beta2=0.95,
-                                weight_decay=0.1)
+    cfg = types.SimpleNamespace(optimizer=kind, lr=1e-3, muon_lr=0.02, embed_lr=0.01, beta2=0.95, weight_decay=0.1)
     optimizers = optim.make_optimizers(model, cfg, torch.device("cpu"))
     groups = [g for o in optimizers for g in o.param_groups]
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))

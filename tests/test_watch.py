@@ -132,7 +132,7 @@ def test_the_run_compares_by_its_options_and_final_figures(watched):
 
 
 class Options:
-    optimizer, lr, embed_lr, gram_lr, muon_lr, beta2, weight_decay = "adamw", 0.01, 0.02, 0.0, 0.02, 0.95, 0.0
+    optimizer, lr, embed_lr, muon_lr, beta2, weight_decay = "adamw", 0.01, 0.02, 0.02, 0.95, 0.0
 
 
 def watch_of(model, folder):
