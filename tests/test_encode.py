@@ -241,3 +241,13 @@ def test_a_padded_batch_says_what_is_padding_and_weighs_the_classes(tokenizer):
     assert "mask" not in encode.batch(encoded, [1], task(), tokenizer)
     for multiple, length in ((24, 24), (64, 32)):  # never past max_length
         assert encode.batch(encoded, [1], task(), tokenizer, multiple=multiple)["ids"].shape == (1, length)
+
+
+def test_weights_of_classes_leave_words_without_a_label_at_zero(tokenizer):
+    rows = [{"words": ["Paris", "is", "unbelievably", "closed"], "tags": ["B", "O", "O", "O"]}]
+    tags = task("tag", labels=["O", "B"])
+    encoded = encode.encode(rows, tags, tokenizer)
+    batch = encode.batch(encoded, [0], tags, tokenizer, class_weights=encode.balanced(encoded, 2))
+    asked = batch["targets"] != IGNORE
+    assert (batch["weights"] > 0).tolist() == asked.tolist() and not asked.all()
+    assert batch["weights"][batch["targets"] == 1] == pytest.approx(2.0)
