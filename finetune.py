@@ -50,7 +50,7 @@ START = time.time() - time.process_time()  # when the process began: so far it h
 
 @dataclass
 class Config:
-    out_dir: str = "out/finetuned"     # the run's folder: checkpoints, metrics.jsonl, result.json, predictions.jsonl
+    out_dir: str = "out/finetuned"     # the run's folder: checkpoints, metrics.jsonl, result.json, predictions
     data: str = ""                     # a folder under data/, or a path, with train.jsonl, val.jsonl and task.json
     init_from: str = "scratch"         # a run folder, checkpoint or published model to begin from, or scratch
     adapter: str = ""                  # an adapter.pt (LoRA) to put on init_from
@@ -81,6 +81,7 @@ class Config:
     doc_stride: int = 128              # tokens from one window to the next
     max_answer: int = 30               # longest answer in tokens
     pool: Literal["auto", "mean", "cls", "last"] = "auto"  # a text's vector; auto: mean, of a GPT the last token's
+    match_types: bool = False          # of two texts: tokens that the other text has too get a type of their own
     token_drop: float = 0.0            # part of the training tokens left out, each epoch others
     token_swap: float = 0.0            # part of them swapped with their neighbour
     token_mask: float = 0.0            # part of them replaced by <|mask|>
@@ -152,6 +153,10 @@ def check(cfg):
         problems.append("lora_rank freezes the whole trunk already; leave freeze_blocks and unfreeze_every out")
     if cfg.adapter and cfg.init_from == "scratch":
         problems.append("an adapter needs the model that it was trained on; give that by --init_from")
+    if (cfg.adapter and cfg.eval_only and (Path(cfg.out_dir) / "best.pt").exists()
+            and Path(cfg.adapter).resolve().parent != Path(cfg.out_dir).resolve()):
+        problems.append(f"out_dir={cfg.out_dir} holds another run, whose figures the adapter's would replace; give "
+                        f"--out_dir={Path(cfg.adapter).parent}, or a new one")
     world = int(os.environ.get("WORLD_SIZE", 1))
     if cfg.micro_batch_size >= 0 and cfg.batch_size % (world * max(cfg.micro_batch_size, 1)):
         problems.append(f"batch_size={cfg.batch_size} does not divide into {world} process(es) x micro_batch_size="
@@ -427,10 +432,14 @@ def fine_tune(cfg, here):
 
 
 def final_figures(state, path, out_dir, task, rows, pieces, tokenizer, here, dtype, result, projector=False):
-    """Measure a checkpoint on val and test, print the report, write result.json and predictions.jsonl; the result."""
+    """Measure a checkpoint on val and test, print the report, write result.json and predictions; the result."""
     model = predict.load_model(state, path, here.device)
     result |= {"best_step": state["step"], "metric": task["metric"]}
     lines = []
+    truth = {"answer": "answers", "tag": "tags", "generate": "response"}.get(
+        task["kind"], "labels" if task.get("multi_label") else "label")
+    if here.main:
+        out_dir.mkdir(parents=True, exist_ok=True)
     for split in [split for split in ("val", "test") if split in rows]:
         out = predict.outputs(model, pieces[split], task, tokenizer, here, dtype)
         found = predict.predictions(task, rows[split], pieces[split], out)
@@ -440,18 +449,17 @@ def final_figures(state, path, out_dir, task, rows, pieces, tokenizer, here, dty
         result |= {f"{split}_{k}": v for k, v in figures.items()}
         result |= {} if matrix is None else {f"{split}_confusion": matrix.tolist()}
         lines.append(f"{split}, all of it: {described(task, figures)}")
+        written = "predictions_val.jsonl" if split == "val" and "test" in rows else "predictions.jsonl"
+        if here.main:
+            files.write_jsonl(out_dir / written, [
+                {"row": i, **{name: row[name] for name in examples.INPUTS if name in row and name != "context"},
+                 truth: row[truth]} | guess for i, (row, guess) in enumerate(zip(rows[split], found))])
     result["seconds"] = time.time() - START
     if here.main:  # of the last split
         print(f"\n--- {split} ---\n{metrics.report(figures)}")
         if matrix is not None:
             print(f"\n{metrics.confusion_table(matrix, task['labels'])}")
-        out_dir.mkdir(parents=True, exist_ok=True)
         files.write_json(out_dir / "result.json", result)
-        truth = {"answer": "answers", "tag": "tags", "generate": "response"}.get(
-            task["kind"], "labels" if task.get("multi_label") else "label")
-        files.write_jsonl(out_dir / "predictions.jsonl", [
-            {"row": i, **{name: row[name] for name in examples.INPUTS if name in row and name != "context"},
-             truth: row[truth]} | guess for i, (row, guess) in enumerate(zip(rows[split], found))])
         print("\n".join([*lines, f"{out_dir}: best.pt, latest.pt, result.json, predictions.jsonl ({split})"]))
     return result
 

@@ -4,7 +4,7 @@ import statistics
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 
-from nanoft import UserError, checkpoint, examples, lora, parallel, predict, prepare, vocabulary
+from nanoft import UserError, checkpoint, encode, examples, lora, parallel, predict, prepare, vocabulary
 from nanoft.heads import TaskModel
 from nanoft.model import ModelConfig, saved_config
 
@@ -97,6 +97,10 @@ def model_shape(cfg, source, place, tokenizer, task):
             raise UserError(f"max_length={cfg.max_length} is more than the {shape.block_size} positions that {place} "
                             "has learned; use that many, or fewer")
         shape = replace(shape, block_size=cfg.max_length)
+    if cfg.match_types:
+        if task["kind"] not in encode.TWO_TEXTS:
+            raise UserError(f"match_types compares two texts, which a {task['kind']} task has not; leave it out")
+        shape = replace(shape, n_types=4)
     if task["kind"] == "generate" and not shape.causal:
         raise UserError(f"{place} is an encoder, which cannot generate; give a GPT by --init_from")
     if cfg.pool == "cls" and shape.causal:
@@ -109,8 +113,8 @@ def complete_task(task, cfg, shape, rows):
     train = rows["train"]
     task = task | {"metric": cfg.metric or task["metric"],
                    "max_length": cfg.max_length or shape.block_size, "long_text": cfg.long_text,
-                   "doc_stride": cfg.doc_stride, "head_dropout": cfg.head_dropout,
-                   "label_smoothing": cfg.label_smoothing,
+                   "doc_stride": cfg.doc_stride, "match_types": cfg.match_types,
+                   "head_dropout": cfg.head_dropout, "label_smoothing": cfg.label_smoothing,
                    "pool": {"auto": "last" if shape.causal else "mean"}.get(cfg.pool, cfg.pool)}
     kind = task["kind"]
     if task["max_length"] < 8:
@@ -132,8 +136,8 @@ def complete_task(task, cfg, shape, rows):
 
 def same_task(source, place, task):
     """Raises UserError where a run to be resumed had another task: its head would be read wrongly."""
-    for name in ("kind", "labels", "multi_label", "mean", "deviation", "v2", "pool"):
-        if source["task"].get(name) != task.get(name):
+    for name in ("kind", "labels", "multi_label", "mean", "deviation", "v2", "pool", "match_types"):
+        if (source["task"].get(name) or None) != (task.get(name) or None):  # older runs lack what was not there yet
             before, now = (f"{some.get(name)!r:.80}" for some in (source["task"], task))
             raise UserError(f"{place} is of a run with other data or options ({name} was {before}, now {now}); resume "
                             "with those that it began with")
@@ -161,7 +165,12 @@ def take_weights(model, source, place, here):
     same = all(task.get(name) == model.task.get(name) for name in ("kind", "labels"))
     weights = {name: tensor for name, tensor in source["model"].items()
                if name in own and (same or not name.startswith("task_head."))}
-    checkpoint.load_weights(model, weights, place, fresh=("task_head.", "pooler."))
+    fresh = ("task_head.", "pooler.")
+    if model.task.get("match_types"):  # a token that both texts have begins with the type that it had without
+        fresh += ("trunk.types.",)
+        if (types := weights.get("trunk.types.weight")) is not None:
+            weights["trunk.types.weight"] = types.repeat(4 // len(types), 1)  # (2, C) or already (4, C) -> (4, C)
+    checkpoint.load_weights(model, weights, place, fresh)
     if here.main:
         fresh, unused = sorted(own.keys() - weights.keys()), sorted(source["model"].keys() - weights.keys())
         print(f"{place}: {len(weights)} weights taken; new: {', '.join(fresh) or 'none'}; of no use here: "

@@ -21,6 +21,7 @@ from nanoft import UserError, batches
 from nanoft.batches import IGNORE
 from nanoft.files import available_cores
 
+TWO_TEXTS = ("pair", "regress", "answer")  # the kinds that have types: 0 for the first text, 1 for the second
 LONGEST_QUESTION = 64  # tokens; of a longer question the rest is left out
 
 
@@ -263,8 +264,10 @@ def batch(encoded, index, task, tokenizer, multiple=1, class_weights=None, chang
     out["ids"][real] = np.concatenate(parts)
     if not real.all():
         out["mask"] = real
-    if kind in ("pair", "answer", "regress"):
+    if kind in TWO_TEXTS:
         out["types"] = ((place >= second[:, None]) & real).astype(np.int64)
+        if task.get("match_types"):
+            out["types"] += 2 * in_both(out["ids"], out["types"], real)
     if kind == "answer":
         out["allowed"] = (place >= second[:, None]) & (place < lengths[:, None] - 1) | (place == 0)
     if kind in ("tag", "generate"):
@@ -279,6 +282,12 @@ def batch(encoded, index, task, tokenizer, multiple=1, class_weights=None, chang
         out["weights"] = (targets != IGNORE).astype(np.float32) if kind in ("tag", "generate") else (
             np.ones(len(index), dtype=np.float32))
     return out
+
+
+def in_both(ids, types, real):
+    """Which tokens occur in the other text, too: "exact match" of arXiv:1704.00051. All (B, T) -> bool (B, T)"""
+    alike = (ids[:, :, None] == ids[:, None, :]) & (types[:, :, None] != types[:, None, :])  # (B, T, T)
+    return real & (alike & real[:, None, :]).any(2)
 
 
 def balanced(encoded, n_classes):

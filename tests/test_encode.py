@@ -54,6 +54,20 @@ def test_a_text_and_a_pair_stand_between_their_marks(tokenizer):
     assert types == [0] * (len(one) + 2) + [1] * (len(two) + 1)
 
 
+def test_a_token_that_both_texts_have_has_a_type_of_its_own(tokenizer):
+    rows = [{"text": "one two", "pair": "three two one", "label": "a"}, {"text": "one", "pair": "six", "label": "a"}]
+    wanted = task("pair", match_types=True)
+    found = encode.batch(encode.encode(rows, wanted, tokenizer), [0, 1], wanted, tokenizer)
+    sep = tokenizer.special["<|sep|>"]
+    for ids, types in zip(found["ids"].tolist(), found["types"].tolist()):
+        middle = ids.index(sep) + 1
+        end = ids.index(sep, middle) + 1
+        first, second = ids[:middle], ids[middle:end]
+        assert types[:middle] == [2 * (token in second) for token in first]
+        assert types[middle:] == [1 + 2 * (token in first) for token in second] + [0] * (len(ids) - end)
+    assert 2 in found["types"][0] and found["types"][1].tolist().count(2) == 1  # of the strangers <|sep|> alone
+
+
 def test_between_two_texts_a_roberta_has_two_marks(roberta):
     rows = [{"text": "one two", "pair": "three", "label": "a"},
             {"text": "one " * 40, "pair": "two " * 40, "label": "a"}]

@@ -132,6 +132,7 @@ def test_every_kind_learns_and_is_used(name, model, home, tmp_path, call, capsys
     # the figures of best.pt again, and a prediction for every row
     predicted = lines(out / "predictions.jsonl")
     assert [row["row"] for row in predicted] == list(range(80))
+    assert len(lines(out / "predictions_val.jsonl")) == 60
     (out / "predictions.jsonl").unlink()
     call(finetune, *options, "--eval_only")
     again = result(out)
@@ -156,6 +157,26 @@ def test_every_kind_learns_and_is_used(name, model, home, tmp_path, call, capsys
         said = lines(tmp_path / "said.jsonl")
         assert [row["prediction"] for row in said] == [row["prediction"] for row in predicted] or name == "regress"
         assert all(row | said_row == said_row for row, said_row in zip(test, said))
+
+
+def test_types_show_what_two_texts_have_in_common(home, tmp_path, call):
+    rng = random.Random(0)
+
+    def same(label):
+        words = rng.sample(FILLER, 6)
+        second = words[:3] if label == "yes" else words[3:]
+        return {"text": " ".join(["it", *words[:3]]), "pair": " ".join(["it", *rng.sample(second, 3)]), "label": label}
+
+    rows = [[same(label) for label in ("no", "yes") * n] for n in (160, 30, 50)]
+    data = write_folder(tmp_path / "same", *rows, kind="pair", labels=["no", "yes"], metric="f1")
+    base = write_base(tmp_path / "base", data / "tokenizer.json")
+    call(finetune, f"--data={data}", f"--init_from={base}", *FAST, f"--out_dir={tmp_path / 'plain'}")
+    call(finetune, f"--data={data}", f"--init_from={base}", *FAST, "--match_types=true", f"--out_dir={tmp_path / 'typed'}")
+    assert result(tmp_path / "plain")["test_accuracy"] < 0.8 and result(tmp_path / "typed")["test_accuracy"] > 0.9
+    assert load(tmp_path / "typed" / "best.pt")["model"]["trunk.types.weight"].shape == (4, 32)
+    with pytest.raises(UserError, match="two texts"):
+        call(finetune, f"--data={home / 'classify'}", f"--init_from={home / 'encoder'}", "--match_types=true",
+             f"--out_dir={tmp_path / 'one'}")
 
 
 def test_a_model_from_scratch_learns_too(home, tmp_path, call):
@@ -248,6 +269,10 @@ def test_an_adapter_holds_its_head_and_gives_the_same_figures(home, tmp_path, ca
     call(finetune, *options, f"--out_dir={tmp_path / 'again'}", f"--adapter={tmp_path / 'run' / 'adapter.pt'}",
          "--eval_only")
     assert lines(tmp_path / "run" / "predictions.jsonl") == lines(tmp_path / "again" / "predictions.jsonl")
+    call(finetune, *options, f"--out_dir={tmp_path / 'other'}", "--max_steps=1")
+    with pytest.raises(UserError, match="another run"):
+        call(finetune, *options, f"--out_dir={tmp_path / 'other'}", f"--adapter={tmp_path / 'run' / 'adapter.pt'}",
+             "--eval_only")
 
 
 def test_the_adapter_of_a_gpt_that_generates_holds_no_head(home, tmp_path, call):
