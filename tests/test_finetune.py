@@ -80,6 +80,9 @@ REFUSED = {  # what is wrong: (options, words of the sentence)
     "nothing to resume": (["--data={home}/data", "--init_from={home}/encoder", "--resume"], "no latest.pt"),
     "nothing to evaluate": (["--data={home}/data", "--eval_only"], "no checkpoint there"),
     "no such metric": (["--data={home}/odd", "--max_steps=1"], "metric=bleu"),
+    "no such metric asked for": (["--data={home}/data", "--metric=rouge", "--max_steps=1"], "metric=rouge"),
+    "a column of a folder": (["--data={home}/data", "--label_column=stars"], "label_column=stars goes with"),
+    "types of a single text": (["--data={home}/data", "--init_from={home}/encoder", "--match_types=true"], "two texts"),
     "no tokenizer from scratch": (["--train_file={home}/data/train.jsonl"], "needs a tokenizer"),
     "no such option in the grid": (["--data={home}/data", "--grid=lrr=1"], "grid"),
     "no such value in the grid": (["--data={home}/data", "--grid=dropout=0,2"], "dropout=2"),
@@ -162,10 +165,13 @@ def test_a_rate_for_each_depth():
 
 
 def test_blocks_thaw_from_the_top():
-    groups = rates(*tiny(unfreeze_every=0.5))
+    cfg, model = tiny(unfreeze_every=0.5)
+    groups = rates(cfg, model)
     assert groups["task_head.weight"]["from_epoch"] == 0
     assert [groups[f"trunk.blocks.{i}.attn.q.weight"]["from_epoch"] for i in (2, 1, 0)] == [0.5, 1, 1.5]
     assert groups["trunk.tokens.weight"]["from_epoch"] == 2
+    said = tuning.describe_thawing(tuning.make_optimizers(model, cfg, torch.device("cpu"), torch.float32), 1.2)
+    assert "blocks.2 from epoch 0.5, blocks.1 from epoch 1, blocks.0 never, embeddings never" in said
 
 
 def test_the_table_of_parameters_adds_up():
