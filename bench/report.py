@@ -104,17 +104,18 @@ def readme_block(results, plot=False):
 
 
 def size_table(result):
-    """Markdown: a row a model, a column a length, tokens/s compiled / eager and the compiled step's peak memory."""
+    """Markdown: a row a model, a column a length, tokens/s in each mode measured and the first one's peak memory."""
     cells = {(row["model"], row["length"], row["mode"]): row for row in result["rows"]}
     models, lengths = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-    lines = [f"| {result['title']}: tokens/s compiled / eager, peak GB | "
+    modes = [mode for mode in ("compiled", "eager") if any(key[2] == mode for key in cells)]
+    lines = [f"| {result['title']}: tokens/s {' / '.join(modes)}, peak GB | "
              + " | ".join(f"T={length:,}" for length in sorted(lengths)) + " |", "|---" * (len(lengths) + 1) + "|"]
     for model in models:
         texts = []
         for length in sorted(lengths):
-            both = [cells.get((model, length, mode)) for mode in ("compiled", "eager")]
-            peak = next((f", {row['peak_mb'] / 1024:.1f}" for row in both if row), "")
-            texts.append(" / ".join(number(row and row["median"]) for row in both) + peak)
+            some = [cells.get((model, length, mode)) for mode in modes]
+            peak = next((f", {row['peak_mb'] / 1024:.1f}" for row in some if row), "")
+            texts.append(" / ".join(number(row and row["median"]) for row in some) + peak)
         lines.append(f"| {model} | " + " | ".join(texts) + " |")
     return lines
 
