@@ -1,5 +1,5 @@
 # MRPC, do two sentences say the same, from an encoder pretrained on pairs (config/wikitext_bert_nsp.py).
-# Not yet measured.
+# Not yet measured; LOG.md has what was tried, none of it above naive Bayes.
 data = "mrpc"
 init_from = "out/wikitext_bert_nsp"
 out_dir = "out/mrpc"
