@@ -435,7 +435,7 @@ def final_figures(state, path, out_dir, task, rows, pieces, tokenizer, here, dty
     """Measure a checkpoint on val and test, print the report, write result.json and predictions; the result."""
     model = predict.load_model(state, path, here.device)
     result |= {"best_step": state["step"], "metric": task["metric"]}
-    lines = []
+    lines, kept = [], []
     truth = {"answer": "answers", "tag": "tags", "generate": "response"}.get(
         task["kind"], "labels" if task.get("multi_label") else "label")
     if here.main:
@@ -449,9 +449,9 @@ def final_figures(state, path, out_dir, task, rows, pieces, tokenizer, here, dty
         result |= {f"{split}_{k}": v for k, v in figures.items()}
         result |= {} if matrix is None else {f"{split}_confusion": matrix.tolist()}
         lines.append(f"{split}, all of it: {described(task, figures)}")
-        written = "predictions_val.jsonl" if split == "val" and "test" in rows else "predictions.jsonl"
+        kept.append("predictions_val.jsonl" if split == "val" and "test" in rows else "predictions.jsonl")
         if here.main:
-            files.write_jsonl(out_dir / written, [
+            files.write_jsonl(out_dir / kept[-1], [
                 {"row": i, **{name: row[name] for name in examples.INPUTS if name in row and name != "context"},
                  truth: row[truth]} | guess for i, (row, guess) in enumerate(zip(rows[split], found))])
     result["seconds"] = time.time() - START
@@ -460,7 +460,7 @@ def final_figures(state, path, out_dir, task, rows, pieces, tokenizer, here, dty
         if matrix is not None:
             print(f"\n{metrics.confusion_table(matrix, task['labels'])}")
         files.write_json(out_dir / "result.json", result)
-        print("\n".join([*lines, f"{out_dir}: best.pt, latest.pt, result.json, predictions.jsonl ({split})"]))
+        print("\n".join([*lines, f"{out_dir}: result.json, {', '.join(kept)}"]))
     return result
 
 

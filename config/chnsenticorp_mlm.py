@@ -1,6 +1,6 @@
 # A Chinese encoder: masked words on the training reviews of ChnSentiCorp alone. Pairs of tokens have embeddings of
 # their own, as in config/imdb_mlm.py.
-# Expect 12 % of the masked words (loss 6.34) after 11 minutes on one core: still near where word frequencies end.
+# Expect 12 % of the masked words (loss 6.34) after 11 minutes on one core: little more than word frequencies.
 data = "chnsenticorp"
 out_dir = "out/chnsenticorp_mlm"
 objective = "mlm"

@@ -100,7 +100,7 @@ def model_shape(cfg, source, place, tokenizer, task):
     if cfg.match_types:
         if task["kind"] not in encode.TWO_TEXTS:
             raise UserError(f"match_types compares two texts, which a {task['kind']} task has not; leave it out")
-        shape = replace(shape, n_types=4)
+        shape = replace(shape, n_types=4)  # of each text, the tokens that it alone has and those of both
     if task["kind"] == "generate" and not shape.causal:
         raise UserError(f"{place} is an encoder, which cannot generate; give a GPT by --init_from")
     if cfg.pool == "cls" and shape.causal:
@@ -168,8 +168,8 @@ def take_weights(model, source, place, here):
     fresh = ("task_head.", "pooler.")
     if model.task.get("match_types"):  # a token that both texts have begins with the type that it had without
         fresh += ("trunk.types.",)
-        if (types := weights.get("trunk.types.weight")) is not None:
-            weights["trunk.types.weight"] = types.repeat(4 // len(types), 1)  # (2, C) or already (4, C) -> (4, C)
+        if (types := weights.get("trunk.types.weight")) is not None:  # (2, C), or of such a run (4, C) -> (4, C)
+            weights["trunk.types.weight"] = types.repeat(model.cfg.n_types // len(types), 1)
     checkpoint.load_weights(model, weights, place, fresh)
     if here.main:
         fresh, unused = sorted(own.keys() - weights.keys()), sorted(source["model"].keys() - weights.keys())

@@ -164,7 +164,7 @@ def test_every_kind_learns_and_is_used(name, model, home, tmp_path, call, capsys
         assert all(row | said_row == said_row for row, said_row in zip(test, said))
 
 
-def test_types_show_what_two_texts_have_in_common(home, tmp_path, call):
+def test_types_show_what_two_texts_have_in_common(tmp_path, call):
     rng = random.Random(0)
 
     def same(label):
