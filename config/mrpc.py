@@ -1,5 +1,5 @@
 # MRPC, do two sentences say the same, from the encoder of config/wikitext_bert.py. Expect 71.4 % of the test pairs and
-# an F1 of 0.801 (deviation 0.007 over 3 seeds, 4 minutes each on one core), seen from that encoder with a table of pairs
+# an F1 of 0.801 (deviation 0.007 over 3 seeds, 4 minutes each on one core), seen from it with a table of pairs
 # (--n_gram=2 --n_buckets=262144 --max_minutes=32, on one core). Naive Bayes has 72.2 % and 0.813: not learned better.
 data = "mrpc"
 init_from = "out/wikitext_bert"
