@@ -434,7 +434,7 @@ def fine_tune(cfg, here):
 def final_figures(state, path, out_dir, task, rows, pieces, tokenizer, here, dtype, result, projector=False):
     """Measure a checkpoint on val and test, print the report, write result.json and predictions; the result."""
     model = predict.load_model(state, path, here.device)
-    result |= {"best_step": state["step"], "metric": task["metric"]}
+    result |= {"best_step": state["step"], "kind": task["kind"], "metric": task["metric"]}
     lines, kept = [], []
     truth = {"answer": "answers", "tag": "tags", "generate": "response"}.get(
         task["kind"], "labels" if task.get("multi_label") else "label")

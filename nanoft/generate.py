@@ -31,11 +31,6 @@ class Cache:
         self.layers = [LayerCache(cfg.block_size) for _ in range(cfg.n_layer)]
         self.ids = None
 
-    @property
-    def length(self):
-        """Tokens read and taken in by every layer."""
-        return self.layers[-1].length
-
     def read(self, ids):
         """Append ids: (B, T); return all of them so far: (B, past + T)."""
         self.ids = ids if self.ids is None else torch.cat((self.ids, ids), dim=1)

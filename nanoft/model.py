@@ -29,7 +29,7 @@ from nanoft.linear import Linear
 class ModelConfig:
     vocab_size: int = 8192
     block_size: int = 256     # longest sequence
-    n_layer: int = 4
+    n_layer: int = 4          # 0: embeddings alone, whose mean over a text is fastText (arXiv:1607.01759)
     n_head: int = 4
     n_kv_head: int = 0        # 0 = n_head
     n_embd: int = 256
@@ -54,8 +54,8 @@ class ModelConfig:
 def check_model(cfg):
     """Sentences on what cannot be, for a ModelConfig or a script's config with the same fields."""
     problems = []
-    if min(cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.block_size) < 1:
-        return ["n_layer, n_head, n_embd and block_size must be at least 1"]
+    if cfg.n_layer < 0 or min(cfg.n_head, cfg.n_embd, cfg.block_size) < 1:
+        return ["n_head, n_embd and block_size must be at least 1, n_layer at least 0"]
     if min(cfg.n_gram, cfg.n_buckets) < 1:
         problems.append(f"n_gram={cfg.n_gram} and n_buckets={cfg.n_buckets} must be at least 1")
     learned = getattr(cfg, "position", "rope") == "learned" or getattr(cfg, "arch", "modern") in CLASSIC
@@ -262,14 +262,15 @@ class Transformer(nn.Module):
 
         cache: a nanoft.generate.Cache; then `ids` are the tokens after those it holds.
         """
-        T, past = ids.size(1), cache.length if cache else 0
+        known = cache.read(ids) if cache else ids  # (B, past + T)
+        T, past = ids.size(1), known.size(1) - ids.size(1)
         x = self.tokens(ids)  # (B, T) -> (B, T, C)
         if self.positions is not None:
             x = x + self.positions.weight[past:past + T]
         if self.types is not None:
             x = x + self.types(torch.zeros_like(ids) if types is None else types)
         if self.grams is not None:
-            rows = gram_rows(cache.read(ids) if cache else ids, self.multipliers, self.cfg.n_buckets)
+            rows = gram_rows(known, self.multipliers, self.cfg.n_buckets)
             x = x + self.grams(rows[:, -T:]).sum(2)  # (B, T, N - 1, C) -> (B, T, C)
         x = self.drop(self.norm_in(x))
         turn = (self.cos[past:past + T], self.sin[past:past + T]) if self.cfg.position == "rope" else None

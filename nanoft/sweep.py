@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_type_hints
 
-from nanoft import config, files, metrics
+from nanoft import config, ensemble, files, metrics
 
 
 def variations(cfg):
@@ -49,23 +49,33 @@ def parsed(name, text, kind):
 
 
 def compare(cfg, runs, results):
-    """Print a table, a line for each combination of --grid: mean and deviation over the seeds; write it down."""
+    """Print a table, a line for each combination of --grid: mean and deviation over the seeds; write it down.
+
+    Where rows have one label each, also what the seeds' runs say together (ensemble.py) of the last split.
+    """
     names = [part.strip().partition("=")[0] for part in filter(None, cfg.grid.split(";"))]
     metric, table = results[0]["metric"], {}
     for run, result in zip(runs, results):
-        table.setdefault(tuple((name, getattr(run, name)) for name in names), []).append((run.seed, result))
+        table.setdefault(tuple((name, getattr(run, name)) for name in names), []).append((run, result))
     splits = [split for split in ("val", "test") if f"{split}_{metric}" in results[0]]
-    lines, entries = [("", *(f"{split} {metric}" for split in splits), "deviation of each")], []
+    one_label = results[0].get("kind") in ("classify", "pair") and f"{splits[-1]}_confusion" in results[0]
+    columns = [f"{split}_{metric}" for split in splits]
+    together = f"{columns[-1]}_together" if one_label and len(next(iter(table.values()))) > 1 else ""
+    lines = [("", *(name.replace("_", " ") for name in [*columns, "deviation_of_each", *filter(None, [together])]))]
+    entries = []
     for chosen, some in table.items():
-        entry = {"options": dict(chosen), "seeds": [seed for seed, _ in some]}
-        for split in splits:
-            values = [result[f"{split}_{metric}"] for _, result in some]
-            entry[f"{split}_{metric}"] = {"values": values, "mean": statistics.fmean(values),
-                                          "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
+        entry = {"options": dict(chosen), "seeds": [run.seed for run, _ in some]}
+        for column in columns:
+            values = [result[column] for _, result in some]
+            entry[column] = {"values": values, "mean": statistics.fmean(values),
+                             "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
+        line = [" ".join(f"{k}={v}" for k, v in chosen) or f"{len(some)} seeds",
+                *(f"{entry[column]['mean']:.4f}" for column in columns),
+                " ".join(f"{entry[column]['deviation']:.4f}" for column in columns)]
+        if together:
+            entry[together] = ensemble.average([run.out_dir for run, _ in some])[0][metric]
+            line.append(f"{entry[together]:.4f}")
         entries.append(entry)
-        both = [entry[f"{split}_{metric}"] for split in splits]
-        lines.append((" ".join(f"{k}={v}" for k, v in chosen) or f"{len(some)} seeds",
-                      *(f"{figure['mean']:.4f}" for figure in both),
-                      " ".join(f"{figure['deviation']:.4f}" for figure in both)))
+        lines.append(tuple(line))
     print(f"\n--- {len(runs)} runs ---\n{metrics.aligned(lines)}")
     files.write_json(Path(cfg.out_dir) / ("grid.json" if cfg.grid else "result.json"), entries)

@@ -135,7 +135,7 @@ def test_compiled_equals_eager(options):
 
 
 @pytest.mark.parametrize("wrong", [dict(n_head=3), dict(n_kv_head=3), dict(n_embd=20), dict(dropout=1.0),
-                                   dict(n_layer=0), dict(n_gram=0), dict(n_buckets=0)])
+                                   dict(n_layer=-1), dict(n_gram=0), dict(n_buckets=0)])
 def test_impossible_shapes(wrong):
     with pytest.raises(UserError):
         GPT(ModelConfig(**{**TINY, **wrong}))

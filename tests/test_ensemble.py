@@ -1,0 +1,67 @@
+"""Several models asked together: the mean of their probabilities, by hand and by the command, and runs that do not fit."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from nanoft import UserError, config, ensemble, files
+
+
+def write_run(folder, p_yes, labels=("yes", "no", "no", "yes"), **others):
+    """A run folder with the predictions of four rows, by the probability of "yes"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_jsonl(folder / "predictions.jsonl", [
+        {"row": i, "text": f"text {i}", "label": label, "prediction": "yes" if p > 0.5 else "no",
+         "probabilities": {"no": round(1 - p, 6), "yes": p}} | others
+        for i, (label, p) in enumerate(zip(labels, p_yes))])
+    return str(folder)
+
+
+def test_the_mean_may_be_right_where_each_model_errs(tmp_path):
+    one = write_run(tmp_path / "one", [0.9, 0.6, 0.1, 0.7])   # wrong at row 1
+    two = write_run(tmp_path / "two", [0.3, 0.2, 0.2, 0.9])   # wrong at row 0
+    scores, matrix, found = ensemble.average([one, two])
+    assert scores["accuracy"] == 1.0 and matrix.tolist() == [[2, 0], [0, 2]]  # (truth, guess) in the order no, yes
+    assert [row["prediction"] for row in found] == ["yes", "no", "no", "yes"]
+    assert [row["probabilities"]["yes"] for row in found] == pytest.approx([0.6, 0.4, 0.15, 0.8])
+    assert scores["loss"] == pytest.approx(-np.log([0.6, 0.6, 0.85, 0.8]).mean())
+    assert [row["text"] for row in found] == [f"text {i}" for i in range(4)]
+
+
+def test_of_one_run_it_is_the_run(tmp_path):
+    scores, _, found = ensemble.average([write_run(tmp_path / "one", [0.9, 0.6, 0.1, 0.7])])
+    assert scores["accuracy"] == 0.75 and [row["prediction"] for row in found] == ["yes", "yes", "no", "yes"]
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(labels=("no", "no", "no", "yes")), "other rows or labels"),
+    (dict(text="another"), "other rows or labels"),
+    (dict(probabilities={"a": 0.5, "b": 0.5}), "other rows or labels"),
+    (dict(probabilities=[0.5, 0.5]), "no probability for each label"),
+    (dict(label=["yes"]), "no probability for each label"),
+])
+def test_runs_that_do_not_fit(tmp_path, change, message):
+    one, two = (write_run(tmp_path / name, [0.9, 0.6, 0.1, 0.7], **some) for name, some in (("a", {}), ("b", change)))
+    with pytest.raises(UserError, match=message):
+        ensemble.average([one, two])
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["ensemble", *map(str, words)])
+        config.run(ensemble.main)
+
+    one = write_run(tmp_path / "one", [0.9, 0.6, 0.1, 0.7])
+    two = write_run(tmp_path / "two", [0.3, 0.2, 0.2, 0.9])
+    call(one, two, f"--out_dir={tmp_path / 'both'}")
+    assert "accuracy  1.0000" in capsys.readouterr().out
+    written = json.loads((tmp_path / "both" / "result.json").read_text(encoding="utf-8"))
+    assert written["accuracy"] == 1.0 and written["runs"] == [one, two]
+    assert len((tmp_path / "both" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+    for words, message in (((one, two, f"--out_dir={tmp_path / 'both'}"), "another run"), ((one,), "two runs or more"),
+                           ((one, tmp_path / "none"), "none")):
+        with pytest.raises(SystemExit) as stop:
+            call(*words)
+        assert stop.value.code == 2 and message in capsys.readouterr().err
