@@ -65,6 +65,8 @@ def write(folder, checkpoint, model, tokenizer, subjects, cfg):
     checkpoint: the path of the model's file. cfg has layers and heads (which maps: "1,3", "" = all), drawn_tokens and
     ig_steps, as in sample.py.
     """
+    if not model.cfg.n_layer:
+        raise UserError(f"{checkpoint} has no blocks, so there is no attention to show; leave --explain out")
     folder = Path(folder)
     layers = choose("layers", cfg.layers, model.cfg.n_layer)
     heads = choose("heads", cfg.heads, model.cfg.n_head)

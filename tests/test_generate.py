@@ -6,7 +6,8 @@ from nanoft import generate
 from nanoft.model import ModelConfig
 
 
-@pytest.mark.parametrize("options", [{}, CLASSIC, dict(n_kv_head=2), dict(block_size=15), dict(n_gram=4)])
+@pytest.mark.parametrize("options", [{}, CLASSIC, dict(n_kv_head=2), dict(block_size=15), dict(n_gram=4),
+                                     dict(n_layer=0, n_gram=2)])
 @pytest.mark.parametrize("prompt", [1, 5, 16, 40])
 def test_cached_equals_uncached_past_the_context_too(options, prompt):
     model = filled(ModelConfig(**{**TINY, **options})).eval()

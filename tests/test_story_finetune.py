@@ -14,7 +14,7 @@ from test_story_train import assert_equal, load, losses, result, rows
 
 import finetune
 import sample
-from nanoft import UserError, checkpoint, encode
+from nanoft import UserError, checkpoint, encode, ensemble
 
 FILLER = "the a one some day house went over under with from many few old new".split()
 FAST = ["--device=cpu", "--dtype=float32", "--log_interval=1", "--batch_size=16", "--epochs=3", "--lr=0.003",
@@ -181,10 +181,14 @@ def test_types_show_what_two_texts_have_in_common(tmp_path, call):
     assert load(tmp_path / "typed" / "best.pt")["model"]["trunk.types.weight"].shape == (4, 32)
 
 
-def test_a_model_from_scratch_learns_too(home, tmp_path, call):
-    call(finetune, *FAST, f"--data={home / 'classify'}", f"--out_dir={tmp_path / 'run'}", "--n_layer=1", "--n_head=2",
-         "--n_embd=32", "--n_gram=2", "--n_buckets=256", "--class_weights=balanced", "--label_smoothing=0.05")
+@pytest.mark.parametrize("n_layer", [0, 1])
+def test_a_model_from_scratch_learns_too(n_layer, home, tmp_path, call):
+    call(finetune, *FAST, f"--data={home / 'classify'}", f"--out_dir={tmp_path / 'run'}", f"--n_layer={n_layer}",
+         "--n_head=2", "--n_embd=32", "--n_gram=2", "--n_buckets=256", "--class_weights=balanced", "--label_smoothing=0.05")
     assert result(tmp_path / "run")["test_accuracy"] > 0.9
+    if not n_layer:
+        with pytest.raises(UserError, match="no blocks"):
+            call(sample, f"--checkpoint={tmp_path / 'run'}", "--text=awful", "--explain")
 
 
 class Crash(BaseException):
@@ -312,6 +316,8 @@ def test_seeds_and_a_grid_end_with_a_table(home, tmp_path, call, capsys):
     assert "4 runs" in capsys.readouterr().out
     single = result(tmp_path / "max_steps=30_seed2")["test_accuracy"]
     assert single == long["values"][1]
+    both = ensemble.average([tmp_path / "max_steps=30_seed1", tmp_path / "max_steps=30_seed2"])[0]["accuracy"]
+    assert table[1]["test_accuracy_together"] == both
     call(finetune, *options, "--seeds=1,2", "--grid=max_steps=2,30", "--resume")  # all are done: only the table
     assert json.loads((tmp_path / "grid.json").read_text(encoding="utf-8")) == table
 
