@@ -1,4 +1,4 @@
-"""Several models asked together: the mean of their probabilities, by hand and by the command, and runs that do not fit."""
+"""Several models asked together: the mean of their probabilities, by hand and by the command; runs that do not fit."""
 
 import json
 import sys

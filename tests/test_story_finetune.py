@@ -176,7 +176,8 @@ def test_types_show_what_two_texts_have_in_common(tmp_path, call):
     data = write_folder(tmp_path / "same", *rows, kind="pair", labels=["no", "yes"], metric="f1")
     base = write_base(tmp_path / "base", data / "tokenizer.json")
     call(finetune, f"--data={data}", f"--init_from={base}", *FAST, f"--out_dir={tmp_path / 'plain'}")
-    call(finetune, f"--data={data}", f"--init_from={base}", *FAST, "--match_types=true", f"--out_dir={tmp_path / 'typed'}")
+    call(finetune, f"--data={data}", f"--init_from={base}", *FAST, "--match_types=true",
+         f"--out_dir={tmp_path / 'typed'}")
     assert result(tmp_path / "plain")["test_accuracy"] < 0.8 and result(tmp_path / "typed")["test_accuracy"] > 0.9
     assert load(tmp_path / "typed" / "best.pt")["model"]["trunk.types.weight"].shape == (4, 32)
 
@@ -184,7 +185,8 @@ def test_types_show_what_two_texts_have_in_common(tmp_path, call):
 @pytest.mark.parametrize("n_layer", [0, 1])
 def test_a_model_from_scratch_learns_too(n_layer, home, tmp_path, call):
     call(finetune, *FAST, f"--data={home / 'classify'}", f"--out_dir={tmp_path / 'run'}", f"--n_layer={n_layer}",
-         "--n_head=2", "--n_embd=32", "--n_gram=2", "--n_buckets=256", "--class_weights=balanced", "--label_smoothing=0.05")
+         "--n_head=2", "--n_embd=32", "--n_gram=2", "--n_buckets=256", "--class_weights=balanced",
+         "--label_smoothing=0.05")
     assert result(tmp_path / "run")["test_accuracy"] > 0.9
     if not n_layer:
         with pytest.raises(UserError, match="no blocks"):
