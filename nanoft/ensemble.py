@@ -28,7 +28,8 @@ def average(folders):
     """
     runs = [[row for _, row in tables.read_jsonl(Path(folder, "predictions.jsonl"))] for folder in folders]
     for folder, rows in zip(folders, runs):
-        if not all(isinstance(row.get("label"), str) and isinstance(row.get("probabilities"), dict) for row in rows):
+        if not rows or not all(isinstance(row.get("label"), str) and isinstance(row.get("probabilities"), dict)
+                               for row in rows):
             raise UserError(f"{folder}: its predictions.jsonl has no probability for each label; give runs of "
                             "classify or pair with one label a row")
         if [asked(row) for row in rows] != [asked(row) for row in runs[0]]:

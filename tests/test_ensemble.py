@@ -48,6 +48,11 @@ def test_runs_that_do_not_fit(tmp_path, change, message):
         ensemble.average([one, two])
 
 
+def test_an_empty_file(tmp_path):
+    with pytest.raises(UserError, match="no probability for each label"):
+        ensemble.average([write_run(tmp_path / "none", [])] * 2)
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["ensemble", *map(str, words)])
