@@ -1,6 +1,6 @@
 # Film reviews, positive or negative, from the encoder that config/imdb_mlm.py trains on the same reviews.
-# Seen: 91.1 % of the validation reviews after one epoch, 90.0 % of the 25,000 test reviews, whose films are others. The
-# second epoch knows the training reviews by heart; the best weights are kept. An epoch takes 25 minutes on one core.
+# Seen on the 25,000 test reviews: 90.2 % with seeds 1 and 3 each, together (nanoft.ensemble) 90.9 %, with config/imdb_bag.py
+# 91.2 %; 89.2 % without pretraining. 30 minutes of a core, and 10 for the final figures.
 data = "imdb"
 init_from = "out/imdb_mlm"
 out_dir = "out/imdb"
@@ -8,12 +8,12 @@ out_dir = "out/imdb"
 max_length = 512
 long_text = "head_tail"
 batch_size = 32
-epochs = 2
+epochs = 1
 eval_interval = 371
 optimizer = "muon"
 muon_lr = 0.01
 lr = 1e-3
-embed_lr = 0.03
+embed_lr = 0.08
 head_lr = 0.01
 weight_decay = 0.05
 dropout = 0.0
