@@ -53,9 +53,6 @@ def asked(row):
 
 def main():
     folders = [word for word in sys.argv[1:] if not word.startswith("-")]
-    if any(word in ("-h", "--help") for word in sys.argv[1:]):
-        print(__doc__.strip())
-        return
     cfg = config.load(Options, [word for word in sys.argv[1:] if word.startswith("-")])
     if len(folders) < 2:
         raise UserError("give two runs or more, as python -m nanoft.ensemble out/imdb/seed1 out/imdb/seed2")

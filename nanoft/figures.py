@@ -80,9 +80,6 @@ class Page:
 
 
 def main():
-    if any(word in ("-h", "--help") for word in sys.argv[1:]):
-        print(config.describe(Options))
-        return
     named = [word for word in sys.argv[1:] if not word.startswith("-")]
     cfg = config.load(Options, [word for word in sys.argv[1:] if word.startswith("-")], check)
     if len(named) != 1:

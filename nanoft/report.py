@@ -243,9 +243,6 @@ def compare(runs):
 
 def main():
     folders = [word for word in sys.argv[1:] if not word.startswith("-")]
-    if any(word in ("-h", "--help") for word in sys.argv[1:]):
-        print(__doc__.strip())
-        return
     cfg = config.load(Options, [word for word in sys.argv[1:] if word.startswith("-")])
     if not folders or not cfg.compare and len(folders) > 1:
         raise UserError("give one run folder, as python -m nanoft.report out/imdb; or several after --compare")

@@ -58,7 +58,8 @@ def compare(cfg, runs, results):
     for run, result in zip(runs, results):
         table.setdefault(tuple((name, getattr(run, name)) for name in names), []).append((run, result))
     splits = [split for split in ("val", "test") if f"{split}_{metric}" in results[0]]
-    one_label = results[0].get("kind") in ("classify", "pair") and f"{splits[-1]}_confusion" in results[0]
+    one_label = all(result.get("kind") in ("classify", "pair") and f"{splits[-1]}_confusion" in result
+                    for result in results)  # results of an older nanoft name no kind
     columns = [f"{split}_{metric}" for split in splits]
     together = f"{columns[-1]}_together" if one_label and len(next(iter(table.values()))) > 1 else ""
     lines = [("", *(name.replace("_", " ") for name in [*columns, "deviation_of_each", *filter(None, [together])]))]
