@@ -1,5 +1,6 @@
 # IMDb from all-MiniLM-L6-v2; how to get out/minilm is said in config/minilm_sst2.py.
-# Seen: 92.3 % of the 25,000 test reviews (validation 91.5 %), after 76 minutes of one core and 23 for the final figures.
+# Seen: 92.3 % of the 25,000 test reviews (validation 91.5 %), after 76 minutes of one core and 23 for the
+# final figures.
 data = "imdb"
 init_from = "out/minilm"
 out_dir = "out/minilm_imdb"
