@@ -1,24 +1,31 @@
-"""Several fine-tuned models asked together: the mean of the probabilities that they give to each label.
+"""Several models asked together: the mean of the probabilities that they give to each label, or to each next token.
 
     python -m nanoft.ensemble out/imdb/seed1 out/imdb/seed2 out/imdb_bag --out_dir=out/imdb_together
+    python -m nanoft.ensemble out/shakespeare_1 out/shakespeare_2         # GPTs: the loss of their mean
 
 Models that were trained apart err at different rows, so their mean is mostly better than each of them (Hansen and
 Salamon, 1990, Neural Network Ensembles); it costs the time of all. They may be of different shapes, if only their rows
-are the same. finetune.py --seeds=1,2,3 does it for the runs of its seeds.
+are the same; GPTs must share tokenizer and context. finetune.py --seeds=1,2,3 does it for the runs of its seeds.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
-from nanoft import UserError, config, files, metrics, tables
+from nanoft import UserError, checkpoint, config, files, metrics, parallel, prepare, tables, vocabulary
+from nanoft.bins import Tokens
+from nanoft.evaluate import causal_figures, described
+from nanoft.model import make_model, saved_config
 
 
 @dataclass
 class Options:
-    out_dir: str = ""  # a folder for the mean's result.json and predictions.jsonl; "" = they are only printed
+    out_dir: str = ""  # a folder for the mean's result.json (and predictions.jsonl); "" = they are only printed
 
 
 def average(folders):
@@ -51,6 +58,56 @@ def asked(row):
     return {k: v for k, v in row.items() if k not in ("prediction", "probabilities")}, row["probabilities"].keys()
 
 
+class Mean(torch.nn.Module):
+    """Several GPTs as one, for evaluate.causal_figures: the mean of the probabilities that they give to each token."""
+
+    def __init__(self, models):
+        super().__init__()
+        self.models, self.cfg = torch.nn.ModuleList(models), models[0].cfg
+
+    def forward(self, ids, targets):
+        """ids, targets: (B, T) -> the mean loss in nats over the targets that are not -100."""
+        nats = torch.stack([  # (B, T, V) -> (B * T, V) -> (B * T,) for each model; 0 where the target is -100
+            F.cross_entropy(model.head(model.trunk(ids)).float().flatten(0, 1), targets.flatten(), reduction="none")
+            for model in self.models])
+        mean = math.log(len(self.models)) - torch.logsumexp(-nats, 0)  # (models, B * T) -> (B * T,)
+        return mean.sum() / (targets != -100).sum().clamp(min=1)
+
+
+def language_models(folders):
+    """The figures of some GPTs' mean on the splits of the first one's data but train, by split; prints each one's too.
+
+    Raises UserError where a folder holds no GPT of train.py, or one with another tokenizer or context.
+    """
+    here = parallel.start()
+    dtype, _ = parallel.number_format("auto", here.device)
+    models = []
+    for folder in folders:
+        path = checkpoint.find(folder)
+        state, tokenizer = checkpoint.load(path), vocabulary.load(path.parent)
+        shape = saved_config(state["model_config"], path)
+        if not shape.causal or "task" in state or "data" not in state.get("config", {}):
+            raise UserError(f"{folder} is no GPT of train.py; give such runs, or fine-tuned ones that have a "
+                            "predictions.jsonl")
+        if not models:
+            data, first = prepare.find_data(state["config"]["data"]), tokenizer
+        elif tokenizer.fingerprint != first.fingerprint or shape.block_size != models[0].cfg.block_size:
+            raise UserError(f"{folder} has another tokenizer or block_size than {folders[0]}; give GPTs of the same "
+                            "data and context")
+        models.append(make_model(shape))
+        checkpoint.load_weights(models[-1], state["model"], path)
+    mean = Mean(models).to(here.device).eval()
+    results = {}
+    for split in (split for split in ("val", "test") if Tokens.exists(data, split)):
+        tokens = Tokens.open(data, split)
+        if tokens.fingerprint != first.fingerprint:
+            raise UserError(f"{data}/{split}.bin was made by another tokenizer than that of {folders[0]}")
+        for name, model in [*zip(folders, models), ("together", mean)]:
+            results[split] = causal_figures(model, tokens, 0, first.special["<|endoftext|>"], here, dtype)
+            print(f"{split:4}  {described(results[split])} | {name}")
+    return results
+
+
 def main():
     folders = [word for word in sys.argv[1:] if not word.startswith("-")]
     cfg = config.load(Options, [word for word in sys.argv[1:] if word.startswith("-")])
@@ -58,6 +115,13 @@ def main():
         raise UserError("give two runs or more, as python -m nanoft.ensemble out/imdb/seed1 out/imdb/seed2")
     if cfg.out_dir and Path(cfg.out_dir, "result.json").exists():
         raise UserError(f"out_dir={cfg.out_dir} holds the figures of another run; give a new folder")
+    if not Path(folders[0], "predictions.jsonl").exists():
+        results = language_models(folders)
+        if cfg.out_dir:
+            Path(cfg.out_dir).mkdir(parents=True, exist_ok=True)
+            files.write_json(Path(cfg.out_dir, "result.json"), {"runs": folders} | {
+                f"{split}_{name}": value for split, figures in results.items() for name, value in figures.items()})
+        return
     scores, matrix, found = average(folders)
     labels = list(found[0]["probabilities"])
     print(f"{metrics.report(scores)}\n\n{metrics.confusion_table(matrix, labels)}")

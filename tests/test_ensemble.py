@@ -5,8 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from conftest import TINY
 
+import train
 from nanoft import UserError, config, ensemble, files
+from nanoft.model import GPT, ModelConfig
 
 
 def write_run(folder, p_yes, labels=("yes", "no", "no", "yes"), **others):
@@ -70,3 +74,39 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             call(*words)
         assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_loss_of_the_mean_of_two_gpts():
+    """It is that of the mean probability of each target, targets of -100 left out; of one model it is the model's."""
+    shape = ModelConfig(vocab_size=50, n_layer=1, n_head=2, n_embd=16, block_size=8)
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        models.append(GPT(shape).eval())
+        torch.nn.init.normal_(models[-1].head.weight)  # it begins at zero, where all are alike
+    ids, targets = torch.randint(50, (2, 3, 8))
+    targets[0, :5] = -100
+    with torch.no_grad():
+        chances = sum(model.head(model.trunk(ids)).softmax(-1) for model in models) / 2  # (B, T, V)
+        of_targets = chances.gather(-1, targets.clamp(min=0)[..., None])[..., 0]  # (B, T)
+        expected = -of_targets.log()[targets != -100].mean()
+        assert ensemble.Mean(models)(ids, targets).item() == pytest.approx(expected.item(), rel=1e-6)
+        assert ensemble.Mean(models[:1])(ids, targets).item() == pytest.approx(models[0](ids, targets).item(), rel=1e-6)
+
+
+def test_gpts_by_the_command(corpus, tmp_path, call):
+    """Two tiny runs: each one's own figures again, and theirs together, which convexity keeps below the mean loss."""
+    runs = [tmp_path / name for name in ("one", "two", "encoder", "longer")]
+    for seed, folder in enumerate(runs, 1):
+        other = {"encoder": ["--objective=mlm"], "longer": ["--block_size=64"]}.get(folder.name, [])
+        call(train, *TINY, f"--data={corpus}", f"--out_dir={folder}", f"--seed={seed}", *other)
+    call(ensemble, *runs[:2], f"--out_dir={tmp_path / 'both'}")
+    both, *each = (files.read_json(folder / "result.json") for folder in (tmp_path / "both", *runs[:2]))
+    for name in ("val_loss", "test_loss", "test_word_perplexity"):
+        assert both[name] < sum(result[name] for result in each) / 2, name
+    alone = ensemble.language_models([str(runs[0])])
+    assert alone["val"]["loss"] == pytest.approx(each[0]["val_loss"], abs=1e-3)  # bf16 here where it is native
+    for other, message in ((runs[2], "no GPT of train.py"), (runs[3], "another tokenizer or block_size"),
+                           (tmp_path / "none", "none")):
+        with pytest.raises(UserError, match=message):
+            call(ensemble, runs[0], other)
