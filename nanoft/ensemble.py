@@ -1,7 +1,7 @@
 """Several models asked together: the mean of the probabilities that they give to each label, or to each next token.
 
     python -m nanoft.ensemble out/imdb/seed1 out/imdb/seed2 out/imdb_bag --out_dir=out/imdb_together
-    python -m nanoft.ensemble out/shakespeare_1 out/shakespeare_2         # GPTs: the loss of their mean
+    python -m nanoft.ensemble out/long_1 out/long_2         # GPTs: the loss of their mean
 
 Models that were trained apart err at different rows, so their mean is mostly better than each of them (Hansen and
 Salamon, 1990, Neural Network Ensembles); it costs the time of all. They may be of different shapes, if only their rows
