@@ -75,7 +75,7 @@ class Mean(torch.nn.Module):
 
 
 def language_models(folders):
-    """The figures of some GPTs' mean on the splits of the first one's data but train, by split; prints each one's too.
+    """The figures of some GPTs' mean on all of the validation and test splits of the first one's data, by name.
 
     Raises UserError where a folder holds no GPT of train.py, or one with another tokenizer or context.
     """
@@ -94,18 +94,21 @@ def language_models(folders):
         elif tokenizer.fingerprint != first.fingerprint or shape.block_size != models[0].cfg.block_size:
             raise UserError(f"{folder} has another tokenizer or block_size than {folders[0]}; give GPTs of the same "
                             "data and context")
-        models.append(make_model(shape))
+        with torch.device("meta"):  # no memory but that of the weights
+            models.append(make_model(shape))
         checkpoint.load_weights(models[-1], state["model"], path)
-    mean = Mean(models).to(here.device).eval()
-    results = {}
+    model = Mean(models).to(here.device).eval()
+    prepare.ensure(data)
+    result = {}
     for split in (split for split in ("val", "test") if Tokens.exists(data, split)):
         tokens = Tokens.open(data, split)
         if tokens.fingerprint != first.fingerprint:
-            raise UserError(f"{data}/{split}.bin was made by another tokenizer than that of {folders[0]}")
-        for name, model in [*zip(folders, models), ("together", mean)]:
-            results[split] = causal_figures(model, tokens, 0, first.special["<|endoftext|>"], here, dtype)
-            print(f"{split:4}  {described(results[split])} | {name}")
-    return results
+            raise UserError(f"{data}/{split}.bin was made by another tokenizer than that of {folders[0]}; prepare it "
+                            f"again with --tokenizer={folders[0]}")
+        figures = causal_figures(model, tokens, 0, first.special["<|endoftext|>"], here, dtype)
+        print(f"{split}, all of it: {described(figures)}")
+        result |= {f"{split}_{name}": value for name, value in figures.items()}
+    return result
 
 
 def main():
@@ -115,21 +118,19 @@ def main():
         raise UserError("give two runs or more, as python -m nanoft.ensemble out/imdb/seed1 out/imdb/seed2")
     if cfg.out_dir and Path(cfg.out_dir, "result.json").exists():
         raise UserError(f"out_dir={cfg.out_dir} holds the figures of another run; give a new folder")
-    if not Path(folders[0], "predictions.jsonl").exists():
-        results = language_models(folders)
-        if cfg.out_dir:
-            Path(cfg.out_dir).mkdir(parents=True, exist_ok=True)
-            files.write_json(Path(cfg.out_dir, "result.json"), {"runs": folders} | {
-                f"{split}_{name}": value for split, figures in results.items() for name, value in figures.items()})
-        return
-    scores, matrix, found = average(folders)
-    labels = list(found[0]["probabilities"])
-    print(f"{metrics.report(scores)}\n\n{metrics.confusion_table(matrix, labels)}")
+    found = []
+    if Path(folders[0], "predictions.jsonl").exists():
+        result, matrix, found = average(folders)
+        print(f"{metrics.report(result)}\n\n{metrics.confusion_table(matrix, list(found[0]['probabilities']))}")
+        result["confusion"] = matrix.tolist()
+    else:
+        result = language_models(folders)
     if cfg.out_dir:
         Path(cfg.out_dir).mkdir(parents=True, exist_ok=True)
-        files.write_jsonl(Path(cfg.out_dir, "predictions.jsonl"), found)
-        files.write_json(Path(cfg.out_dir, "result.json"), scores | {"runs": folders, "confusion": matrix.tolist()})
-        print(f"{cfg.out_dir}: result.json, predictions.jsonl")
+        if found:
+            files.write_jsonl(Path(cfg.out_dir, "predictions.jsonl"), found)
+        files.write_json(Path(cfg.out_dir, "result.json"), {"runs": folders} | result)
+        print(f"{cfg.out_dir}: result.json{', predictions.jsonl' if found else ''}")
 
 
 if __name__ == "__main__":

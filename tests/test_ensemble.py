@@ -95,7 +95,7 @@ def test_the_loss_of_the_mean_of_two_gpts():
 
 
 def test_gpts_by_the_command(corpus, tmp_path, call):
-    """Two tiny runs: each one's own figures again, and theirs together, which convexity keeps below the mean loss."""
+    """Two tiny runs: together, which convexity keeps below their mean loss; one alone has its own figures."""
     runs = [tmp_path / name for name in ("one", "two", "encoder", "longer")]
     for seed, folder in enumerate(runs, 1):
         other = {"encoder": ["--objective=mlm"], "longer": ["--block_size=64"]}.get(folder.name, [])
@@ -105,7 +105,7 @@ def test_gpts_by_the_command(corpus, tmp_path, call):
     for name in ("val_loss", "test_loss", "test_word_perplexity"):
         assert both[name] < sum(result[name] for result in each) / 2, name
     alone = ensemble.language_models([str(runs[0])])
-    assert alone["val"]["loss"] == pytest.approx(each[0]["val_loss"], abs=1e-3)  # bf16 here where it is native
+    assert alone["val_loss"] == pytest.approx(each[0]["val_loss"], abs=1e-3)  # bf16 here where it is native
     for other, message in ((runs[2], "no GPT of train.py"), (runs[3], "another tokenizer or block_size"),
                            (tmp_path / "none", "none")):
         with pytest.raises(UserError, match=message):
