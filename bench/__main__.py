@@ -48,7 +48,7 @@ class Options:
     text: str = ""            # a UTF-8 text for the tokenizers; empty is WikiText-2's training text
     vocab_size: int = 8192    # of the tokenizers
     repeat: int = 0           # tokenize the text this many times over as one document: rate and peak memory
-    results: str = "bench/results"  # where NAME.json goes, one file a part
+    results: str = "bench/results"  # where the results go: a folder a machine, in it a PART.json a part
 
 
 def check(cfg):
@@ -97,8 +97,6 @@ def main():
         part = "tokenize_long" if part == "tokenize" and cfg.repeat else part
         results[part] = result
         report.save(part, result, machine, command, time.strftime("%Y-%m-%d"), folder)
-        if part == "size":
-            report.plot_size(result, folder / "size.png")
     results.pop("profile", None)  # printed by itself
     if results:
         print("\n" + "\n".join(report.table(results)), flush=True)
@@ -106,7 +104,7 @@ def main():
         kept = report.load(folder)
         if not kept:
             raise UserError(f"{cfg.results} holds no results yet; measure first, with python -m bench")
-        report.rewrite(ROOT / "README.md", report.readme_block(kept, (folder / "size.png").exists()))
+        report.rewrite(ROOT / "README.md", report.readme_block(kept))
         print("README.md: its block is written anew")
 
 

@@ -61,28 +61,44 @@ def table(results):
     return text
 
 
+def folder_of(machine):
+    """The name of the folder that keeps a machine's results: figures of two machines never meet in one table."""
+    best = machine["isa"].split(" + ")[-1]  # of its instruction sets
+    return re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {best} {machine['cores']} cores".lower().replace("(r)", ""))
+
+
 def save(part, result, machine, command, date, folder=RESULTS):
-    """Keep a part's result with the machine and the command that it comes from."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    """Keep a part's result with the machine and the command that it comes from, in the folder of that machine."""
+    folder = Path(folder) / folder_of(machine)
+    folder.mkdir(parents=True, exist_ok=True)
     content = {"part": part, "date": date, "command": command, "machine": machine, **result}
     text = json.dumps(content, indent=1, ensure_ascii=False)
     text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r",\s+", ", ", m[1]) + "]", text)  # a list a line
-    files.write_whole(Path(folder) / f"{part}.json", lambda file: file.write((text + "\n").encode("utf-8")))
+    files.write_whole(folder / f"{part}.json", lambda file: file.write((text + "\n").encode("utf-8")))
+    if part == "size":
+        plot_size(result, folder / "size.png")
 
 
 def load(folder=RESULTS):
-    """{part: result} of all that were kept, in order."""
-    return {part: files.read_json(Path(folder) / f"{part}.json") for part in PARTS
-            if (Path(folder) / f"{part}.json").exists()}
+    """{the folder of a machine: {part: result}} of all that were kept, in order."""
+    kept = {machine: {part: files.read_json(machine / f"{part}.json") for part in PARTS
+                      if (machine / f"{part}.json").exists()}
+            for machine in sorted(Path(folder).glob("*/"))}
+    return {machine: results for machine, results in kept.items() if results}
 
 
-def readme_block(results, plot=False):
-    """Markdown of kept results: the machine, what nanoft does, and its factor over each peer of the same run."""
+def readme_block(kept):
+    """Markdown of all kept results, machine by machine."""
+    return "\n\n".join(machine_block(results, folder) for folder, results in kept.items())
+
+
+def machine_block(results, folder):
+    """Markdown: the machine, what nanoft does there, and its factor over each peer of the same run."""
     lines = []
-    machines = {described(result["machine"]): None for result in results.values()}
     dates = sorted({result["date"] for result in results.values()})
-    lines += [f"{'; '.join(machines)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; medians of interleaved "
-              "rounds (`bench/results/`, `python -m bench`)."]
+    machine = described(next(iter(results.values()))["machine"])
+    lines += [f"**{machine}**; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; medians of interleaved rounds "
+              f"(`bench/results/{folder.name}/`, `python -m bench`)."]
     if "ceilings" in results:
         limits = [f"{row['name']} {number(row['median'])} {row['unit']}" for row in results["ceilings"]["rows"]]
         lines += ["The machine's ceilings: " + ", ".join(limits) + "."]
@@ -98,8 +114,9 @@ def readme_block(results, plot=False):
                          f"{result['unit']}{share} | {', '.join(others) or '-'} |")
     if "size" in results:
         lines += ["", *size_table(results["size"])]
-        if plot:
-            lines += ["", "![Tokens a second and peak memory against the context](bench/results/size.png)"]
+        if (folder / "size.png").exists():
+            lines += ["", "![Tokens a second and peak memory against the context]"
+                          f"(bench/results/{folder.name}/size.png)"]
     return "\n".join(lines)
 
 

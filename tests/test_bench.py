@@ -60,12 +60,17 @@ def test_a_peer_in_bf16_is_not_set_beside_fp32(result):
 
 def test_readme_block_is_made_of_what_was_kept(result, tmp_path):
     report.save("step", result, MACHINE, "python -m bench", "2026-11-22", tmp_path)
+    other = MACHINE | {"cpu": "Another(R) one", "isa": "AVX512 + amx_bf16"}
+    report.save("step", result, other, "python -m bench", "2026-11-23", tmp_path)
     kept = report.load(tmp_path)
-    assert kept["step"]["rows"] == result["rows"] and kept["step"]["machine"] == MACHINE
+    assert [folder.name for folder in kept] == ["a-processor-avx2-2-cores", "another-one-amx-bf16-2-cores"]
+    step = kept[tmp_path / "a-processor-avx2-2-cores"]["step"]
+    assert step["rows"] == result["rows"] and step["machine"] == MACHINE
     block = report.readme_block(kept)
+    assert "2 cores of Another(R) one (AVX512 + amx_bf16), 8 GB, torch 2.13.0**; 2026-11-23" in block
     assert ("| a step: bf16 compiled | 20.0 tokens/s (70% of bf16 matrix product) "
             "| peer fp32 eager 10.0 (**2.00x**), peer bf16 5.00 (**4.00x**) |") in block
-    assert "2 cores of a processor (AVX2), 8 GB, torch 2.13.0; 2026-11-22" in block
+    assert "2 cores of a processor (AVX2), 8 GB, torch 2.13.0**; 2026-11-22" in block
     readme = tmp_path / "README.md"
     readme.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow 中文\n", encoding="utf-8")
     report.rewrite(readme, block)
