@@ -91,19 +91,19 @@ def attention(q, k, v, causal=False, mask=None, explicit=False):
     if not plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal), None
     parts = 4 if in_parts and not explicit else 1
+    # Cut once and joined again, for the gradient of overlapping slices is a sum of padded ones, slower (LOG.md).
+    queries, keys, values = (t.chunk(parts, dim=-2) for t in (q, k, v))  # each (B, H, T / parts or S / parts, D)
     mixed = []
-    for i in range(parts):
-        first, end = i * T // parts, (i + 1) * T // parts
-        seen = end if causal else S
-        query, key, value = q[..., first:end, :], k[..., :seen, :], v[..., :seen, :]
-        scores = (query * (1 / math.sqrt(q.size(-1)))) @ key.transpose(-2, -1)  # (B, H, end - first, seen)
+    for i, query in enumerate(queries):
+        key, value = (torch.cat(t[:i + 1], dim=-2) if i else t[0] for t in (keys, values))  # what they may see
+        scores = (query * (1 / math.sqrt(q.size(-1)))) @ key.transpose(-2, -1)  # (B, H, T / parts, seen)
         if causal:
-            at = torch.arange(end, dtype=torch.float32, device=q.device)  # numbers that the compiler can vectorise
-            scores = scores.masked_fill(at > at[first:, None], -torch.inf)
+            at = torch.arange(key.size(-2), dtype=torch.float32, device=q.device)  # numbers the compiler can vectorise
+            scores = scores.masked_fill(at > at[-query.size(-2):, None], -torch.inf)
         if mask is not None:
-            scores = scores.masked_fill(~mask[..., :seen], -torch.inf)
+            scores = scores.masked_fill(~mask[..., :key.size(-2)], -torch.inf)
         weights = scores.softmax(dim=-1)
-        mixed.append(weights @ value)  # (B, H, end - first, D)
+        mixed.append(weights @ value)  # (B, H, T / parts, D)
     y = torch.cat(mixed, dim=-2) if parts > 1 else mixed[0]  # (B, H, T, D)
     return y, (weights if explicit else None)
 

@@ -138,9 +138,9 @@ def compiled(net, try_it, choice, say):
     """The compiled module, tried once; with choice auto the module itself, and the reason, where that fails."""
     began = time.time()
     if next(net.parameters()).device.type == "cpu":
-        # What is cheap to compute is computed again backward and not kept: an eighth less memory (LOG.md), in the same
-        # time, for a processor waits for its memory more than for sums.
-        torch._functorch.config.activation_memory_budget = 0.8
+        # What is cheap to compute is computed again backward and not kept: a seventh less memory, in the same time
+        # (LOG.md), for a processor waits for its memory more than for sums.
+        torch._functorch.config.activation_memory_budget = 0.6
     try:
         fast = torch.compile(net, dynamic=False)
         try_it(fast)
