@@ -192,7 +192,7 @@ def main():
     minutes = min(cfg.max_minutes or math.inf, work * steps / 2e11 / 60)
     if parallel.wants_compile(cfg.compile, minutes, device):  # before DDP: its trial must not wait for others
         net = parallel.compiled(net, lambda net: forward_backward(net, make_batch(np.arange(micro)), weight),
-                                cfg.compile, log.say)
+                                cfg.compile, dtype, cfg.block_size, log.say)
         model.zero_grad(set_to_none=True)
     net = parallel.wrap(net, here)
 

@@ -158,7 +158,7 @@ def nanoft_step(x, y, size, dtype, compiled, optimizer="adamw", tie_head=True):
             losses = net(ids=x, targets=y).view(-1) * torch.ones(1)
         losses.sum().backward()
 
-    net = parallel.compiled(model, learn, "true", print) if compiled else model
+    net = parallel.compiled(model, learn, "true", dtype, x.size(1), print) if compiled else model
     model.zero_grad(set_to_none=True)
     return model, partial(learn, net), optimizers
 

@@ -134,13 +134,18 @@ def wants_compile(choice, minutes, device):
     return device.type == "cuda" or (device.type == "cpu" and minutes > 5)
 
 
-def compiled(net, try_it, choice, say):
-    """The compiled module, tried once; with choice auto the module itself, and the reason, where that fails."""
+def compiled(net, try_it, choice, dtype, length, say):
+    """The compiled module, tried once; with choice auto the module itself, and the reason, where that fails.
+
+    dtype, length: of its products, of its texts in tokens.
+    """
     began = time.time()
     if next(net.parameters()).device.type == "cpu":
         # What is cheap to compute is computed again backward and not kept: a seventh less memory, in the same time
-        # (LOG.md), for a processor waits for its memory more than for sums.
-        torch._functorch.config.activation_memory_budget = 0.6
+        # (LOG.md), for a processor waits for its memory more than for sums. Where attention is the fused kernel,
+        # less than 0.8 makes that again, too, and takes longer.
+        fused = dtype == torch.float32 or length > 512
+        torch._functorch.config.activation_memory_budget = 0.8 if fused else 0.6
     try:
         fast = torch.compile(net, dynamic=False)
         try_it(fast)

@@ -10,6 +10,11 @@ from nanoft.linear import Linear, product
 pytestmark = pytest.mark.skipif(not linear.BOTH, reason="torch has no MKL or no oneDNN here")
 
 
+@pytest.fixture(autouse=True)
+def as_if_not_an_intel(monkeypatch):
+    monkeypatch.setattr(linear, "FASTER", True)
+
+
 def learned(layer, x, forward):
     """The output, and the gradients of x and of the parameters, of a loss that weighs all outputs differently."""
     x = x.clone().requires_grad_()
@@ -58,4 +63,6 @@ def test_only_large_fp32_products_of_training(monkeypatch):
         layer(x)
     with torch.autocast("cpu", torch.bfloat16):
         layer(x)
+    monkeypatch.setattr(linear, "FASTER", False)
+    layer(x)
     assert len(calls) == 1
