@@ -290,7 +290,8 @@ def fine_tune(cfg, here):
     if cfg.compile == "true":
         multiple = 64  # compiled code is made anew for each length, so there must be few
         net = parallel.compiled(net, lambda net: forward_backward(net, encode.batch(
-            train, order(0)[0][:micro], task, tokenizer, multiple, class_weights), 1.0), "true", dtype, task["max_length"], log.say)
+            train, order(0)[0][:micro], task, tokenizer, multiple, class_weights), 1.0),
+            "true", dtype, task["max_length"], log.say)
         model.zero_grad(set_to_none=True)
     net = parallel.wrap(net, here)
 
