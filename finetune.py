@@ -9,43 +9,21 @@
 """
 
 import functools
-import math
-import os
-import signal
-import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from nanoft import (
-    UserError,
-    batches,
-    begin,
-    checkpoint,
-    config,
-    encode,
-    examples,
-    files,
-    lora,
-    metrics,
-    mistakes,
-    optim,
-    parallel,
-    predict,
-    sweep,
-    tuning,
-)
-from nanoft.evaluate import tensors
-from nanoft.heads import TaskModel
+from nanoft import UserError, checkpoint, config, distributed, files, kernels, loop, optim
+from nanoft.inspect import mistakes
+from nanoft.inspect.watch import Watch
 from nanoft.model import check_model
-from nanoft.runlog import RunLog, clock
-from nanoft.watch import Watch
-
-START = time.time() - time.process_time()  # when the process began: so far it has only imported
+from nanoft.tasks import collate, examples, features, freezing, lora, metrics, predict, start, sweep
+from nanoft.tasks.heads import TaskModel
 
 
 @dataclass
@@ -123,23 +101,16 @@ class Config:
 
 def check(cfg):
     """Sentences on options that cannot be, or cannot go together."""
-    problems = check_model(begin.scratch_model(cfg))
-    for name in ("batch_size", "log_interval", "doc_stride", "max_answer"):
-        if getattr(cfg, name) < 1:
-            problems.append(f"{name}={getattr(cfg, name)} must be at least 1")
-    for name in ("seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr", "muon_lr", "patience",
-                 "weight_decay", "grad_clip", "eval_interval", "unfreeze_every", "lora_rank", "lora_alpha",
-                 "watch_interval"):
-        if getattr(cfg, name) < 0:
-            problems.append(f"{name}={getattr(cfg, name)} must be 0 or more")
-    for name in ("token_drop", "token_swap", "token_mask", "dropout", "head_dropout", "label_smoothing", "average",
-                 "val_fraction"):
-        if not 0 <= getattr(cfg, name) < 1:
-            problems.append(f"{name}={getattr(cfg, name)} must be at least 0 and below 1")
-    if not 0 <= cfg.warmup <= 1 or not 0 < cfg.layer_decay <= 1:
-        problems.append(f"warmup={cfg.warmup} and layer_decay={cfg.layer_decay} must lie between 0 and 1")
-    if not cfg.out_dir or (Path(cfg.out_dir).exists() and not Path(cfg.out_dir).is_dir()):
-        problems.append(f"out_dir={cfg.out_dir!r} is not a folder; name one for this run")
+    problems = check_model(start.scratch_model(cfg)) + config.run_problems(cfg)
+    problems += config.at_least(cfg, 1, "batch_size", "log_interval", "doc_stride", "max_answer")
+    problems += config.at_least(cfg, 0, "seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr",
+                                "muon_lr", "patience", "weight_decay", "grad_clip", "eval_interval", "unfreeze_every",
+                                "lora_rank", "lora_alpha", "watch_interval")
+    problems += config.fraction(cfg, "token_drop", "token_swap", "token_mask", "dropout", "head_dropout",
+                                "label_smoothing", "average", "val_fraction", one=False)
+    problems += config.fraction(cfg, "warmup", "layer_decay")
+    if cfg.layer_decay == 0:
+        problems.append("layer_decay=0 leaves every block as it is; use freeze_blocks=-1 for that")
     if not cfg.epochs and not cfg.max_steps:
         problems.append("epochs and max_steps are both 0; give the run a length in one of them")
     if not cfg.data and not cfg.train_file:
@@ -155,12 +126,8 @@ def check(cfg):
         problems.append("an adapter needs the model that it was trained on; give that by --init_from")
     if (cfg.adapter and cfg.eval_only and (Path(cfg.out_dir) / "best.pt").exists()
             and Path(cfg.adapter).resolve().parent != Path(cfg.out_dir).resolve()):
-        problems.append(f"out_dir={cfg.out_dir} holds another run, whose figures the adapter's would replace; give "
+        problems.append(f"out_dir={cfg.out_dir} holds another run, whose metrics the adapter's would replace; give "
                         f"--out_dir={Path(cfg.adapter).parent}, or a new one")
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if cfg.micro_batch_size >= 0 and cfg.batch_size % (world * max(cfg.micro_batch_size, 1)):
-        problems.append(f"batch_size={cfg.batch_size} does not divide into {world} process(es) x micro_batch_size="
-                        f"{cfg.micro_batch_size or 1}; choose a multiple of {world * max(cfg.micro_batch_size, 1)}")
     try:
         for run in sweep.variations(cfg) if cfg.grid or cfg.seeds else []:
             problems += [problem for problem in check(run) if problem not in problems]
@@ -171,7 +138,7 @@ def check(cfg):
 
 def main():
     cfg = config.load(Config, check=check)
-    here = parallel.start(cfg.device)
+    dist = distributed.start(cfg.device, cfg.dtype)  # rank, world_size, device, dtype
     runs, results = sweep.variations(cfg), []
     taken = [run.out_dir for run in runs if (Path(run.out_dir) / "latest.pt").exists()]
     if taken and not cfg.resume and not cfg.eval_only:
@@ -182,312 +149,276 @@ def main():
         if cfg.resume and len(runs) > 1 and sweep.finished(run):
             results.append(files.read_json(out_dir / "result.json"))
             continue
-        if len(runs) > 1 and here.main:
+        if len(runs) > 1 and dist.main:
             print(f"\n=== {out_dir} ===")
         begun = cfg.resume and (len(runs) == 1 or (out_dir / "latest.pt").exists())
-        results.append(fine_tune(replace(run, resume=begun), here))
-    if len(runs) > 1 and here.main:
+        results.append(fine_tune(replace(run, resume=begun), dist))
+    if len(runs) > 1 and dist.main:
         sweep.compare(cfg, runs, results)
-    parallel.stop(here)
+    distributed.stop(dist)
 
 
-def fine_tune(cfg, here):
-    """One run, from the rows to the figures of its best weights, which it returns."""
-    device = here.device
-    dtype, reason = parallel.number_format(cfg.dtype, device)
-    out_dir = Path(cfg.out_dir)
-
-    # where to begin, what to learn, and the rows as pieces of token ids: always by the pretrained model's tokenizer
-    source, place = begin.open_source(cfg, out_dir)
-    task, rows, tokenizer = begin.open_data(cfg, here, source, place)
+def fine_tune(cfg, dist):
+    """One run, from the rows to the metrics of its best weights, which it returns."""
+    started = time.monotonic()
+    source, path = start.open_source(cfg)  # a checkpoint to resume, to measure or to begin from, or None
+    data = open_data(cfg, dist, source, path)  # task, rows, features of each split, make_batch(rows)
     if cfg.eval_only:
-        task = begin.known_task(source, place, task, rows)
-    else:
-        model_config = begin.model_shape(cfg, source, place, tokenizer, task)
-        task = begin.complete_task(task, cfg, model_config, rows)
-        if cfg.resume:
-            begin.same_task(source, place, task)
-    encode.check_changes(cfg, task, tokenizer)
-    pieces = {split: encode.encode(some, task, tokenizer) for split, some in rows.items()}
-    if here.main:
-        examples.report(task, rows, {split: p.full.tolist() for split, p in pieces.items()}, task["max_length"])
-    if cfg.eval_only:
-        known = files.read_json(out_dir / "result.json") if (out_dir / "result.json").exists() else {}
-        return final_figures(source, place, out_dir, task, rows, pieces, tokenizer, here, dtype, known)
+        known = Path(cfg.out_dir) / "result.json"
+        result = files.read_json(known) if known.exists() else {}
+        return final_metrics(source, path, data, dist, result, started)
+    predict.check_scores(data.task, data.rows["val"], data.features["val"])  # fail now, not after an epoch
+    steps = cfg.max_steps or max(1, round(cfg.epochs * data.steps_per_epoch))
+    eval_interval = cfg.eval_interval or data.steps_per_epoch
 
-    # validation rows that cannot be scored are told of now, not after an epoch
-    blank = predict.blank(pieces["val"], task)
-    found = predict.predictions(task, rows["val"], pieces["val"], blank)
-    main_figure(task, predict.scores(task, rows["val"], found, pieces["val"], blank)[0])
-
-    # what step s sees: the pieces in batches of like lengths, each epoch in another order
-    train = pieces["train"]
-
-    @functools.lru_cache(maxsize=2)
-    def order(epoch):
-        return batches.grouped(train.lengths, cfg.batch_size, cfg.seed, epoch)
-
-    per_epoch = len(order(0))
-    steps = cfg.max_steps or max(1, round(cfg.epochs * per_epoch))
-    eval_interval = cfg.eval_interval or per_epoch
-    class_weights = encode.balanced(train, len(task["labels"])) if cfg.class_weights == "balanced" else None
-
-    # the model: pretrained trunk, new head; perhaps frozen in part, perhaps with adapters
+    # ---- the model: a pretrained trunk and a new head; perhaps frozen in part, perhaps with adapters
     torch.manual_seed(cfg.seed)
-    model = TaskModel(model_config, task)
+    model = TaskModel(data.shape, data.task)
     if source and not cfg.resume:
-        begin.take_weights(model, source, place, here)
-    tuning.freeze(model, cfg)
+        start.take_weights(model, source, path, dist)
+    freezing.freeze(model, cfg)
     if cfg.resume:
-        checkpoint.load_weights(model, source["model"], place)
-    model.to(device)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    averaged = {name: p.detach().clone() for name, p in trained.items()} if cfg.average else {}
-    optimizers = tuning.make_optimizers(model, cfg, device, dtype)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-    # fresh, or exactly where it stopped
-    step, evaluated, best, worse, spent = 0, 0, None, 0, 0.0
-    changed = []
-    if cfg.resume:
-        for optimizer, saved in zip(optimizers, source["optimizer"]):  # the run's moments, this call's rates
-            optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
-        scaler.load_state_dict(source["scaler"])
-        step, evaluated, best, worse, spent = (source[k] for k in ("step", "evaluated", "best", "worse", "seconds"))
-        averaged = {name: tensor.to(device) for name, tensor in source["averaged"].items()}
-        changed = [f"{k}={v} (was {source['config'].get(k)})" for k, v in asdict(cfg).items()
-                   if k != "resume" and v != source["config"].get(k)]
-    source = None  # let go of the memory
-    if here.main:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        files.write_json(out_dir / "config.json", asdict(cfg))
-        tokenizer.save(out_dir / "tokenizer.json")
-    log = RunLog(out_dir, here.main, step, cfg.watch_interval > 0)
-    log.table("config", [("option", "value"), *asdict(cfg).items()], step)
-    watch = Watch(log, model, optimizers, cfg.watch_interval * eval_interval, dtype)
-    micro = cfg.micro_batch_size or cfg.batch_size // here.world
-    parts = cfg.batch_size // (micro * here.world)
-    if reason:
-        log.say(reason)
-    if changed:
-        log.say(f"resumed with other options: {', '.join(changed)}")
-    for line in tuning.describe_parameters(model):
-        log.say(line)
-    if thawing := tuning.describe_thawing(optimizers, steps / per_epoch):
-        log.say(thawing)
-    log.say(f"run    {steps:,} steps of {cfg.batch_size} pieces, {per_epoch:,} steps an epoch, "
-            f"{batches.padding(train.lengths, order(0)):.1%} of the tokens padding; {here.world} process(es) x {parts} "
-            f"part(s) x {micro}, on {device.type} in {str(dtype).removeprefix('torch.')}")
+        checkpoint.load_weights(model, source["model"], path)
+    model.to(dist.device)
+    kernels.tune(model, dist.device)
+    optimizers = optim.make_optimizers(model, optim.finetuning_groups(model, cfg), dist)
+    run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer, steps, started=started)
+    run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * eval_interval, dist.dtype)
+    average = EMA(model, cfg.average, source["averaged"] if cfg.resume else None)
+    source = None  # free memory
+    describe(run, data, steps)
 
     def forward_backward(net, batch, share):
-        """Add the gradient of a part of the global batch: the sum of its losses times `share`."""
-        with parallel.autocast(device, dtype):
-            loss = net(**tensors(batch, device)) * share
-        scaler.scale(loss * here.world).backward()  # DDP takes the mean over the processes
+        """Forward and backward of one micro-batch: the sum of its losses times `share`."""
+        with dist.autocast():
+            loss = net(**batch) * share
+        run.scaler.scale(loss * dist.world_size).backward()  # DDP takes the mean over the ranks
         return loss.detach()
 
-    net, multiple = model, 1
-    if cfg.compile == "true":
-        multiple = 64  # compiled code is made anew for each length, so there must be few
-        net = parallel.compiled(net, lambda net: forward_backward(net, encode.batch(
-            train, order(0)[0][:micro], task, tokenizer, multiple, class_weights), 1.0),
-            "true", dtype, task["max_length"], log.say)
-        model.zero_grad(set_to_none=True)
-    net = parallel.wrap(net, here)
+    net = run.wrap(lambda net: forward_backward(net, data.batch("train", np.arange(run.micro), dist), 1.0), 0,
+                   data.task["max_length"])
+    watched = data.batch("val", np.arange(min(len(data.features["val"]), run.micro,
+                                              1024 // data.task["max_length"]) or 1), dist)
+    if run.step == 0:
+        run.watch.look(0, watched)
 
-    caught, release = parallel.catch_signals()  # SIGINT or SIGTERM: finish the step, save, leave
-
-    def swap_averaged():
-        """Put the averaged weights into the model; a second call takes them out again."""
-        for name in averaged:
-            trained[name].data, averaged[name] = averaged[name], trained[name].data
-
-    def save(name, state):
-        if here.main:
-            checkpoint.save(out_dir / name, {"model_config": asdict(model_config), "task": task, "step": step,
-                                             "seed": cfg.seed, "config": asdict(cfg)} | state)
-
-    def save_latest():
-        save("latest.pt", {"model": model.state_dict(), "averaged": averaged, "evaluated": evaluated, "best": best,
-                           "worse": worse, "optimizer": [o.state_dict() for o in optimizers],
-                           "scaler": scaler.state_dict(), "seconds": time.time() - began})
-
-    few = np.arange(min(len(pieces["val"]), micro, 1024 // task["max_length"]) or 1)
-    watched = tensors(encode.batch(pieces["val"], few, task, tokenizer), device)  # what watch looks at, each time
-    if step == 0:
-        watch.look(step, watched)
     model.train()
-    began = time.time() - spent
-    since, since_step, paused, tokens = time.time(), step, 0.0, 0  # of the last status line; tokens since then
+    run.start_clock()
     while True:
-        interrupted = parallel.total([bool(caught)], here, "max")[0]
-        done = step >= steps
-        if interrupted and not done:
-            check_finite([p.detach().sum().item() for p in trained.values()], "training", step, out_dir)
-            save_latest()
-            break
-        if (step % eval_interval == 0 or done) and step > evaluated:
-            pause = time.time()
-            swap_averaged()
-            model.eval()
-            out = predict.outputs(model, pieces["val"], task, tokenizer, here, dtype)
-            model.train()
-            check_finite([out.sum()], "validation", step, out_dir)
-            found = predict.predictions(task, rows["val"], pieces["val"], out)
-            figures, matrix = predict.scores(task, rows["val"], found, pieces["val"], out)
-            mistakes.show(log, step, task, rows["val"], found, pieces["val"], out, figures, matrix)
-            watch.look(step, watched, done)
-            figure = main_figure(task, figures)
-            worse = 0 if best is None or figure > best else worse + 1
-            evaluated = step
-            if not worse:
-                best = figure
-                save("best.pt", {"model": lora.merged(model)})
-                if cfg.lora_rank:
-                    save("adapter.pt", {"model": {name: p.detach() for name, p in trained.items()},
-                                        "rank": cfg.lora_rank, "alpha": cfg.lora_alpha})
-            swap_averaged()
-            log.row(step, epoch=step / per_epoch, seconds=time.time() - START,
-                    **{f"val_{k}": v for k, v in figures.items() if isinstance(v, float)})
-            log.say(f"step {step:6} | val {described(task, figures)}{'' if worse else '  (best so far)'}")
-            save_latest()
-            paused += time.time() - pause
-        if done or (cfg.patience and worse >= cfg.patience):
+        progress, epoch = run.progress(), run.step / data.steps_per_epoch
+        if run.interrupted:
+            run.leave(task=data.task, averaged=average.weights)
+
+        # ---- evaluate and save
+        if run.evaluation_due(eval_interval):
+            with run.pause():
+                with average.in_use():
+                    scores = evaluate(run, data)
+                    run.watch.look(run.step, watched, run.done)
+                    if run.record(predict.main_score(data.task, scores)):
+                        save_best(run, data.task)
+                run.row(epoch=epoch, **{f"val_{k}": v for k, v in scores.items() if isinstance(v, float)})
+                run.log.say(f"step {run.step:6} | val {described(data.task, scores)}"
+                            f"{'' if run.worse else '  (best so far)'}")
+                run.save_latest(task=data.task, averaged=average.weights)
+        if run.done or (cfg.patience and run.worse >= cfg.patience):
             break
 
-        # the parts of the global batch that are this process's
-        dropout_seed = np.random.SeedSequence((cfg.seed, step, here.rank)).generate_state(1)
-        torch.manual_seed(int(dropout_seed[0]))  # dropout, too, is a function of the step
-        epoch, number = divmod(step, per_epoch)
-        index, change = order(epoch)[number], encode.changes(cfg, tokenizer, epoch)
-        first = [(part * here.world + here.rank) * micro for part in range(parts)]
-        todo = [encode.batch(train, index[row:row + micro], task, tokenizer, multiple, class_weights, change)
-                for row in first]
-        scored = parallel.total([sum(batch["weights"].sum(dtype=float) for batch in todo)], here)[0]
-        loss = torch.zeros((), device=device)
-        for part, batch in enumerate(todo):
-            if here.world > 1:  # synchronise on the last part only; to be set before the forward
-                net.require_backward_grad_sync = part == parts - 1
-            loss += forward_backward(net, batch, 1 / scored)
-        if step == 0:
-            assert all(p.grad is not None for p in trained.values()), "a parameter gets no gradient"
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        line_due = (step + 1) % cfg.log_interval == 0 or step == 0
-        watch.gradients(step + 1, line_due)
-        thawed = [p for optimizer in optimizers for group in optimizer.param_groups
-                  if step >= group["from_epoch"] * per_epoch for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(thawed, cfg.grad_clip or math.inf)
-        factor = optim.lr_factor((step + 0.5) / steps, cfg.schedule, cfg.warmup, 0.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:  # a rate of 0 leaves the weights as they are, to the bit
-                group["lr"] = group["peak_lr"] * factor * (step >= group["from_epoch"] * per_epoch)
-        if scaler.is_enabled() and not norm.isfinite():  # fp16 overflowed: nobody steps, the scale is halved
-            scaler.update(scaler.get_scale() / 2)
-        else:
-            for optimizer in optimizers:
-                scaler.step(optimizer)
-            scaler.update()
-        model.zero_grad(set_to_none=True)
-        step += 1
-        watch.updated(step)
-        if averaged:  # in the beginning a shorter average, which forgets the first weights
-            with torch.no_grad():
-                torch._foreach_lerp_([averaged[name] for name in trained], list(trained.values()),
-                                     1 - min(cfg.average, step / (step + 10)))
+        # ---- one optimizer step over the global batch
+        run.seed_dropout()
+        loss = torch.zeros((), device=dist.device)
+        for batch, _, total in run.micro_batches(net, data.make_batch, lambda batch: batch["weights"].sum(dtype=float)):
+            loss += forward_backward(net, batch, 1 / total)
+        factor = optim.lr_factor(progress, cfg.schedule, cfg.warmup, 0.0)
+        optim.set_lr(optimizers, factor, epoch)
+        norm = run.clip_and_step(optim.training_now(optimizers, epoch))
+        average.update(run.step)
 
-        tokens += int(train.lengths[index].sum())
-        if line_due:
-            shown = parallel.total([loss], here)[0]
-            check_finite([shown], "training", step, out_dir)
-            now = time.time()
-            took = now - since - paused
-            rate = (step - since_step) * cfg.batch_size / took
-            log.row(step, epoch=step / per_epoch, seconds=now - START, loss=shown, lr=cfg.lr * factor,
-                    grad_norm=norm.item(), rows_per_s=rate, tokens_per_s=tokens / took,
-                    memory_gb=parallel.peak_memory(device))
-            log.say(f"step {step:6} | epoch {step / per_epoch:.2f} | loss {shown:.4f} | lr {cfg.lr * factor:.2e} | "
-                    f"{rate:7,.0f} rows/s | {clock((steps - step) * cfg.batch_size / rate)} left")
-            since, since_step, paused, tokens = now, step, 0.0, 0
+        # ---- status line
+        run.tokens += data.tokens_of(run.step - 1)
+        if run.line_due():
+            epoch = run.step / data.steps_per_epoch
+            run.status({"loss": loss}, norm, cfg.lr * factor, "rows", f"epoch {epoch:.2f} | ", epoch=epoch)
 
-    release()
-    if interrupted and not done:
-        parallel.wait(here)  # torchrun ends everybody when the first has gone
-        log.say(f"stopped at step {step} and saved; go on with --resume")
-        log.close()
-        parallel.stop(here)
-        sys.exit(128 + (caught[0] if caught else signal.SIGTERM))
-
-    # the final figures, of the best weights
-    parallel.wait(here)  # rank 0 may still be writing best.pt
-    result = {"step": step, "epochs": step / per_epoch, "train_seconds": time.time() - began,
+    # ---- the final metrics, of the best weights
+    run.release_signals()  # all is saved: from here on a signal ends the process at once
+    distributed.barrier(dist)  # rank 0 may still be writing best.pt
+    result = {"step": run.step, "epochs": run.step / data.steps_per_epoch, "train_seconds": run.spent,
               "parameters": sum(p.numel() for p in model.parameters()),
-              "trained_parameters": sum(p.numel() for p in trained.values())}
-    path = out_dir / "best.pt"
-    result = final_figures(checkpoint.load(path), path, out_dir, task, rows, pieces, tokenizer, here, dtype, result,
-                           projector=cfg.watch_interval > 0)
-    log.finish(step, cfg, result)
-    log.row(step, **{k: v for k, v in result.items() if k.startswith(("test_", "seconds")) and isinstance(v, float)})
-    log.close()
+              "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    path = run.out_dir / "best.pt"
+    result = final_metrics(checkpoint.load(path), path, data, dist, result, started)
+    run.log.finish(run.step, cfg, result)
+    run.row(**{k: v for k, v in result.items() if k.startswith("test_") and isinstance(v, float)})
+    run.log.close()
     return result
 
 
-def final_figures(state, path, out_dir, task, rows, pieces, tokenizer, here, dtype, result, projector=False):
+# ---- the data ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Data:
+    """The rows of every split as features (rows of token ids), and the batches made of them."""
+    cfg: Config
+    task: dict
+    rows: dict[str, list[dict]]
+    tokenizer: object
+    features: dict[str, features.Encoded]
+    shape: object = None  # the ModelConfig
+
+    def __post_init__(self):
+        self.order = functools.lru_cache(maxsize=2)(self.order)
+        self.steps_per_epoch = -(-len(self.features["train"]) // self.cfg.batch_size)
+        self.multiple = 64 if self.cfg.compile == "true" else 1  # compiled code is made anew for each length
+        balanced = self.cfg.class_weights == "balanced"
+        self.weights = collate.balanced(self.features["train"], len(self.task["labels"])) if balanced else None
+
+    def order(self, epoch):
+        """The features of an epoch in batches of like lengths: int64 (steps, batch_size)."""
+        return collate.grouped(self.features["train"].lengths, self.cfg.batch_size, self.cfg.seed, epoch)
+
+    def make_batch(self, rows):
+        """The training batch with these global row numbers, a pure function of them and the seed."""
+        step = int(rows[0]) // self.cfg.batch_size
+        epoch, number = divmod(step, self.steps_per_epoch)
+        index = self.order(epoch)[number][rows % self.cfg.batch_size]
+        return collate.batch(self.features["train"], index, self.task, self.tokenizer, self.multiple, self.weights,
+                              collate.changes(self.cfg, self.tokenizer, epoch))
+
+    def tokens_of(self, step):
+        """How many tokens the batch of a step holds, without padding."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        return int(self.features["train"].lengths[self.order(epoch)[number]].sum())
+
+    def batch(self, split, index, dist):
+        """The features with these numbers as a batch on the device."""
+        return distributed.to_device(collate.batch(self.features[split], index, self.task, self.tokenizer,
+                                                    self.multiple, self.weights), dist.device)
+
+
+def open_data(cfg, dist, source, path):
+    """The rows, the task and the model's shape; rows as features, always by the pretrained model's tokenizer."""
+    task, rows, tokenizer = start.open_data(cfg, dist, source, path)
+    shape = None
+    if cfg.eval_only:
+        task = start.known_task(source, path, task, rows)
+    else:
+        shape = start.model_shape(cfg, source, path, tokenizer, task)
+        task = start.complete_task(task, cfg, shape, rows)
+        if cfg.resume:
+            start.same_task(source, path, task)
+    collate.check_changes(cfg, task, tokenizer)
+    encoded = {split: features.encode(some, task, tokenizer) for split, some in rows.items()}
+    if dist.main:
+        examples.report(task, rows, {split: some.full.tolist() for split, some in encoded.items()}, task["max_length"])
+    return Data(cfg, task, rows, tokenizer, encoded, shape)
+
+
+# ---- evaluation --------------------------------------------------------------------------------------------------
+
+
+def evaluate(run, data):
+    """The scores of the validation rows; TensorBoard gets the mistakes."""
+    run.model.eval()
+    out = predict.outputs(run.model, data.features["val"], data.task, data.tokenizer, run.dist)
+    run.model.train()
+    run.check_finite(out.sum(), "validation")
+    found = predict.predictions(data.task, data.rows["val"], data.features["val"], out)
+    scores, matrix = predict.scores(data.task, data.rows["val"], found, data.features["val"], out)
+    mistakes.show(run.log, run.step, data.task, data.rows["val"], found, data.features["val"], out, scores, matrix)
+    return scores
+
+
+class EMA:
+    """A moving average of the trained weights, which is what is evaluated. decay=0: there is none."""
+
+    def __init__(self, model, decay, saved=None):
+        self.decay = decay
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad} if decay else {}
+        self.weights = {name: (saved[name].to(p.device) if saved else p.detach().clone())
+                        for name, p in self.trained.items()}
+
+    @torch.no_grad()
+    def update(self, step):
+        if self.decay:  # EMA warm-up: a shorter average at first, which forgets the initial weights
+            torch._foreach_lerp_(list(self.weights.values()), list(self.trained.values()),
+                                 1 - min(self.decay, step / (step + 10)))
+
+    def swap(self):
+        """Put the averaged weights into the model; a second call takes them out again."""
+        for name in self.weights:
+            self.trained[name].data, self.weights[name] = self.weights[name], self.trained[name].data
+
+    @contextmanager
+    def in_use(self):
+        """Within, the model has the averaged weights."""
+        self.swap()
+        yield
+        self.swap()
+
+
+def save_best(run, task):
+    """Write best.pt, adapters merged, and with lora_rank the trained weights alone as adapter.pt."""
+    run.save("best.pt", model=lora.merged(run.model), task=task)
+    if run.cfg.lora_rank:
+        trained = {name: p.detach() for name, p in run.model.named_parameters() if p.requires_grad}
+        run.save("adapter.pt", model=trained, rank=run.cfg.lora_rank, alpha=run.cfg.lora_alpha, task=task)
+
+
+# ---- what the run tells ------------------------------------------------------------------------------------------
+
+
+def describe(run, data, steps):
+    """The first lines of the log: which parameters are trained and when, and the run."""
+    per_epoch, lengths = data.steps_per_epoch, data.features["train"].lengths
+    lines = freezing.describe_parameters(run.model)
+    for line in lines + freezing.describe_thawing(run.optimizers, steps / per_epoch):
+        run.log.say(line)
+    run.log.say(f"run    {steps:,} steps, {per_epoch:,} an epoch, {collate.padding(lengths, data.order(0)):.1%} of the "
+                f"tokens padding; {run.describe('features')}")
+
+
+def described(task, scores):
+    """The main scores as a line."""
+    names = dict.fromkeys([task["metric"], *(n for n in ("loss", "accuracy", "f1", "exact", "mcc", "macro_f1",
+                                                         "spearman") if n in scores)])
+    return " | ".join(f"{name} {scores[name]:.4f}" for name in names)
+
+
+def final_metrics(state, path, data, dist, result, started):
     """Measure a checkpoint on val and test, print the report, write result.json and predictions; the result."""
-    model = predict.load_model(state, path, here.device)
+    cfg, task, out_dir = data.cfg, data.task, Path(data.cfg.out_dir)
+    model = checkpoint.load_model(state, path, functools.partial(TaskModel, task=task), dist.device)
     result |= {"best_step": state["step"], "kind": task["kind"], "metric": task["metric"]}
-    lines, kept = [], []
+    lines, written = [], []
     truth = {"answer": "answers", "tag": "tags", "generate": "response"}.get(
         task["kind"], "labels" if task.get("multi_label") else "label")
-    if here.main:
+    if dist.main:
         out_dir.mkdir(parents=True, exist_ok=True)
-    for split in [split for split in ("val", "test") if split in rows]:
-        out = predict.outputs(model, pieces[split], task, tokenizer, here, dtype)
-        found = predict.predictions(task, rows[split], pieces[split], out)
-        figures, matrix = predict.scores(task, rows[split], found, pieces[split], out)
-        if split == "val" and projector:
-            mistakes.save_projector(out_dir, model, task, rows[split], found, pieces[split], tokenizer, here, dtype)
-        result |= {f"{split}_{k}": v for k, v in figures.items()}
+    for split in [split for split in ("val", "test") if split in data.rows]:
+        rows, encoded = data.rows[split], data.features[split]
+        out = predict.outputs(model, encoded, task, data.tokenizer, dist)
+        found = predict.predictions(task, rows, encoded, out)
+        scores, matrix = predict.scores(task, rows, found, encoded, out)
+        if split == "val" and cfg.watch_interval and not cfg.eval_only:
+            mistakes.save_projector(out_dir, model, task, rows, found, encoded, data.tokenizer, dist)
+        result |= {f"{split}_{k}": v for k, v in scores.items()}
         result |= {} if matrix is None else {f"{split}_confusion": matrix.tolist()}
-        lines.append(f"{split}, all of it: {described(task, figures)}")
-        kept.append("predictions_val.jsonl" if split == "val" and "test" in rows else "predictions.jsonl")
-        if here.main:
-            files.write_jsonl(out_dir / kept[-1], [
+        lines.append(f"{split}, all of it: {described(task, scores)}")
+        written.append("predictions_val.jsonl" if split == "val" and "test" in data.rows else "predictions.jsonl")
+        if dist.main:
+            files.write_jsonl(out_dir / written[-1], [
                 {"row": i, **{name: row[name] for name in examples.INPUTS if name in row and name != "context"},
-                 truth: row[truth]} | guess for i, (row, guess) in enumerate(zip(rows[split], found))])
-    result["seconds"] = time.time() - START
-    if here.main:  # of the last split
-        print(f"\n--- {split} ---\n{metrics.report(figures)}")
+                 truth: row[truth]} | guess for i, (row, guess) in enumerate(zip(rows, found))])
+    result["seconds"] = time.monotonic() - started
+    if dist.main:  # of the last split
+        print(f"\n--- {split} ---\n{metrics.report(scores)}")
         if matrix is not None:
             print(f"\n{metrics.confusion_table(matrix, task['labels'])}")
         files.write_json(out_dir / "result.json", result)
-        print("\n".join([*lines, f"{out_dir}: result.json, {', '.join(kept)}"]))
+        print("\n".join([*lines, f"{out_dir}: result.json, {', '.join(written)}"]))
     return result
-
-
-# ---- figures -----------------------------------------------------------------------------------------------------
-
-
-def main_figure(task, figures):
-    """The task's metric, made so that higher is better; what cannot be computed (nan) is the worst."""
-    if task["metric"] not in figures:
-        raise UserError(f"metric={task['metric']} is no figure of a {task['kind']} task; choose one of "
-                        f"{', '.join(k for k, v in figures.items() if isinstance(v, float))}")
-    figure = float(figures[task["metric"]]) * (-1 if task["metric"] == "loss" else 1)
-    return -math.inf if math.isnan(figure) else figure
-
-
-def described(task, figures):
-    names = dict.fromkeys([task["metric"], *(n for n in ("loss", "accuracy", "f1", "exact", "mcc", "macro_f1",
-                                                         "spearman") if n in figures)])
-    return " | ".join(f"{name} {figures[name]:.4f}" for name in names)
-
-
-def check_finite(numbers, which, step, out_dir):
-    for number in numbers:
-        if not math.isfinite(number):
-            kept = "the last good weights are in latest.pt" if (out_dir / "latest.pt").exists() else "nothing was saved"
-            raise UserError(f"the {which} loss is {number} at step {step}, {kept}; lower --lr, or raise --warmup")
 
 
 if __name__ == "__main__":

@@ -17,30 +17,22 @@ import math
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from nanoft import (
-    UserError,
-    checkpoint,
-    config,
-    embed,
-    encode,
-    examples,
-    explain_page,
-    explain_targets,
-    files,
-    generate,
-    parallel,
-    predict,
-    tables,
-    vocabulary,
-)
-from nanoft.model import make_model, saved_config
-from nanoft.wordpiece import CHINESE
+from nanoft import UserError, checkpoint, config, distributed, files, generate, kernels
+from nanoft.inspect import targets
+from nanoft.model import make_model
+from nanoft.pages import explain_page
+from nanoft.published.source import open_checkpoint
+from nanoft.tasks import embed, examples, features, predict, tables
+from nanoft.tasks.heads import TaskModel
+from nanoft.text import vocabulary
+from nanoft.text.wordpiece import CHINESE
 
 MOST_TEXTS = 20  # of which a table is shown
 SOURCES = ("input", "prompt", "text", "pair", "question", "context")  # the options that bring texts
@@ -106,13 +98,13 @@ def check(cfg):
 
 def main():
     cfg = config.load(Config, check=check)
-    here = parallel.start(cfg.device)
-    device = here.device
-    dtype, reason = parallel.number_format("float32" if cfg.explain else cfg.dtype, device)
-    if reason:
-        print(reason, file=sys.stderr)
-    path = checkpoint.find(cfg.checkpoint)
-    state = checkpoint.load(path)
+    dist = distributed.start(cfg.device, "float32" if cfg.explain else cfg.dtype)
+    device, dtype = dist.device, dist.dtype
+    if device.type == "cpu":
+        kernels.keep_memory()
+    if dist.reason:
+        print(dist.reason, file=sys.stderr)
+    state, path = open_checkpoint(cfg.checkpoint)
     if {"rank", "alpha"} <= state.keys():
         raise UserError(f"{path} is an adapter, not a whole model; give the best.pt beside it, which has it merged")
     tokenizer = vocabulary.load(path.parent)
@@ -120,19 +112,16 @@ def main():
         return do_embed(state, path, tokenizer, device, dtype, cfg)
     task = state.get("task", {})
     if task and task["kind"] != "generate":
-        return do_task(state, path, task, tokenizer, here, dtype, cfg)
+        return do_task(state, path, task, tokenizer, dist, cfg)
     rows = read_rows(cfg, task.get("kind", ""))
-    with torch.device("meta"):  # no memory but that of the weights
-        model = make_model(saved_config(state["model_config"], path))
-    checkpoint.load_weights(model, state["model"], path)
-    model.to(device).eval()
+    model = checkpoint.load_model(state, path, make_model, device)
     for p in model.parameters():  # most of what a token costs is reading the weights: halve them where bf16 is fast
         p.data = p.data.to(dtype)
 
     answer = continuations if model.cfg.causal else gaps
     results = []
     for number, row in enumerate(rows):
-        prompt = encode.prompt_text(row["prompt"]) if task else row["prompt"]
+        prompt = features.prompt_text(row["prompt"]) if task else row["prompt"]
         ids = tokenizer.encode(prompt, allow_special=True)
         if not ids:
             raise UserError(f"the prompt {prompt!r} has no tokens; give some text, or leave --prompt out "
@@ -146,15 +135,15 @@ def main():
         print(f"{len(results)} results written to {cfg.output}")
 
 
-def do_task(state, path, task, tokenizer, here, dtype, cfg):
+def do_task(state, path, task, tokenizer, dist, cfg):
     """What a fine-tuned model says of each row: its prediction on the screen, or the rows with it in a file."""
     rows = read_rows(cfg, task["kind"])
-    model = predict.load_model(state, path, here.device)
-    pieces = encode.encode(rows, task, tokenizer)
-    out = predict.outputs(model, pieces, task, tokenizer, here, dtype)
+    model = checkpoint.load_model(state, path, partial(TaskModel, task=task), dist.device)
+    pieces = features.encode(rows, task, tokenizer)
+    out = predict.outputs(model, pieces, task, tokenizer, dist)
     found = predict.predictions(task, rows, pieces, out)
     if cfg.explain:
-        subjects = [explain_targets.of_row(model, task, tokenizer, row, guess, row_text(task["kind"], row, guess), i,
+        subjects = [targets.of_row(model, task, tokenizer, row, guess, row_text(task["kind"], row, guess), i,
                                            pieces, out) for i, (row, guess) in enumerate(zip(rows, found))]
         return explain_page.write(cfg.output or path.parent / "explain", path, model, tokenizer, subjects, cfg)
     if cfg.output:
@@ -270,7 +259,7 @@ def continuations(model, tokenizer, prompt, ids, cfg, number):
         new = generate.generate(model, start[None], cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
                                 cfg.repetition_penalty, stop_id=tokenizer.special["<|endoftext|>"],
                                 generator=torch.Generator(start.device).manual_seed(cfg.seed + number))
-        return [explain_targets.of_continuation(model, tokenizer, prompt, start, torch.cat(list(new)))]
+        return [targets.of_continuation(model, tokenizer, prompt, start, torch.cat(list(new)))]
     for i in range(cfg.num_samples):
         generator = torch.Generator(model.head.weight.device).manual_seed(cfg.seed + number * cfg.num_samples + i)
         pieces = []
@@ -310,7 +299,7 @@ def gaps(model, tokenizer, prompt, _ids, cfg, _number):
     if mask_id not in ids:
         raise UserError(f"the prompt {prompt!r} has no <|mask|> to fill; write one where a word is missing")
     if cfg.explain:
-        return [explain_targets.of_gaps(model, tokenizer, prompt, torch.tensor(ids, device=device))]
+        return [targets.of_gaps(model, tokenizer, prompt, torch.tensor(ids, device=device))]
     best, probability = generate.fill_masks(model, torch.tensor(ids, device=device), mask_id, cfg.top_k or 5)
     rows = []
     for tokens, parts in zip(best.tolist(), probability.tolist()):

@@ -7,11 +7,9 @@
 """
 
 import math
-import os
-import signal
-import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,14 +17,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from nanoft import UserError, batches, checkpoint, config, files, generate, optim, parallel, prepare, vocabulary
+from nanoft import UserError, batches, checkpoint, config, distributed, evaluate, files, generate, kernels, loop, optim
 from nanoft.bins import Tokens
-from nanoft.evaluate import causal_figures, described, masked_figures, tensors
-from nanoft.model import CLASSIC, ModelConfig, check_model, make_model, saved_config
-from nanoft.runlog import RunLog, clock
-from nanoft.watch import Watch
-
-START = time.time() - time.process_time()  # when the process began: so far it has only imported
+from nanoft.bpe import Tokenizer
+from nanoft.inspect.watch import Watch
+from nanoft.model import ModelConfig, check_model, make_model
+from nanoft.published.source import open_checkpoint
+from nanoft.text import prepare, vocabulary
 
 
 @dataclass
@@ -76,19 +73,12 @@ class Config:
 
 def check(cfg):
     """Sentences on options that cannot be, or cannot go together."""
-    problems = check_model(cfg)
-    for name in ("batch_size", "eval_interval", "log_interval"):
-        if getattr(cfg, name) < 1:
-            problems.append(f"{name}={getattr(cfg, name)} must be at least 1")
-    for name in ("seed", "micro_batch_size", "max_steps", "max_minutes", "lr", "embed_lr", "muon_lr", "weight_decay",
-                 "grad_clip", "nsp_weight", "eval_tokens", "sample_tokens", "watch_interval"):
-        if getattr(cfg, name) < 0:
-            problems.append(f"{name}={getattr(cfg, name)} must be 0 or more")
-    for name in ("beta2", "warmup", "warmdown"):
-        if not 0 <= getattr(cfg, name) <= 1 or (name == "beta2" and cfg.beta2 == 1):
-            problems.append(f"{name}={getattr(cfg, name)} must lie between 0 and 1")
-    if not cfg.out_dir or (Path(cfg.out_dir).exists() and not Path(cfg.out_dir).is_dir()):
-        problems.append(f"out_dir={cfg.out_dir!r} is not a folder; name one for this run")
+    problems = check_model(cfg) + config.run_problems(cfg)
+    problems += config.at_least(cfg, 1, "batch_size", "eval_interval", "log_interval")
+    problems += config.at_least(cfg, 0, "seed", "micro_batch_size", "max_steps", "max_minutes", "lr", "embed_lr",
+                                "muon_lr", "weight_decay", "grad_clip", "nsp_weight", "eval_tokens", "sample_tokens",
+                                "watch_interval")
+    problems += config.fraction(cfg, "warmup", "warmdown") + config.fraction(cfg, "beta2", one=False)
     if cfg.schedule == "trapezoid" and cfg.warmup + cfg.warmdown > 1:
         problems.append(f"warmup={cfg.warmup} and warmdown={cfg.warmdown} are more than the whole run; lower one")
     if cfg.max_steps <= 0 and cfg.max_minutes <= 0:
@@ -97,346 +87,271 @@ def check(cfg):
         problems.append(f"mask_prob={cfg.mask_prob} must lie between 0 and 1; 0.15 is usual")
     if cfg.objective == "mlm_nsp" and cfg.block_size < 8:
         problems.append(f"block_size={cfg.block_size} has no room for a pair; use 8 or more")
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if cfg.micro_batch_size >= 0 and cfg.batch_size % (world * max(cfg.micro_batch_size, 1)):
-        problems.append(f"batch_size={cfg.batch_size} does not divide into {world} process(es) x micro_batch_size="
-                        f"{cfg.micro_batch_size or 1}; choose a multiple of {world * max(cfg.micro_batch_size, 1)}")
     return problems
 
 
 def main():
+    started = time.monotonic()
     cfg = config.load(Config, check=check)
-    here = parallel.start(cfg.device)
-    device = here.device
-    dtype, reason = parallel.number_format(cfg.dtype, device)
-    out_dir = Path(cfg.out_dir)
+    dist = distributed.start(cfg.device, cfg.dtype)  # rank, world_size, device, dtype
+    source, path = open_source(cfg)                  # a checkpoint to resume or to begin from, or None
+    data = open_data(cfg, dist)                      # tokenizer, splits, make_batch(rows)
 
-    source, place = open_source(cfg, out_dir)
-    folder, tokenizer, splits = open_data(cfg, here)
-
-    # what step s sees: a function from the numbers of its rows; evaluation has the same masks and pairs every time
-    masking, pairs = None, {}
-    if cfg.objective == "causal":
-        make_batch = partial(batches.causal_batch, splits["train"], cfg.block_size, cfg.seed)
-    else:
-        masking = batches.masking(tokenizer, cfg.mask_prob, cfg.whole_word)
-        make_batch = partial(batches.masked_batch, splits["train"], cfg.block_size, cfg.seed, masking=masking)
-    if cfg.objective == "mlm_nsp":
-        make_batch = batches.Pairs(splits["train"], tokenizer, cfg.block_size, cfg.batch_size, cfg.seed, masking).batch
-        pairs = {name: batches.Pairs(splits[name], tokenizer, cfg.block_size, 8, batches.EVAL_SEED, masking)
-                 for name in ("val", "test") if name in splits}
-
-    # the model: a plain module; compilation and DDP wrap it afterwards
+    # ---- the model, its optimizers and the state of the run: fresh, or restored from latest.pt
     torch.manual_seed(cfg.seed)
-    model_config = model_shape(cfg, tokenizer.vocab_size, source)
-    model = make_model(model_config)
-    if source:
-        take_weights(model, source, place, cfg.resume, tokenizer, folder)
-    if cfg.objective == "mlm" and model_config.n_types:  # words alone teach a published BERT's sentence head nothing
-        for p in (*model.pooler.parameters(), *model.next.parameters()):
-            p.requires_grad_(False)
-    model.to(device)
-    optimizers = optim.make_optimizers(model, cfg, device, dtype)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    model = build_model(cfg, data, source, path).to(dist.device)
+    kernels.tune(model, dist.device)
+    optimizers = optim.make_optimizers(model, optim.pretraining_groups(model, cfg), dist,
+                                       betas=(0.9, cfg.beta2), eps=1e-10)  # 1e-8 would slow rare tokens' embeddings
+    run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer, cfg.max_steps,
+                   cfg.max_minutes, started)
+    run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * cfg.eval_interval, dist.dtype)
+    source = None  # free memory
+    describe(run, data)
 
-    # fresh, or exactly where it stopped
-    step, evaluated, best, spent = 0, 0, math.inf, 0.0
-    changed = []
-    if cfg.resume:
-        for optimizer, saved in zip(optimizers, source["optimizer"]):  # the run's moments, this call's rates
-            optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
-        scaler.load_state_dict(source["scaler"])
-        step, evaluated, best, spent = (source[k] for k in ("step", "evaluated", "best_val_loss", "seconds"))
-        changed = [f"{k}={v} (was {source['config'].get(k)})" for k, v in asdict(cfg).items()
-                   if k != "resume" and v != source["config"].get(k)]
-    source = None  # let go of the memory
-    if here.main:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        files.write_json(out_dir / "config.json", asdict(cfg))
-        tokenizer.save(out_dir / "tokenizer.json")
-    log = RunLog(out_dir, here.main, step, cfg.watch_interval > 0)
-    log.table("config", [("option", "value"), *asdict(cfg).items()], step)
-    watch = Watch(log, model, optimizers, cfg.watch_interval * cfg.eval_interval, dtype)
-    micro = cfg.micro_batch_size or cfg.batch_size // here.world
-    parts = cfg.batch_size // (micro * here.world)
-    tokens_per_step = cfg.batch_size * cfg.block_size
-    n_params = sum(p.numel() for p in model.parameters())
-    if reason:
-        log.say(reason)
-    if changed:
-        log.say(f"resumed with other options: {', '.join(changed)}")
-    log.say(f"data   {folder.name}: {len(splits['train']):,} training tokens, vocabulary {tokenizer.vocab_size:,}")
-    log.say(f"model  {n_params / 1e6:.2f}M parameters: {cfg.n_layer} layers x {cfg.n_embd}, {cfg.n_head} heads, "
-            f"context {cfg.block_size}, {cfg.objective}")
-    log.say(f"run    {cfg.batch_size} sequences a step = {here.world} process(es) x {parts} part(s) x {micro}, "
-            f"on {device.type} in {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
-
-    # the loss terms of a batch, each with its weight
-    weight = torch.tensor([1.0, cfg.nsp_weight] if cfg.objective == "mlm_nsp" else [1.0], device=device)
+    # ---- one forward and backward pass; a batch has one loss term, or two with pairs
+    weight = torch.tensor([1.0, cfg.nsp_weight] if cfg.objective == "mlm_nsp" else [1.0], device=dist.device)
 
     def forward_backward(net, batch, share):
-        """Add the gradient of a part of the global batch; `share`: how much of it, one number a loss term."""
-        batch = tensors(batch, device)
-        if cfg.objective != "causal":  # compiled code wants a fixed number of masked rows
+        """Forward and backward of one micro-batch; `share`: its weight in the global batch, per loss term."""
+        if cfg.objective != "causal":  # compiled code wants a fixed number of masked positions
             batch["capacity"] = batches.capacity(batch["ids"].shape, cfg.mask_prob)
-        with parallel.autocast(device, dtype):
+        with dist.autocast():
             losses = net(**batch).view(-1) * share
-        scaler.scale((losses * weight).sum() * here.world).backward()  # DDP takes the mean over the processes
+        run.scaler.scale((losses * weight).sum() * dist.world_size).backward()  # DDP takes the mean over the ranks
         return losses.detach()
 
-    net = model
-    steps = cfg.max_steps or math.inf
-    # 6 operations a token for each number in a matrix (tables are only looked up), at 200 GFLOP/s: two cores
-    work = 6 * tokens_per_step * sum(p.numel() for name, p in model.named_parameters() if ".grams." not in name
-                                     and (".tokens." not in name or model_config.tie_head))
-    minutes = min(cfg.max_minutes or math.inf, work * steps / 2e11 / 60)
-    if parallel.wants_compile(cfg.compile, minutes, device):  # before DDP: its trial must not wait for others
-        net = parallel.compiled(net, lambda net: forward_backward(net, make_batch(np.arange(micro)), weight),
-                                cfg.compile, dtype, cfg.block_size, log.say)
-        model.zero_grad(set_to_none=True)
-    net = parallel.wrap(net, here)
+    net = run.wrap(lambda net: forward_backward(net, data.first_batch(run.micro, dist), weight),
+                   estimated_minutes(cfg, model), cfg.block_size)
+    watched = data.watched_batch(run.micro, dist)  # validation windows whose activations are logged
+    if run.step == 0:
+        run.watch.look(0, watched)
 
-    caught, release = parallel.catch_signals()  # SIGINT or SIGTERM: finish the step, save, leave
-
-    def measure(split, max_tokens):
-        model.eval()
-        if cfg.objective == "causal":
-            figures = causal_figures(model, splits[split], max_tokens, eot, here, dtype)
-        else:
-            figures = masked_figures(model, splits[split], max_tokens, masking, pairs.get(split), here, dtype)
-        model.train()
-        return figures
-
-    def save(name):
-        if here.main:
-            checkpoint.save(out_dir / name, {
-                "model": model.state_dict(), "model_config": asdict(model_config),
-                "optimizer": [o.state_dict() for o in optimizers], "step": step, "evaluated": evaluated,
-                "seed": cfg.seed, "config": asdict(cfg), "best_val_loss": best, "seconds": time.time() - began,
-                "scaler": scaler.state_dict()})
-
-    eot = tokenizer.special["<|endoftext|>"]
-    few = np.arange(min(micro, 1024 // cfg.block_size) or 1)  # windows of validation that watch looks at, each time
-    if cfg.objective == "causal":
-        watched = batches.causal_batch(splits["val"], cfg.block_size, batches.EVAL_SEED, few)
-    elif cfg.objective == "mlm":
-        watched = batches.masked_batch(splits["val"], cfg.block_size, batches.EVAL_SEED, few, masking)
-    else:
-        watched = pairs["val"].batch(few)
-    watched = tensors(watched, device)
-    if step == 0:
-        watch.look(step, watched)
-    began = time.time() - spent  # a budget in minutes counts steps and evaluations, not the compilation
-    since, since_step, paused = time.time(), step, 0.0  # of the last status line; seconds of evaluation since then
+    run.start_clock()  # compilation is not counted
     while True:
-        # how far the run is, agreed on by all processes
-        spent, interrupted = parallel.total([time.time() - began, bool(caught)], here, "max")
-        progress = max((step + 0.5) / cfg.max_steps if cfg.max_steps else 0.0,  # of the middle of the coming step
-                       spent / (60 * cfg.max_minutes) if cfg.max_minutes else 0.0)
-        done = step > 0 and progress >= 1
-        if interrupted:
-            if not all(p.isfinite().all() for p in model.parameters()):
-                raise UserError(diverged("training", math.nan, step, out_dir))
-            save("latest.pt")
-            break
-        if (step % cfg.eval_interval == 0 or done) and step > evaluated:
-            pause = time.time()
-            figures = measure("val", cfg.eval_tokens)
-            if not math.isfinite(figures["loss"]):
-                raise UserError(diverged("validation", figures["loss"], step, out_dir))
-            evaluated = step
-            log.row(step, seconds=time.time() - START, **{f"val_{k}": v for k, v in figures.items()})
-            log.say(f"step {step:6} | val {described(figures)}")
-            if here.main and cfg.sample_tokens:
-                text = write_sample(model, tokenizer, splits["val"], cfg, dtype, cfg.sample_tokens)
-                log.text("sample", text, step)
-                log.say("       | " + repr(text[:110]))
-            watch.look(step, watched, done)
-            if figures["loss"] < best:
-                best = figures["loss"]
-                save("best.pt")
-            save("latest.pt")
-            paused += time.time() - pause
-        if done:
+        progress = run.progress()
+        if run.interrupted:
+            run.leave(best_val_loss=best_loss(run))
+
+        # ---- evaluate, sample, save
+        if run.evaluation_due(cfg.eval_interval):
+            with run.pause():
+                metrics = data.evaluate(model, "val", cfg.eval_tokens, dist)
+                run.check_finite(metrics["loss"], "validation")
+                run.row(**{f"val_{k}": v for k, v in metrics.items()})
+                run.log.say(f"step {run.step:6} | val {evaluate.described(metrics)}")
+                log_sample(run, model, data, cfg.sample_tokens)
+                run.watch.look(run.step, watched, run.done)
+                if run.record(-metrics["loss"]):
+                    run.save("best.pt", model=model.state_dict(), best_val_loss=best_loss(run))
+                run.save_latest(best_val_loss=best_loss(run))
+        if run.done:
             break
 
-        # the parts of the global batch that are this process's
-        dropout_seed = np.random.SeedSequence((cfg.seed, step, here.rank)).generate_state(1)
-        torch.manual_seed(int(dropout_seed[0]))  # dropout, too, is a function of the step
-        first = [(part * here.world + here.rank) * micro for part in range(parts)]
-        todo = [make_batch(step * cfg.batch_size + np.arange(row, row + micro)) for row in first]
-        counts = [(batch["targets"] != batches.IGNORE).sum() for batch in todo]
-        scored = max(parallel.total([sum(counts)], here)[0], 1)
+        # ---- one optimizer step over the global batch
+        run.seed_dropout()
         losses = torch.zeros_like(weight)
-        for part, batch in enumerate(todo):
-            if here.world > 1:  # synchronise on the last part only; to be set before the forward
-                net.require_backward_grad_sync = part == parts - 1
-            # how much of the global batch's scored words this part has, and of its pairs
-            share = torch.tensor([counts[part] / scored, micro / cfg.batch_size][:len(weight)], device=device)
+        for batch, scored, total in run.micro_batches(net, data.make_batch, count_targets):
+            share = torch.tensor([scored / total, run.micro / cfg.batch_size][:len(weight)], device=dist.device)
             losses += forward_backward(net, batch, share)
-        if step == 0:
-            missed = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-            assert not missed, f"{missed} get no gradient"
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        line_due = (step + 1) % cfg.log_interval == 0 or step == 0
-        watch.gradients(step + 1, line_due)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
         factor = optim.lr_factor(progress, cfg.schedule, cfg.warmup, cfg.warmdown)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
-        if scaler.is_enabled() and not norm.isfinite():  # fp16 overflowed: nobody steps, the scale is halved
-            scaler.update(scaler.get_scale() / 2)
+        optim.set_lr(optimizers, factor)
+        norm = run.clip_and_step(model.parameters())
+
+        # ---- status line
+        run.tokens += cfg.batch_size * cfg.block_size
+        if run.line_due():
+            run.status(dict(zip(("loss", "nsp_loss"), losses)), norm, cfg.lr * factor, "tok",
+                       tokens=run.step * cfg.batch_size * cfg.block_size)
+
+    run.release_signals()  # all is saved: from here on a signal ends the process at once
+    final_metrics(run, model, data)
+    run.log.close()
+    distributed.stop(dist)
+
+
+# ---- the data ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Data:
+    """A prepared data set. make_batch(rows): the training batch with these global row numbers, a pure function."""
+    folder: Path
+    tokenizer: Tokenizer
+    splits: dict[str, Tokens]
+    block_size: int
+    make_batch: Callable
+    masking: batches.Masking | None  # of an encoder
+    pairs: dict[str, batches.Pairs]  # of an encoder trained on pairs, for evaluation: the same pairs every time
+
+    def evaluate(self, model, split, max_tokens, dist):
+        """The metrics of a model on about max_tokens of a split, 0 = all."""
+        model.eval()
+        if self.masking is None:
+            metrics = evaluate.causal_metrics(model, self.splits[split], max_tokens,
+                                              self.tokenizer.special["<|endoftext|>"], dist)
         else:
-            for optimizer in optimizers:
-                scaler.step(optimizer)
-            scaler.update()
-        model.zero_grad(set_to_none=True)
-        step += 1
-        watch.updated(step)
+            metrics = evaluate.masked_metrics(model, self.splits[split], max_tokens, self.masking,
+                                              self.pairs.get(split), dist)
+        model.train()
+        return metrics
 
-        if line_due:
-            shown = parallel.total(losses, here)
-            if not math.isfinite(sum(shown)):
-                raise UserError(diverged("training", sum(shown), step, out_dir))
-            now = time.time()
-            rate = (step - since_step) * tokens_per_step / (now - since - paused)
-            since, since_step, paused = now, step, 0.0
-            pair_loss = {"nsp_loss": shown[1]} if len(shown) > 1 else {}
-            log.row(step, tokens=step * tokens_per_step, seconds=now - START, loss=shown[0], **pair_loss,
-                    lr=cfg.lr * factor, grad_norm=norm.item(), tokens_per_s=rate,
-                    memory_gb=parallel.peak_memory(device))
-            left = min((cfg.max_steps - step) * tokens_per_step / rate if cfg.max_steps else math.inf,
-                       60 * cfg.max_minutes - (now - began) if cfg.max_minutes else math.inf)
-            log.say(f"step {step:6} | loss {shown[0]:.4f} | lr {cfg.lr * factor:.2e} | {rate:9,.0f} tok/s | "
-                    f"{clock(max(left, 0))} left")
+    def first_batch(self, size, dist):
+        """A training batch of this size, to try compiled code on."""
+        return distributed.to_device(self.make_batch(np.arange(size)), dist.device)
 
-    if interrupted:
-        parallel.wait(here)  # torchrun ends everybody when the first has gone
-        log.say(f"stopped at step {step} and saved; go on with --resume")
-        log.close()
-        parallel.stop(here)
-        sys.exit(128 + (caught[0] if caught else signal.SIGTERM))
-
-    # the final figures, of the best weights, over whole splits
-    release()  # all is saved: from here on a signal ends at once
-    parallel.wait(here)  # rank 0 may still be writing best.pt
-    best_state = checkpoint.load(out_dir / "best.pt")
-    checkpoint.load_weights(model, best_state["model"], out_dir / "best.pt")
-    result = {"step": step, "best_step": best_state["step"], "tokens": step * tokens_per_step, "train_seconds": spent,
-              "parameters": n_params, "context": cfg.block_size, "stride": cfg.block_size}
-    for name in ("val", "test"):
-        if name in splits:
-            figures = measure(name, 0)
-            result |= {f"{name}_{k}": v for k, v in figures.items()}
-            log.say(f"{name}, all of it: {described(figures)} (context and stride {cfg.block_size})")
-    result["seconds"] = time.time() - START
-    log.row(step, **{k: v for k, v in result.items() if k.startswith(("test_", "seconds"))})
-    if here.main:
-        files.write_json(out_dir / "result.json", result)
-        log.finish(step, cfg, result)
-        if cfg.sample_tokens:
-            text = write_sample(model, tokenizer, splits["val"], cfg, dtype, 3 * cfg.sample_tokens)
-            log.text("final sample", text, step)
-            log.say(f"\n--- the model writes ---\n{text}\n---")
-        log.say(f"{out_dir}: best.pt, latest.pt, result.json; python sample.py --checkpoint={out_dir}")
-    log.close()
-    parallel.stop(here)
+    def watched_batch(self, most, dist):
+        """A few windows of validation, some 1,024 tokens, the same ones in every run."""
+        rows, val = np.arange(min(most, 1024 // self.block_size) or 1), self.splits["val"]
+        if self.pairs:
+            batch = self.pairs["val"].batch(rows)
+        elif self.masking:
+            batch = batches.masked_batch(val, self.block_size, batches.EVAL_SEED, rows, self.masking)
+        else:
+            batch = batches.causal_batch(val, self.block_size, batches.EVAL_SEED, rows)
+        return distributed.to_device(batch, dist.device)
 
 
-def open_source(cfg, out_dir):
-    """The checkpoint to go on with (resume) or to begin from (init_from), and its path; None twice for neither."""
-    latest = out_dir / "latest.pt"
-    if cfg.resume:
-        if not latest.exists():
-            raise UserError(f"{out_dir} holds no latest.pt to resume; run without --resume to start there")
-        source = checkpoint.load(latest)
-        if "optimizer" not in source or source["config"]["optimizer"] != cfg.optimizer:
-            raise UserError(f"{latest} has no state of --optimizer={cfg.optimizer}; resume with the one it began with, "
-                            "or start another run with --init_from")
-        return source, latest
-    if latest.exists():
-        raise UserError(f"{out_dir} already holds a run; --resume goes on with it, --out_dir=NAME starts another")
-    if cfg.init_from == "scratch":
-        return None, None
-    path = checkpoint.find(cfg.init_from)
-    return checkpoint.load(path), path
-
-
-def open_data(cfg, here):
-    """The data set's folder, its tokenizer and its splits, prepared by rank 0 if need be while the others wait."""
+def open_data(cfg, dist):
+    """The data set, prepared by rank 0 if need be while the others wait. Raises UserError."""
     folder = prepare.find_data(cfg.data)
-    if here.main:
+    if dist.main:
         prepare.ensure(folder)
-    parallel.wait(here)
+    distributed.barrier(dist)
     tokenizer = vocabulary.load(folder)
     splits = {name: Tokens.open(folder, name) for name in ("train", "val", "test") if Tokens.exists(folder, name)}
     for name, tokens in splits.items():
         if tokens.fingerprint != tokenizer.fingerprint:
             raise UserError(f"{folder}/{name}.bin was made by another tokenizer than tokenizer.json; prepare it again")
         batches.check_length(tokens, cfg.block_size, f"{folder}/{name}.bin")
-    return folder, tokenizer, splits
+    if cfg.objective == "causal":
+        make_batch = partial(batches.causal_batch, splits["train"], cfg.block_size, cfg.seed)
+        return Data(folder, tokenizer, splits, cfg.block_size, make_batch, None, {})
+    masking = batches.masking(tokenizer, cfg.mask_prob, cfg.whole_word)
+    if cfg.objective == "mlm":
+        make_batch = partial(batches.masked_batch, splits["train"], cfg.block_size, cfg.seed, masking=masking)
+        return Data(folder, tokenizer, splits, cfg.block_size, make_batch, masking, {})
+    train = batches.Pairs(splits["train"], tokenizer, cfg.block_size, cfg.batch_size, cfg.seed, masking)
+    pairs = {name: batches.Pairs(splits[name], tokenizer, cfg.block_size, 8, batches.EVAL_SEED, masking)
+             for name in ("val", "test") if name in splits}
+    return Data(folder, tokenizer, splits, cfg.block_size, train.batch, masking, pairs)
 
 
-def model_shape(cfg, vocab_size, source=None):
-    """The ModelConfig that the options describe. What no option says is as in the checkpoint to begin from."""
-    shape = {f.name: getattr(cfg, f.name) for f in fields(ModelConfig) if hasattr(cfg, f.name)}
-    shape |= CLASSIC.get(cfg.arch, {}) | dict(vocab_size=vocab_size, causal=cfg.objective == "causal",
-                                              n_types=2 * (cfg.objective == "mlm_nsp"))
+def count_targets(batch):
+    """How many positions of a batch are scored."""
+    return (batch["targets"] != batches.IGNORE).sum()
+
+
+# ---- the model ---------------------------------------------------------------------------------------------------
+
+
+def open_source(cfg):
+    """The checkpoint to go on with (resume) or to begin from (init_from), and its path; None twice for neither."""
+    latest = Path(cfg.out_dir) / "latest.pt"
+    if cfg.resume:
+        if not latest.exists():
+            raise UserError(f"{cfg.out_dir} holds no latest.pt to resume; run without --resume to start there")
+        source = checkpoint.load(latest)
+        if "optimizer" not in source or source["config"]["optimizer"] != cfg.optimizer:
+            raise UserError(f"{latest} has no state of --optimizer={cfg.optimizer}; resume with the one it began with, "
+                            "or start another run with --init_from")
+        return source, latest
+    if latest.exists():
+        raise UserError(f"{cfg.out_dir} already holds a run; --resume goes on with it, --out_dir=NAME starts another")
+    return (None, None) if cfg.init_from == "scratch" else open_checkpoint(cfg.init_from)
+
+
+def build_model(cfg, data, source, path):
+    """The model that the options describe, with the weights of the checkpoint to begin from. Raises UserError."""
+    shape = ModelConfig.from_options(cfg, data.tokenizer.vocab_size, source and source["model_config"])
+    model = make_model(shape)
     if source:
-        saved = source["model_config"]
-        shape |= {name: saved[name] for name in ("vocab_size", "vocab_multiple", "n_hidden", "norm_eps", "activation")
-                  if name in saved}
-        if cfg.arch == "bert":
-            shape["n_types"] = max(shape["n_types"], saved.get("n_types", 0))
-    return ModelConfig(**shape)
+        take_weights(model, source, path, cfg.resume, data)
+    if cfg.objective == "mlm" and shape.n_types:  # words alone teach a published BERT's sentence head nothing
+        for p in (*model.pooler.parameters(), *model.next.parameters()):
+            p.requires_grad_(False)
+    return model
 
 
-def take_weights(model, source, place, resume, tokenizer, folder):
-    """Put a checkpoint's weights into the model, if it is the same model over the same tokenizer."""
+def take_weights(model, source, path, resume, data):
+    """Put a checkpoint's weights into the model, if it is the same model over the same tokenizer. Raises UserError."""
     if "task" in source:
-        raise UserError(f"{place} is fine-tuned on a task; begin from the pretrained model that it began from")
-    own, saved = asdict(model.cfg), asdict(saved_config(source["model_config"], place))
+        raise UserError(f"{path} is fine-tuned on a task; begin from the pretrained model that it began from")
+    own, saved = asdict(model.cfg), asdict(ModelConfig.from_saved(source["model_config"], path))
     cut = model.cfg.position == "learned" and own["block_size"] < saved["block_size"]  # fewer positions than it knows
     free = set() if resume else {"dropout"}
     free |= {"block_size"} if not resume and (cut or model.cfg.position == "rope") else set()
-    # an encoder trained without pairs has no token types and no sentence head: those begin anew
+    # an encoder trained without pairs has no token types and no sentence head: those start fresh
     adds_pairs = not resume and own["n_types"] > saved["n_types"] == 0
     free |= {"n_types"} if adds_pairs else set()
     other = [f"{k}={v}" for k, v in saved.items() if k not in free | {"vocab_size"} and v != own[k]]
     if other:
-        raise UserError(f"{place} holds another model ({', '.join(other)}); give these options, or another folder")
-    if vocabulary.load(place.parent).fingerprint != tokenizer.fingerprint:
-        raise UserError(f"{folder} was prepared with another tokenizer than {place.parent} has; prepare it again with "
-                        f"--tokenizer={place.parent}, or start from scratch")
-    fresh = ("trunk.types.", "pooler.", "next.") if adds_pairs else ()
+        raise UserError(f"{path} holds another model ({', '.join(other)}); give these options, or another folder")
+    if vocabulary.load(path.parent).fingerprint != data.tokenizer.fingerprint:
+        raise UserError(f"{data.folder} was prepared with another tokenizer than {path.parent} has; prepare it again "
+                        f"with --tokenizer={path.parent}, or start from scratch")
     weights = source["model"]
     if cut:
         weights |= {"trunk.positions.weight": weights["trunk.positions.weight"][:own["block_size"]]}
-    checkpoint.load_weights(model, weights, place, fresh)
+    checkpoint.load_weights(model, weights, path, ("trunk.types.", "pooler.", "next.") if adds_pairs else ())
 
 
-def write_sample(model, tokenizer, val, cfg, dtype, length):
-    """What a GPT writes when it begins a document; how an encoder fills gaps in validation text, in [brackets].
+def estimated_minutes(cfg, model):
+    """How long the run will take on two cores at most: the budget, or its work at 200 GFLOP/s."""
+    # 6 operations a token for each number in a matrix; tables are only looked up
+    matrices = sum(p.numel() for name, p in model.named_parameters()
+                   if ".grams." not in name and (".tokens." not in name or model.cfg.tie_head))
+    work = 6 * cfg.batch_size * cfg.block_size * matrices * (cfg.max_steps or math.inf)
+    return min(cfg.max_minutes or math.inf, work / 2e11 / 60)
+
+
+# ---- what the run tells ------------------------------------------------------------------------------------------
+
+
+def describe(run, data):
+    """The first lines of the log: data, model, run."""
+    cfg, n_params = run.cfg, sum(p.numel() for p in run.model.parameters())
+    run.log.say(f"data   {data.folder.name}: {len(data.splits['train']):,} training tokens, vocabulary "
+                f"{data.tokenizer.vocab_size:,}")
+    run.log.say(f"model  {n_params / 1e6:.2f}M parameters: {cfg.n_layer} layers x {cfg.n_embd}, {cfg.n_head} heads, "
+                f"context {cfg.block_size}, {cfg.objective}")
+    run.log.say(f"run    {run.describe('sequences')}")
+
+
+def best_loss(run):
+    """The lowest validation loss so far, inf before the first evaluation."""
+    return math.inf if run.best is None else -run.best
+
+
+def log_sample(run, model, data, length):
+    """A sample of this many tokens for the screen and TensorBoard, written by rank 0."""
+    if run.dist.main and length:
+        text = write_sample(model, data, run.cfg, run.dist, length)
+        run.log.text("sample", text, run.step)
+        run.log.say("       | " + repr(text[:110]))
+
+
+def write_sample(model, data, cfg, dist, length):
+    """What a GPT writes when it begins a document; how an encoder fills masks in validation text, in [brackets].
 
     Always from the same random numbers.
     """
     model.eval()
-    device, eot = model.head.weight.device, tokenizer.special["<|endoftext|>"]
+    device, tokenizer, val = dist.device, data.tokenizer, data.splits["val"]
+    eot = tokenizer.special["<|endoftext|>"]
     if cfg.objective != "causal":
         ids = torch.from_numpy(val.read(0, min(length, cfg.block_size, len(val)))).to(device)
         hidden = ids.clone()
         hidden[4::8] = tokenizer.special["<|mask|>"]
-        with parallel.autocast(device, dtype):
+        with dist.autocast():
             best, _ = generate.fill_masks(model, hidden, tokenizer.special["<|mask|>"], k=1)
         model.train()
         guesses = iter(best[:, 0].tolist())
-        pieces = [b"[" + tokenizer.decode_bytes([next(guesses)]) + b"]" if masked else tokenizer.decode_bytes([token])
-                  for token, masked in zip(ids.tolist(), (hidden != ids).tolist())]
-        return b"".join(pieces).decode("utf-8", errors="replace")  # a character may be of several tokens
+        parts = [b"[" + tokenizer.decode_bytes([next(guesses)]) + b"]" if masked else tokenizer.decode_bytes([token])
+                 for token, masked in zip(ids.tolist(), (hidden != ids).tolist())]
+        return b"".join(parts).decode("utf-8", errors="replace")  # a character may be of several tokens
     generator = torch.Generator(device).manual_seed(cfg.seed)
-    with parallel.autocast(device, dtype):
+    with dist.autocast():
         tokens = generate.generate(model, torch.tensor([[eot]], device=device), length, temperature=0.8, top_k=50,
                                    stop_id=eot, generator=generator)
         ids = [token.item() for token in tokens]
@@ -444,9 +359,31 @@ def write_sample(model, tokenizer, val, cfg, dtype, length):
     return tokenizer.decode([i for i in ids if i != eot])
 
 
-def diverged(which, loss, step, out_dir):
-    kept = "the last good weights are in latest.pt" if (out_dir / "latest.pt").exists() else "nothing was saved yet"
-    return f"the {which} loss is {loss} at step {step}, {kept}; lower --lr and --muon_lr, or raise --warmup"
+def final_metrics(run, model, data):
+    """Measure the best weights on whole splits; write result.json and a last sample."""
+    cfg, dist, train_seconds = run.cfg, run.dist, run.spent
+    distributed.barrier(dist)  # rank 0 may still be writing best.pt
+    path = run.out_dir / "best.pt"
+    best = checkpoint.load(path)
+    checkpoint.load_weights(model, best["model"], path)
+    result = {"step": run.step, "best_step": best["step"], "tokens": run.step * cfg.batch_size * cfg.block_size,
+              "train_seconds": train_seconds, "parameters": sum(p.numel() for p in model.parameters()),
+              "context": cfg.block_size, "stride": cfg.block_size}
+    for name in ("val", "test"):
+        if name in data.splits:
+            metrics = data.evaluate(model, name, 0, dist)
+            result |= {f"{name}_{k}": v for k, v in metrics.items()}
+            run.log.say(f"{name}, all of it: {evaluate.described(metrics)} (context and stride {cfg.block_size})")
+    result["seconds"] = time.monotonic() - run.started
+    run.row(**{k: v for k, v in result.items() if k.startswith("test_")})
+    if dist.main:
+        files.write_json(run.out_dir / "result.json", result)
+        run.log.finish(run.step, cfg, result)
+        if cfg.sample_tokens:
+            text = write_sample(model, data, cfg, dist, 3 * cfg.sample_tokens)
+            run.log.text("final sample", text, run.step)
+            run.log.say(f"\n--- the model writes ---\n{text}\n---")
+        run.log.say(f"{run.out_dir}: best.pt, latest.pt, result.json; python sample.py --checkpoint={run.out_dir}")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from nanoft import UserError, config, metrics, prepare  # noqa: E402
-from nanoft.examples import load_task  # noqa: E402
+from nanoft import UserError, config  # noqa: E402
+from nanoft.tasks import metrics  # noqa: E402
+from nanoft.tasks.examples import load_task  # noqa: E402
+from nanoft.text import prepare  # noqa: E402
 
 
 @dataclass

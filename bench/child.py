@@ -49,7 +49,7 @@ def machine():
     """What torch knows of this machine, and the ceilings: GFLOP/s of matrix products, GB/s of reading memory."""
     import torch
 
-    from nanoft import parallel
+    from nanoft import distributed
 
     device = torch.device(CPU)
     extras = [name for name in ("avx512_bf16", "amx_bf16", "bf16") if torch.cpu.get_capabilities().get(name)]
@@ -57,7 +57,7 @@ def machine():
     def about():
         return {"torch": torch.__version__, "threads": torch.get_num_threads(),
                 "isa": " + ".join([torch.backends.cpu.get_cpu_capability(), *extras]),
-                "native_bf16": parallel.native_bf16(device)}
+                "native_bf16": distributed.native_bf16(device)}
 
     def product(dtype, size, runs=5):
         a, b = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
@@ -82,7 +82,7 @@ def product_seconds(a, b, runs):
     """Of a bᵀ, in fp32 by the faster of torch's library and oneDNN. a: (M, K), b: (N, K)."""
     from torch.nn.functional import linear
 
-    from nanoft.linear import BOTH, product
+    from nanoft.kernels import BOTH, product
 
     ways = [linear, product] if BOTH and str(a.dtype) == "torch.float32" else [linear]
     return min(median_seconds(partial(way, a, b), runs) for way in ways)
@@ -144,21 +144,24 @@ def nanoft_step(x, y, size, dtype, compiled, optimizer="adamw", tie_head=True):
     import torch
 
     import train
-    from nanoft import optim, parallel
+    from nanoft import distributed, kernels, optim
     from nanoft.model import ModelConfig, make_model
 
-    device = parallel.start(CPU).device
+    dist = distributed.start(CPU)
+    dist = distributed.Dist(0, 1, dist.device, dtype)
+    device = dist.device
     shape = {name: size[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
     model = make_model(ModelConfig(tie_head=tie_head, **shape)).to(device)
     cfg = train.Config(optimizer=optimizer, tie_head=tie_head, lr=1e-3, embed_lr=0.0)  # random tokens: a calm rate
-    optimizers = optim.make_optimizers(model, cfg, device, dtype)
+    kernels.tune(model, device)
+    optimizers = optim.make_optimizers(model, optim.pretraining_groups(model, cfg), dist, (0.9, cfg.beta2), 1e-10)
 
     def learn(net):
-        with parallel.autocast(device, dtype):
+        with distributed.autocast(device, dtype):
             losses = net(ids=x, targets=y).view(-1) * torch.ones(1)
         losses.sum().backward()
 
-    net = parallel.compiled(model, learn, "true", dtype, x.size(1), print) if compiled else model
+    net = kernels.compiled(model, learn, "true", dtype, x.size(1), print) if compiled else model
     model.zero_grad(set_to_none=True)
     return model, partial(learn, net), optimizers
 
@@ -295,12 +298,12 @@ def nanoft_classifier(lengths, pad):
     import torch
 
     import finetune
-    from nanoft import batches, encode, parallel, tuning
-    from nanoft.evaluate import tensors
-    from nanoft.heads import TaskModel
+    from nanoft import distributed, kernels, optim
     from nanoft.model import ModelConfig
+    from nanoft.tasks import collate, features
+    from nanoft.tasks.heads import TaskModel
 
-    device = parallel.start(CPU).device
+    device = distributed.start(CPU).device
     n, rng = len(lengths), np.random.default_rng(0)
     task = {"kind": "classify", "labels": ["no", "yes"], "pool": "mean", "label_smoothing": 0.0, "head_dropout": 0.1,
             "max_length": 128}
@@ -308,13 +311,15 @@ def nanoft_classifier(lengths, pad):
                                   dropout=0.1), task)
     tokenizer = SimpleNamespace(special={"<|pad|>": 8191, "<|endoftext|>": 8190})
     rows, none = np.arange(n), np.zeros(n, dtype=np.int64)
-    encoded = encode.Encoded(ids=rng.integers(0, 8000, lengths.sum()), begin=np.cumsum([0, *lengths]), row=rows,
+    encoded = features.Encoded(ids=rng.integers(0, 8000, lengths.sum()), begin=np.cumsum([0, *lengths]), row=rows,
                              second=lengths, targets=rng.integers(0, 2, n), context=none,
                              own=np.zeros((n, 2), dtype=np.int64), full=lengths, places=[])
-    optimizers = tuning.make_optimizers(model, finetune.Config(), device, torch.bfloat16)
+    kernels.tune(model, device)
+    groups = optim.finetuning_groups(model, finetune.Config())
+    optimizers = optim.make_optimizers(model, groups, distributed.Dist(0, 1, device, torch.bfloat16))
 
     def learn(index):
-        return model(**tensors(encode.batch(encoded, index, task, tokenizer, pad), device)) / len(index)
+        return model(**distributed.to_device(collate.batch(encoded, index, task, tokenizer, pad), device)) / len(index)
 
     def update():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -322,7 +327,7 @@ def nanoft_classifier(lengths, pad):
             optimizer.step()
         model.zero_grad(set_to_none=True)
 
-    return batches.grouped(lengths, 32, 1, 0), learn, update
+    return collate.grouped(lengths, 32, 1, 0), learn, update
 
 
 def transformers_classifier(lengths, pad):
@@ -358,10 +363,10 @@ def sampling(who, size, dtype, prompt=16, checkout=""):
     torch.manual_seed(0)
     dtype, rules = getattr(torch, dtype), dict(temperature=0.8, top_k=200)
     if who == "nanoft":
-        from nanoft import generate, parallel
+        from nanoft import distributed, generate
         from nanoft.model import CLASSIC, ModelConfig, make_model
 
-        parallel.start(CPU)
+        distributed.start(CPU)
         model = make_model(ModelConfig(**size, **CLASSIC["gpt2"]))
 
         def sample(ids, n):
@@ -407,14 +412,14 @@ def sampling(who, size, dtype, prompt=16, checkout=""):
 
 def tokenizing(path, vocab_size):
     """A text to ids, with a tokenizer that nanoft learns on it: on disk and fsynced; by tiktoken, in memory."""
-    from nanoft import bins, bpe, files, text
+    from nanoft import bins, bpe, files, pretokenize
 
-    tokenizer = bpe.train([text.read_blocks(path)], vocab_size, progress=False)
+    tokenizer = bpe.train([pretokenize.read_blocks(path)], vocab_size, progress=False)
     megabytes = Path(path).stat().st_size / 1e6
 
     def to_disk(repeat=0):
         """MB/s; with `repeat`, of the text that many times over as one document, which is never held in memory."""
-        stream = (block for _ in range(repeat) for block in text.read_blocks(path))
+        stream = (block for _ in range(repeat) for block in pretokenize.read_blocks(path))
         with tempfile.TemporaryDirectory() as folder:
             documents = [stream] if repeat else parts()
             return {"mb_s": megabytes * max(repeat, 1) / timed(

@@ -22,9 +22,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from nanoft import UserError, batches, config, parallel, prepare, vocabulary  # noqa: E402
+from nanoft import UserError, batches, config, distributed  # noqa: E402
 from nanoft.bins import Tokens  # noqa: E402
-from nanoft.evaluate import tensors  # noqa: E402
+from nanoft.text import prepare, vocabulary  # noqa: E402
 
 
 @dataclass
@@ -63,8 +63,9 @@ def main():
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.01, fused=True)
 
     def step(net, dtype, number):
-        batch = tensors(batches.masked_batch(train, T, cfg.seed, number * B + np.arange(B), hide), torch.device("cpu"))
-        with parallel.autocast(torch.device("cpu"), dtype):
+        made = batches.masked_batch(train, T, cfg.seed, number * B + np.arange(B), hide)
+        batch = distributed.to_device(made, torch.device("cpu"))
+        with distributed.autocast(torch.device("cpu"), dtype):
             loss = net(input_ids=batch["ids"], labels=batch["targets"]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -102,9 +103,9 @@ def main():
     nats = right = count = 0.0
     with torch.no_grad():
         for some in (starts[i:i + 64] for i in range(0, len(starts), 64)):
-            batch = tensors(batches.masked_eval_batch(val, T, some, hide), torch.device("cpu"))
+            batch = distributed.to_device(batches.masked_eval_batch(val, T, some, hide), torch.device("cpu"))
             there = batch["targets"] != batches.IGNORE
-            with parallel.autocast(torch.device("cpu"), dtype):
+            with distributed.autocast(torch.device("cpu"), dtype):
                 logits = model(input_ids=batch["ids"]).logits[there].float()
             nats += torch.nn.functional.cross_entropy(logits, batch["targets"][there], reduction="sum").item()
             right += (logits.argmax(-1) == batch["targets"][there]).sum().item()

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 
-from nanoft import bpe, checkpoint, pretrained, safetensors
-from nanoft.model import CLASSIC, ModelConfig, make_model, saved_config
+from nanoft import bpe, checkpoint
+from nanoft.model import CLASSIC, ModelConfig, make_model
+from nanoft.published import convert, safetensors
+from nanoft.published.source import open_checkpoint
 
 SHAPES = {
     "gpt2": dict(vocab_size=50257, block_size=1024, n_layer=2, n_head=12, n_embd=768, causal=True),
@@ -30,10 +32,9 @@ def memory(what):
 
 def load(folder):
     """What sample.py does to a folder."""
-    path = checkpoint.find(folder)
-    state = checkpoint.load(path)
+    state, path = open_checkpoint(folder)
     with torch.device("meta"):
-        model = make_model(saved_config(state["model_config"], path))
+        model = make_model(ModelConfig.from_saved(state["model_config"], path))
     checkpoint.load_weights(model, state["model"], path)
     return model
 
@@ -59,7 +60,7 @@ def main():
             for size, changes in (("small", dict(n_layer=1, n_embd=24, vocab_size=300)), ("large", {})):
                 cfg = ModelConfig(**CLASSIC[name] | shape | changes)
                 state = {"model": make_model(cfg).state_dict(), "model_config": vars(cfg)}
-                pretrained.export(state, tokenizer, home / f"{name}-{size}")
+                convert.export(state, tokenizer, home / f"{name}-{size}")
             bin = home / f"{name}-large-bin"
             bin.mkdir()
             (bin / "config.json").write_bytes((home / f"{name}-large" / "config.json").read_bytes())

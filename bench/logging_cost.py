@@ -35,8 +35,9 @@ class Options:
 
 def inside():
     """In a process of its own: run sys.argv[2:], a script and its options; the seconds of logging go to sys.argv[1]."""
-    from nanoft import mistakes, runlog
-    from nanoft.watch import Watch
+    from nanoft import runlog
+    from nanoft.inspect import mistakes
+    from nanoft.inspect.watch import Watch
 
     spent, depth = 0.0, 0
 

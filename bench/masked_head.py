@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from nanoft import batches, parallel  # noqa: E402
+from nanoft import batches, distributed  # noqa: E402
 from nanoft.model import BERT, ModelConfig, token_loss  # noqa: E402
 
 B, T, V, ROUNDS = 32, 128, 8192, 10
@@ -20,7 +20,7 @@ B, T, V, ROUNDS = 32, 128, 8192, 10
 
 def main():
     device = torch.device("cpu")
-    dtype, _ = parallel.number_format("auto", device)
+    dtype, _ = distributed.number_format("auto", device)
     model = BERT(ModelConfig(vocab_size=V, block_size=T, n_layer=4, n_head=4, n_embd=256, causal=False))
     ids = torch.randint(0, V - 5, (B, T))
     targets = torch.where(torch.rand(B, T) < 0.14, ids, -100)
@@ -32,7 +32,7 @@ def main():
     for _ in range(ROUNDS + 1):  # in turn, so that a change of the machine's speed meets both
         for name, way in ways.items():
             start = time.perf_counter()
-            with parallel.autocast(device, dtype):
+            with distributed.autocast(device, dtype):
                 loss = way()
             loss.backward()
             model.zero_grad(set_to_none=True)

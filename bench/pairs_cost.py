@@ -16,10 +16,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from nanoft import UserError, batches, checkpoint, config, parallel, prepare, vocabulary  # noqa: E402
+from nanoft import UserError, batches, checkpoint, config, distributed  # noqa: E402
 from nanoft.bins import Tokens  # noqa: E402
-from nanoft.evaluate import described, masked_figures  # noqa: E402
-from nanoft.model import make_model, saved_config  # noqa: E402
+from nanoft.evaluate import described, masked_metrics  # noqa: E402
+from nanoft.model import ModelConfig, make_model  # noqa: E402
+from nanoft.text import prepare, vocabulary  # noqa: E402
 
 
 @dataclass
@@ -32,17 +33,17 @@ def main():
     cfg = config.load(Options)
     if not cfg.runs:
         raise UserError("--runs names no run folder; give one or more, separated by commas")
-    here = parallel.start("cpu")
-    dtype, _ = parallel.number_format("auto", here.device)
+    dist = distributed.start("cpu")
+    dtype, _ = distributed.number_format("auto", dist.device)
     folder = prepare.find_data(cfg.data)
     tokenizer, val = vocabulary.load(folder), Tokens.open(folder, "val")
     for run in cfg.runs.split(","):
         path = Path(run) / "latest.pt"
         state = checkpoint.load(path)
-        model = make_model(saved_config(state["model_config"], path)).eval()
+        model = make_model(ModelConfig.from_saved(state["model_config"], path)).eval()
         checkpoint.load_weights(model, state["model"], path)
         with torch.no_grad():
-            figures = masked_figures(model, val, 0, batches.masking(tokenizer, 0.15), None, here, dtype)
+            figures = masked_metrics(model, val, 0, batches.masking(tokenizer, 0.15), None, dist)
         print(f"{run}: step {state['step']}, windows of {model.cfg.block_size}: {described(figures)}")
 
 

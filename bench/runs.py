@@ -25,7 +25,8 @@ from bench.turns import (
     wanted,
     watch,
 )
-from nanoft import UserError, prepare, text
+from nanoft import UserError, pretokenize
+from nanoft.text import prepare
 
 GPT2 = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257)  # 124M parameters
 
@@ -158,7 +159,11 @@ def first_step(cfg, machine, options=()):
 # ---- tokenizers --------------------------------------------------------------------------------------------------
 
 TRAINERS = {
-    "nanoft": "import sys; from nanoft import bpe, text; bpe.train([text.read_blocks(sys.argv[1])], int(sys.argv[2]))",
+    "nanoft": """
+import sys
+from nanoft import bpe, files
+bpe.train([files.read_blocks(sys.argv[1])], int(sys.argv[2]))
+""",
     "tokenizers": """
 import sys
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -197,7 +202,7 @@ def bpe(cfg, machine):
     names = wanted(cfg, ["nanoft", *present(cfg, "tokenizers", "rustbpe")])
     with long_text(cfg) as path:
         def train(name):
-            words = [sys.executable, "-c", TRAINERS[name], path, str(cfg.vocab_size), text.PATTERNS["gpt4"]]
+            words = [sys.executable, "-c", TRAINERS[name], path, str(cfg.vocab_size), pretokenize.PATTERNS["gpt4"]]
             return seconds_of(lambda: subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL))
 
         figures = in_turn({name: lambda name=name: train(name) for name in names}, cfg.rounds, cfg.minutes)

@@ -154,7 +154,7 @@ TOKENS = 4096  # a step, whatever the length
 def size(cfg, machine, models=MODELS, lengths=LENGTHS, tokens=TOKENS):
     """Tokens a second and peak MB of a step at growing sizes and lengths, eager and compiled, each in a fresh process.
 
-    Nothing is compared here, so nothing takes turns. A minute or two for each of the larger ones: an hour in all.
+    Nothing is compared dist, so nothing takes turns. A minute or two for each of the larger ones: an hour in all.
     """
     dtype, rows, began = "bfloat16" if machine["native_bf16"] else "float32", [], time.time()
     names = wanted(cfg, [f"{model} T={length} {mode}" for model in models for length in lengths

@@ -17,12 +17,22 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from nanoft import UserError, checkpoint, coloured, config, corpus, curves, encode, explain, explain_page as views
-from nanoft import explain_targets as texts, figures, files, metrics, mistakes, parallel, pictures, predict, prepare
-from nanoft import report, summary, vocabulary
+from nanoft import UserError, checkpoint, config
+from nanoft.inspect import explain
+from nanoft.pages import coloured, corpus, curves, explain_page as views
+from nanoft.tasks import features
+from nanoft import distributed, files
+from nanoft.inspect import mistakes, targets as texts
+from nanoft.pages import data_report, plots
+from nanoft.tasks import metrics, predict
+from nanoft.text import prepare
+from nanoft.inspect import summary
+from nanoft.pages import run_report
+from nanoft.text import vocabulary
 from nanoft.bins import Tokens
-from nanoft.model import make_model, saved_config
+from nanoft.model import make_model, ModelConfig
 from nanoft.runlog import markdown, plain
+from nanoft.published.source import open_checkpoint
 
 TOKENS = 24  # of the passage that the GPT reads
 STEPS = 50   # of integrated gradients
@@ -54,7 +64,7 @@ class Walk:
         self.caption = ""
 
     def draw(self, name, title, x, y, caption=""):
-        ax = pictures.axes(title, x, y)
+        ax = plots.axes(title, x, y)
         self.picture(name, ax.figure)
         return ax
 
@@ -65,10 +75,10 @@ class Walk:
 
 def main():
     cfg = config.load(Options)
-    if not pictures.can_draw():
+    if not plots.can_draw():
         raise UserError("this walk is made of pictures; install matplotlib")
     gpt, classifier = curves.load(cfg.gpt), curves.load(cfg.classifier)
-    state, tuned = (checkpoint.load(checkpoint.find(place)) for place in (cfg.gpt, cfg.classifier))
+    state, tuned = (open_checkpoint(place)[0] for place in (cfg.gpt, cfg.classifier))
     task = tuned.get("task", {})
     if "task" in state or not state["model_config"]["causal"]:
         raise UserError(f"{cfg.gpt} is no GPT; give a run of train.py with objective=causal")
@@ -84,7 +94,7 @@ def main():
     the_classifier(walk, tuned, classifier, cfg.rows)
     (folder / "inside").mkdir(parents=True, exist_ok=True)
     for name, figure in walk.drawn.items():
-        pictures.save(figure, folder / "inside" / f"{name}.png")
+        plots.save(figure, folder / "inside" / f"{name}.png")
     text = (HERE / "inside.template.md").read_text(encoding="utf-8").format_map(walk.gaps)
     files.write_whole(folder / "inside.md", lambda file: file.write(text.encode("utf-8")))
     print(f"{folder / 'inside.md'} and {len(walk.drawn)} pictures")
@@ -92,14 +102,14 @@ def main():
 
 def the_data(walk, tokens, tokenizer, shape, cfg):
     """And the model, which is made for it."""
-    parts = {split: corpus.of_tokens(some, tokenizer.special["<|endoftext|>"], figures.MOST)
+    parts = {split: corpus.of_tokens(some, tokenizer.special["<|endoftext|>"], data_report.MOST)
              for split, some in tokens.items()}
-    figures.lengths(walk, parts, "document")
-    figures.frequencies(walk, parts["train"], tokenizer)
+    data_report.lengths(walk, parts, "document")
+    data_report.frequencies(walk, parts["train"], tokenizer)
     walk.gaps["about_data"] = "\n".join(f"- {line}" for line in walk.lines)
     coloured.windows_shown(walk, parts["train"], tokenizer, 64)
-    walk.picture("windows", pictures.words(walk.texts))
-    dtype, _ = parallel.number_format(cfg.dtype, torch.device("cpu"))
+    walk.picture("windows", plots.words(walk.texts))
+    dtype, _ = distributed.number_format(cfg.dtype, torch.device("cpu"))
     rows, totals = summary.summarize(shape, cfg, dtype=dtype)
     blocks = [row for row in rows if row[0].startswith("block ")]
     walk.gaps |= {"summary": "\n".join(summary.lines(rows, totals, dtype)), "n_layer": shape.n_layer,
@@ -131,7 +141,7 @@ def the_gpt(walk, state, folder, text):
     from matplotlib.figure import Figure
 
     tokenizer = vocabulary.load(folder / "tokenizer.json")
-    model = make_model(saved_config(state["model_config"], folder)).eval()
+    model = make_model(ModelConfig.from_saved(state["model_config"], folder)).eval()
     checkpoint.load_weights(model, state["model"], folder)
     model.requires_grad_(False)
     ids = torch.from_numpy(text.read(0, TOKENS + 1).astype(np.int64))
@@ -170,11 +180,11 @@ def the_classifier(walk, state, run, number):
     from matplotlib.figure import Figure
 
     task, tokenizer = state["task"], vocabulary.load(run.folder / "tokenizer.json")
-    rows = report.rows_of(run.config)["val"]
+    rows = run_report.rows_of(run.config)["val"]
     rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, number).astype(int))]
     model = predict.load_model(state, run.folder, "cpu").requires_grad_(False)
-    pieces = encode.encode(rows, task, tokenizer)
-    out = predict.outputs(model, pieces, task, tokenizer, parallel.start("cpu"), torch.float32)
+    pieces = features.encode(rows, task, tokenizer)
+    out = predict.outputs(model, pieces, task, tokenizer, distributed.start("cpu"), torch.float32)
     guesses = predict.predictions(task, rows, pieces, out)
     for name in ("right", "wrong"):
         some = [i for i, (row, guess) in enumerate(zip(rows, guesses))
@@ -186,7 +196,7 @@ def the_classifier(walk, state, run, number):
         units, found = texts.units_of(subject.ids, tokenizer), views.look(model, tokenizer, subject, STEPS)
         (target,), (result,), said = subject.targets, found.integrated, guesses[i]["prediction"]
         (_, added), (_, linear), *_ = shown = views.views(target, found, units, 0)
-        walk.picture(f"{name}_words", pictures.words([
+        walk.picture(f"{name}_words", plots.words([
             (f"{title} (full colour: {np.abs(x).max():.3g})", [text for text, _ in units],
              x / max(np.abs(x).max(), 1e-12)) for title, x in shown]))
         walk.gaps[name] = {

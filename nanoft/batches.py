@@ -46,9 +46,10 @@ def window_starts(n_tokens, length, seed, index):
     starts = np.empty(len(index), dtype=np.int64)
     epochs = index // per_epoch
     for epoch in np.unique(epochs):
-        here = epochs == epoch
+        this_epoch = epochs == epoch
         offset = np.random.default_rng((seed, epoch, WINDOWS)).integers(slack + 1)
-        starts[here] = offset + shuffled(index[here] % per_epoch, per_epoch, (seed, epoch, WINDOWS)) * length
+        order = shuffled(index[this_epoch] % per_epoch, per_epoch, (seed, epoch, WINDOWS))
+        starts[this_epoch] = offset + order * length
     return starts
 
 
@@ -295,43 +296,3 @@ def check_length(tokens, block_size, name):
     if len(tokens) < block_size + 1:
         raise UserError(f"{name} holds {len(tokens):,} tokens, fewer than block_size + 1 = {block_size + 1:,}; "
                         f"prepare more text or use a smaller --block_size")
-
-
-# ---- labelled examples of like lengths (fine-tuning) --------------------------------------------------------------
-
-
-def grouped(lengths, batch_size, seed, epoch):
-    """The examples of an epoch in batches of like lengths, which saves padding: int64 (batches, batch_size).
-
-    lengths: (N,). Shuffled, sorted by length in pools of 100 batches, cut into batches, and these shuffled. The last
-    batch is filled up with examples of the same epoch, so every example comes once at least.
-    """
-    n, count = len(lengths), -(-len(lengths) // batch_size)
-    order = np.resize(shuffled(np.arange(n), n, (seed, epoch, GROUPS)), count * batch_size)
-    for i in range(0, len(order), 100 * batch_size):
-        pool = order[i:i + 100 * batch_size]
-        order[i:i + 100 * batch_size] = pool[lengths[pool].argsort(kind="stable")]
-    return order.reshape(count, batch_size)[shuffled(np.arange(count), count, (seed, epoch, GROUPS + 1))]
-
-
-def padding(lengths, groups):
-    """The part of the tokens that is padding, if each row of `groups`, numbers into lengths (N,), is a batch."""
-    taken = lengths[groups]  # (batches, batch_size)
-    return 1 - taken.sum() / (taken.max(axis=1).sum() * groups.shape[1])
-
-
-def changed(ids, is_special, mask_id, drop, swap, mask, seed, epoch, number):
-    """An example's ids (T,) with tokens left out, swapped with their neighbour or masked, each with a probability.
-
-    The random numbers are those of (seed, epoch, number), `number` being the example's. Special tokens, as
-    is_special (vocabulary,) says, stay where they are, and one other stays at least.
-    """
-    rng = np.random.default_rng((seed, epoch, number, CHANGES))
-    draw, ordinary = rng.random((3, len(ids))), ~is_special[ids]
-    ids = np.where((draw[0] < mask) & ordinary, mask_id, ids)
-    for i in np.flatnonzero((draw[1, 1:] < swap) & ordinary[1:] & ordinary[:-1]):
-        ids[i], ids[i + 1] = ids[i + 1], ids[i]
-    leave = (draw[2] < drop) & ordinary
-    if leave.sum() == ordinary.sum():
-        leave[:] = False
-    return ids[~leave]

@@ -4,22 +4,21 @@ A file is a header of 256 bytes and then the ids, little-endian uint16 (uint32 f
 document ends with `<|endoftext|>`. A split (train, val, test) is one file, `train.bin`, or shards `train_000.bin`,
 `train_001.bin`, ..., which are read as one row of ids. Nothing here holds a corpus in memory.
 
-    python -m nanoft.bins FILE          # prints what a token file holds
+    python -m nanoft bins FILE          # prints what a token file holds
 """
 
 import itertools
 import os
 import re
 import struct
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from nanoft import UserError, config, vocabulary
-from nanoft.files import available_cores, progress_bar
-from nanoft.text import BATCH, cut_safely, map_ahead
+from nanoft import UserError
+from nanoft.files import available_cores, map_ahead, progress_bar
+from nanoft.pretokenize import BATCH, cut_safely
 
 # magic, version, bytes per id, shard number, shards, tokens, vocabulary, fingerprint, bytes of text, words, documents
 HEADER = struct.Struct("<8sIIIIQQ32sQQQ")
@@ -238,36 +237,3 @@ class Tokens:
                 begin = max(-offset, 0)
                 out[row, begin : begin + len(part)] = part
         return out
-
-
-def describe(path):
-    """What a token file holds, as text."""
-    header = read_header(path)
-    words = f"{header['words']:,} words, " if header["words"] else ""
-    lines = [f"{path}: {header['tokens']:,} ids of {header['id_bytes']} bytes, vocabulary {header['vocab_size']:,}",
-             f"part {header['shard'] + 1} of {header['shards']}; tokenizer {header['fingerprint']}",
-             f"text: {header['bytes']:,} bytes, {words}{header['documents']:,} documents; "
-             f"{header['bytes'] / max(header['tokens'], 1):.2f} bytes per token"]
-    first = np.fromfile(path, id_type(header["vocab_size"]), count=min(64, header["tokens"]), offset=HEADER_BYTES)
-    lines.append(f"first ids: {' '.join(map(str, first[:16].tolist()))} ...")
-    beside = Path(path).parent / "tokenizer.json"
-    if beside.exists():
-        tokenizer = vocabulary.load(beside)
-        if tokenizer.fingerprint == header["fingerprint"]:
-            lines.append(f"first text: {tokenizer.decode(first.tolist())!r}")
-        else:
-            lines.append(f"{beside} is another tokenizer ({tokenizer.fingerprint})")
-    return "\n".join(lines)
-
-
-def main():
-    if len(sys.argv) != 2:
-        raise UserError("give one token file; usage: python -m nanoft.bins FILE")
-    if sys.argv[1] in ("-h", "--help"):
-        print(__doc__.strip())
-    else:
-        print(describe(sys.argv[1]))
-
-
-if __name__ == "__main__":
-    config.run(main)

@@ -6,7 +6,7 @@ neighbours inside chunks becomes a new token. Only counts of distinct chunks mat
 some 30,000 short words. The idea is Sennrich et al. 2016 (arXiv:1508.07909); bytes and split pattern are those of
 GPT-2 (Radford et al. 2019) and GPT-4. Encoding with the learned merges is done by tiktoken's engine.
 
-    python -m nanoft.bpe FILE... --vocab_size=8192 --out=tokenizer.json
+    python -m nanoft tokenizer FILE... --vocab_size=8192 --out=tokenizer.json
 """
 
 import functools
@@ -14,7 +14,6 @@ import hashlib
 import heapq
 import itertools
 import json
-import sys
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -25,15 +24,13 @@ import regex
 import tiktoken
 
 from nanoft import UserError, config
-from nanoft.files import available_cores, progress_bar, read_json, write_whole
-from nanoft.text import (
+from nanoft.files import available_cores, map_ahead, progress_bar, read_blocks, read_json, write_whole
+from nanoft.pretokenize import (
     COARSE,
     PATTERNS,
     batches,
     check_pattern,
     check_text,
-    map_ahead,
-    read_blocks,
 )
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|cls|>", "<|sep|>")
@@ -318,7 +315,7 @@ class Tokenizer:
         problem = find_problem(content)
         if problem:
             raise UserError(f"{path}: not a nanoft tokenizer file ({problem}); prepare the data set again, or train "
-                            "one with python -m nanoft.bpe")
+                            "one with python -m nanoft tokenizer")
         return cls(content["pattern"], content["merges"], content["special_tokens"], content["byte_order"],
                    content.get("ids"))
 
@@ -360,16 +357,8 @@ class Options:
 
 
 def main():
-    words = sys.argv[1:]
-    cfg = config.load(Options, [word for word in words if word.startswith("-")])
-    files = [word for word in words if not word.startswith("-")]
-    if not files:
-        raise UserError("no text to learn from; give files: python -m nanoft.bpe FILE... --out=tokenizer.json")
+    cfg, files = config.load_tool(Options, "tokenizer FILE... --out=tokenizer.json")
     start = time.perf_counter()
     tokenizer = train(map(read_blocks, files), cfg.vocab_size, cfg.pattern, cfg.processes)
     tokenizer.save(cfg.out)
     print(f"{cfg.out}: {tokenizer.vocab_size:,} tokens learned in {time.perf_counter() - start:.1f} s")
-
-
-if __name__ == "__main__":
-    config.run(main)

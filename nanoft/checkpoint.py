@@ -2,39 +2,33 @@
 
 A checkpoint is one plain dictionary: `model` (weights by name, no wrapper's prefix), `model_config`, `optimizer`
 (a list), `step`, `evaluated` (the step of the last evaluation), `seed`, `config`, `best_val_loss`, `seconds` spent.
-Fine-tuning adds the `task`, the `averaged` weights, the `best` figure and how many evaluations were `worse` since.
+Fine-tuning adds the `task`, the `averaged` weights, the `best` score and how many evaluations were `worse` since.
 Random numbers need no entry: batches and dropout are drawn from (seed, step).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from nanoft import UserError, published
+from nanoft import UserError
 from nanoft.files import write_whole
+from nanoft.model import ModelConfig
 
 
-def save(path, state):
+def save(path, state: dict) -> None:
     write_whole(path, lambda file: torch.save(state, file))
 
 
-def find(place):
-    """The checkpoint file that a path means: itself, or best.pt, else latest.pt, of a run folder.
-
-    Of a folder as published, its weights: model.safetensors, pytorch_model.bin, or the index of their shards.
-    """
+def find(place) -> Path | None:
+    """The checkpoint file that a path means: itself, or best.pt, else latest.pt, of a run folder; None for none."""
     place = Path(place)
-    for path in (place, place / "best.pt", place / "latest.pt", *published.weight_files(place)):
-        if path.is_file():
-            return path
-    raise UserError(f"{place}: no checkpoint there; give a run folder such as out/wikitext, a .pt file, or a folder "
-                    "with a published model: config.json and model.safetensors")
+    return next((path for path in (place, place / "best.pt", place / "latest.pt") if path.is_file()), None)
 
 
-def load(path, device="cpu"):
-    """The dictionary of a checkpoint file, or of published weights. UserError if it is neither."""
-    if str(path).endswith((".safetensors", ".bin", ".index.json")):
-        return published.load(path)
+def load(path, device="cpu") -> dict:
+    """The dictionary of a checkpoint file. Raises UserError if it is none."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever a foreign or broken file can raise
@@ -45,11 +39,24 @@ def load(path, device="cpu"):
     return state
 
 
-def load_weights(model, weights, path, fresh=()):
-    """Put weights into a model; those whose names begin with one of `fresh` stay as they were made.
+def load_model(state: dict, path, make: Callable[[ModelConfig], nn.Module], device="cpu", prefix="") -> nn.Module:
+    """The model of a checkpoint's dictionary, in evaluation mode.
+
+    make: make_model for a GPT or BERT, a TaskModel of the state's task, or Transformer with prefix="trunk." for the
+    trunk alone, whatever its heads. path: where the state came from, for messages. Raises UserError.
+    """
+    with torch.device("meta"):  # no memory but that of the weights
+        model = make(ModelConfig.from_saved(state["model_config"], path))
+    weights = {name.removeprefix(prefix): p for name, p in state["model"].items() if name.startswith(prefix)}
+    load_weights(model, weights, path)
+    return model.to(device).eval()
+
+
+def load_weights(model: nn.Module, weights: dict, path, fresh: tuple[str, ...] = ()) -> None:
+    """Put weights into a model; those whose names begin with one of `fresh` stay as they were initialised.
 
     A model made on the device "meta", which has no memory, gets the tensors themselves; any other a copy of them.
-    UserError naming the first difference in names or shapes.
+    Raises UserError naming the first difference in names or shapes.
     """
     own = model.state_dict()
     weights = {name: own[name] for name in own if name.startswith(tuple(fresh))} | weights

@@ -20,16 +20,18 @@ import runpy
 import sys
 import types
 import typing
+from pathlib import Path
 
 from nanoft import UserError
 
 
-def load(cls, argv=None, check=None):
+def load(cls, argv=None, check=None, others=False):
     """Read the options of a script.
 
     cls: a dataclass whose fields are int, float, bool, str, tuple (of strings) or Literal of strings.
     argv: the command line without the program's name; any word that is not `--key=value` is a config file.
     check: called as check(cfg), gives a list of sentences on values that cannot go together.
+    others: whether a config file may set options that cls lacks, for a tool that needs only some of a script's.
     Returns an instance of cls. Raises UserError naming every problem; `--help` prints the fields and exits.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -40,6 +42,8 @@ def load(cls, argv=None, check=None):
     values, problems = {}, []
 
     def put(key, value, where, parse):
+        if key not in fields and others and parse is accept:
+            return
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else "see --help for all options"
@@ -65,6 +69,49 @@ def load(cls, argv=None, check=None):
     if problems:
         raise UserError("\n".join(problems))
     return cfg
+
+
+def load_tool(cls, usage: str, argv=None, most: int = 1000):
+    """The options of a tool (python -m nanoft NAME), and its other words: files or folders, 1 to `most` of them.
+
+    usage: a line such as "bins FILE". Raises UserError.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    options = load(cls, [word for word in argv if word.startswith("-")])
+    words = [word for word in argv if not word.startswith("-")]
+    if not 1 <= len(words) <= most:
+        raise UserError(f"{len(words)} files or folders given; usage: python -m nanoft {usage}")
+    return options, words
+
+
+# ---- ranges, for a script's check() --------------------------------------------------------------------------------
+
+
+def at_least(cfg, low: float, *names: str) -> list[str]:
+    """A sentence for each of these options that is below `low`, or no number."""
+    return [f"{name}={getattr(cfg, name)} must be {low} or more" for name in names if not getattr(cfg, name) >= low]
+
+
+def fraction(cfg, *names: str, one: bool = True) -> list[str]:
+    """A sentence for each of these options that does not lie between 0 and 1; one: whether 1 itself is allowed."""
+    return [f"{name}={getattr(cfg, name)} must lie between 0 and 1" + " (1 excluded)" * (not one) for name in names
+            if not 0 <= getattr(cfg, name) <= 1 or (not one and getattr(cfg, name) == 1)]
+
+
+def run_problems(cfg) -> list[str]:
+    """Sentences on what train.py and finetune.py have in common: the run's folder, and how a batch divides."""
+    problems = []
+    out_dir = Path(cfg.out_dir)
+    if not cfg.out_dir or (out_dir.exists() and not out_dir.is_dir()):
+        problems.append(f"out_dir={cfg.out_dir!r} is not a folder; name one for this run")
+    ranks, micro = int(os.environ.get("WORLD_SIZE", 1)), max(cfg.micro_batch_size, 1)
+    if cfg.micro_batch_size >= 0 and cfg.batch_size % (ranks * micro):
+        problems.append(f"batch_size={cfg.batch_size} does not divide into {ranks} process(es) x micro_batch_size="
+                        f"{micro}; choose a multiple of {ranks * micro}")
+    return problems
+
+
+# ---- values ------------------------------------------------------------------------------------------------------
 
 
 def read_file(path):

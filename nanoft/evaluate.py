@@ -5,17 +5,12 @@ import math
 import numpy as np
 import torch
 
-from nanoft import batches, parallel
+from nanoft import batches, distributed
 from nanoft.model import masked_rows, token_loss
 
 
-def tensors(batch, device):
-    """A batch of NumPy arrays, by name, as tensors on the device."""
-    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
-
-
 @torch.no_grad()
-def causal_figures(model, tokens, max_tokens, first_id, here, dtype, stride=0):
+def causal_metrics(model, tokens, max_tokens, first_id, dist, stride=0):
     """Figures of a GPT on about max_tokens of a split (0 = all): a dictionary of
 
     loss: nats a token; bits_per_byte; word_perplexity where the split has words: e^(nats of the whole text / words).
@@ -23,15 +18,15 @@ def causal_figures(model, tokens, max_tokens, first_id, here, dtype, stride=0):
     """
     block_size = model.cfg.block_size
     stride = stride or block_size
-    starts = batches.eval_starts(len(tokens), block_size, stride, max_tokens)[here.rank::here.world]
+    starts = batches.eval_starts(len(tokens), block_size, stride, max_tokens)[dist.rank::dist.world_size]
     nats = count = 0
     for some in chunks(starts, model):
-        batch = tensors(batches.eval_batch(tokens, block_size, stride, some, first_id), here.device)
+        batch = distributed.to_device(batches.eval_batch(tokens, block_size, stride, some, first_id), dist.device)
         scored = (batch["targets"] != batches.IGNORE).sum().item()
-        with parallel.autocast(here.device, dtype):
+        with dist.autocast():
             nats += model(**batch).item() * scored
         count += scored
-    nats, count = parallel.total([nats, count], here)
+    nats, count = distributed.total([nats, count], dist)
     loss = nats / count
     figures = {"loss": loss, "bits_per_byte": loss / math.log(2) * len(tokens) / tokens.num_bytes}
     if tokens.num_words:
@@ -40,7 +35,7 @@ def causal_figures(model, tokens, max_tokens, first_id, here, dtype, stride=0):
 
 
 @torch.no_grad()
-def masked_figures(model, tokens, max_tokens, masking, pairs, here, dtype):
+def masked_metrics(model, tokens, max_tokens, masking, pairs, dist):
     """Figures of a BERT on about max_tokens of a split (0 = all): a dictionary of
 
     loss: nats a masked token; mlm_accuracy; where `pairs` of the split are given, nsp_loss and nsp_accuracy too.
@@ -50,22 +45,23 @@ def masked_figures(model, tokens, max_tokens, masking, pairs, here, dtype):
         some, lengths = pairs.windows[:, 1].argsort(kind="stable"), pairs.windows[:, 1]  # like lengths: less padding
         if max_tokens and len(some) > max_tokens // block_size:  # evenly spread
             some = some[np.linspace(0, len(some) - 1, max(1, max_tokens // block_size)).astype(np.int64)]
-        groups = [some[i:i + pairs.batch_size] for i in range(0, len(some), pairs.batch_size)][here.rank::here.world]
+        groups = [some[i:i + pairs.batch_size] for i in range(0, len(some), pairs.batch_size)]
+        groups = groups[dist.rank::dist.world_size]
         parts = (pairs.rows(group, group, lengths[group].max()) for group in groups)
     else:
         starts = batches.eval_starts(len(tokens) - block_size + 1, block_size, block_size, max_tokens)
-        starts = starts[here.rank::here.world]
+        starts = starts[dist.rank::dist.world_size]
         parts = (batches.masked_eval_batch(tokens, block_size, some, masking) for some in chunks(starts, model))
     sums = np.zeros(6)  # nats, right and number of the masked words, and of the pairs
     for batch in parts:
-        batch = tensors(batch, here.device)
-        with parallel.autocast(here.device, dtype):
+        batch = distributed.to_device(batch, dist.device)
+        with dist.autocast():
             x = model.hidden(batch["ids"], batch.get("types"), batch.get("mask"))
             rows, labels = masked_rows(x.flatten(0, 1), batch["targets"].flatten())
             sums[:3] += score(model.word_logits(rows), labels)
             if "next_targets" in batch:
                 sums[3:] += score(model.next(model.pooled(x)), batch["next_targets"])
-    nats, right, count, next_nats, next_right, next_count = parallel.total(sums, here)
+    nats, right, count, next_nats, next_right, next_count = distributed.total(sums, dist)
     figures = {"loss": nats / count, "mlm_accuracy": right / count}
     if next_count:
         figures |= {"nsp_loss": next_nats / next_count, "nsp_accuracy": next_right / next_count}

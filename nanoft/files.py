@@ -1,9 +1,14 @@
-"""Files written whole or not at all, JSON in and out, and a progress bar."""
+"""Files written whole or not at all, JSON and text in, aligned tables, a progress bar, work shared by cores."""
 
+import codecs
+import gzip
 import json
 import os
 import sys
 import time
+import unicodedata
+import zlib
+from collections import deque
 from pathlib import Path
 
 from nanoft import UserError
@@ -45,6 +50,29 @@ def read_json(path):
         raise UserError(f"{path}: not a JSON file ({error}); it is damaged or another file, make it again") from None
 
 
+def read_blocks(path, size=2**22):
+    """The text of a UTF-8 file (byte-order mark or not, `.gz` or not), in parts. Raises UserError with the bad byte."""
+    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        with gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb") as file:
+            ended = False
+            while not ended:
+                data = file.read(size)
+                ended = not data
+                pending = len(decoder.getstate()[0])
+                if position == 0 and data.startswith(codecs.BOM_UTF8):
+                    position, data = 3, data[3:]
+                text = decoder.decode(data, final=ended)
+                position += len(data)
+                if text:
+                    yield text
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {position - pending + error.start} is not UTF-8 ({error.reason}); save the file "
+                        "as UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); check the name and the file") from None
+
+
 def progress_bar(what, total=0, unit=""):
     """A line on the terminal that is rewritten in place: call it with the amount done, with None to wipe it away."""
     last = 0.0
@@ -64,5 +92,31 @@ def progress_bar(what, total=0, unit=""):
     return show
 
 
+def width(text):
+    """Columns in a terminal: a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def aligned(rows):
+    """Rows of strings as lines: the first column to the left, the others to the right."""
+    widths = [max(map(width, column)) for column in zip(*rows)]
+    lines = []
+    for row in rows:
+        gaps = [" " * (wide - width(cell)) for wide, cell in zip(widths, row)]
+        lines.append("  ".join([row[0] + gaps[0], *(gap + cell for gap, cell in zip(gaps[1:], row[1:]))]).rstrip())
+    return "\n".join(lines)
+
+
 def available_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_ahead(pool, function, items, ahead):
+    """As map(function, items) in a pool's workers, in order, reading at most `ahead` items before they are used."""
+    waiting = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -13,8 +13,7 @@ GELU in both forms, post-norm, token types, a tied head.
 Shapes: B sequences, T tokens, C = n_embd, H heads of D = C / H, K key-value heads, V padded vocabulary.
 """
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -22,7 +21,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from nanoft import UserError
-from nanoft.linear import Linear
 
 
 @dataclass
@@ -50,6 +48,40 @@ class ModelConfig:
     n_buckets: int = 16384    # rows of the table that the n-grams share
     vocab_multiple: int = 64  # the vocabulary is padded to a multiple of this; 1 = not at all, as published models are
 
+    @classmethod
+    def from_options(cls, options, vocab_size: int, saved: dict | None = None) -> "ModelConfig":
+        """The shape that the options of train.py describe. saved: the fields of a checkpoint to begin from.
+
+        Fields without an option come from the checkpoint.
+        """
+        shape = {f.name: getattr(options, f.name) for f in fields(cls) if hasattr(options, f.name)}
+        shape |= CLASSIC.get(options.arch, {}) | {"vocab_size": vocab_size, "causal": options.objective == "causal",
+                                                  "n_types": 2 * (options.objective == "mlm_nsp")}
+        if saved:
+            shape |= {name: saved[name] for name in ("vocab_size", "vocab_multiple", "n_hidden", "norm_eps",
+                                                     "activation") if name in saved}
+            if options.arch == "bert":
+                shape["n_types"] = max(shape["n_types"], saved.get("n_types", 0))
+        return cls(**shape)
+
+    @classmethod
+    def from_saved(cls, saved: dict, path) -> "ModelConfig":
+        """The shape in a checkpoint's dictionary. Raises UserError where this version does not know a field."""
+        saved = {name: value for name, value in saved.items() if name != "gram_dropout"}  # of training, in older files
+        unknown = sorted(saved.keys() - {f.name for f in fields(cls)})
+        if unknown:
+            raise UserError(f"{path}: its model has {', '.join(unknown)}, unknown to this nanoft; use a newer one")
+        return cls(**saved)
+
+
+# The published architectures, as ModelConfig fields.
+CLASSIC = {
+    "gpt2": dict(position="learned", norm="layernorm", norm_eps=1e-5, qk_norm=False, activation="gelu_tanh", bias=True,
+                 embed_norm=False, tie_head=True),
+    "bert": dict(position="learned", norm="layernorm", norm_eps=1e-12, qk_norm=False, activation="gelu", bias=True,
+                 post_norm=True, tie_head=True),
+}
+
 
 def check_model(cfg):
     """Sentences on what cannot be, for a ModelConfig or a script's config with the same fields."""
@@ -71,45 +103,8 @@ def check_model(cfg):
     return problems
 
 
-def attention(q, k, v, causal=False, mask=None, explicit=False):
-    """softmax(q kᵀ / √D) v, the one attention function (arXiv:1706.03762).
-
-    q: (B, H, T, D); k, v: (B, H, S, D); mask: bool (B, 1, 1, S), True = may be looked at.
-    Returns (B, H, T, D), and the weights (B, H, T, S) when `explicit`, else None.
-
-    On the CPU torch's fused kernel is slow backward in half precision at short lengths (LOG.md), so training takes the
-    plain product there. Compiled causal code then takes it in four parts, each a quarter of the queries with the keys
-    they may see: three eighths of the product need not be made, and a part stays in the processor's cache. Every way
-    gives the same result, and a test says so.
-    """
-    T, S = q.size(-2), k.size(-2)
-    if causal and S > T:  # T new tokens after S - T in a cache
-        mask, causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T), False
-    in_parts = causal and torch.compiler.is_compiling() and T >= 128
-    slow = q.device.type == "cpu" and v.dtype != torch.float32 and S <= (1024 if in_parts else 512)
-    plain = explicit or (slow and torch.is_grad_enabled())
-    if not plain:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal), None
-    parts = 4 if in_parts and not explicit else 1
-    # Cut once and joined again, for the gradient of overlapping slices is a sum of padded ones, slower (LOG.md).
-    queries, keys, values = (t.chunk(parts, dim=-2) for t in (q, k, v))  # each (B, H, T / parts or S / parts, D)
-    mixed = []
-    for i, query in enumerate(queries):
-        key, value = (torch.cat(t[:i + 1], dim=-2) if i else t[0] for t in (keys, values))  # what they may see
-        scores = (query * (1 / math.sqrt(q.size(-1)))) @ key.transpose(-2, -1)  # (B, H, T / parts, seen)
-        if causal:
-            at = torch.arange(key.size(-2), dtype=torch.float32, device=q.device)  # numbers the compiler can vectorise
-            scores = scores.masked_fill(at > at[-query.size(-2):, None], -torch.inf)
-        if mask is not None:
-            scores = scores.masked_fill(~mask[..., :key.size(-2)], -torch.inf)
-        weights = scores.softmax(dim=-1)
-        mixed.append(weights @ value)  # (B, H, T / parts, D)
-    y = torch.cat(mixed, dim=-2) if parts > 1 else mixed[0]  # (B, H, T, D)
-    return y, (weights if explicit else None)
-
-
 def rotate(x, cos, sin):
-    """Turn each pair (x[i], x[i + D/2]) by its position's angle. x: (B, T, H, D); cos, sin: (T, 1, D/2)."""
+    """Rotate each pair (x[i], x[i + D/2]) by its position's angle. x: (B, T, H, D); cos, sin: (T, 1, D/2)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
 
@@ -121,37 +116,45 @@ def make_norm(cfg, width):
 
 
 class Attention(nn.Module):
-    kept = None  # set to a list, forward adds its weights (B, H, T, S) to it, see explain.attention_weights
+    """softmax(q kᵀ / √D) v for every head (arXiv:1706.03762): who looks at whom, and what is carried over.
+
+    `attend` takes q (B, H, T, D) and k, v (B, K, S, D) to (B, H, T, D). kernels.py puts a function that is faster on
+    CPUs in its place, inspect/explain.py one that records the weights; both give the same result.
+    """
+    attend = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(self, cfg):
         super().__init__()
         self.n_head, self.n_kv_head = cfg.n_head, cfg.n_kv_head or cfg.n_head
         self.causal, self.qk_norm = cfg.causal, cfg.qk_norm
         width = cfg.n_embd // cfg.n_head
-        self.q = Linear(cfg.n_embd, self.n_head * width, bias=cfg.bias)
-        self.k = Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
-        self.v = Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
-        self.proj = Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
+        self.q = nn.Linear(cfg.n_embd, self.n_head * width, bias=cfg.bias)
+        self.k = nn.Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
+        self.v = nn.Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
+        self.proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
 
-    def forward(self, x, turn=None, mask=None, cache=None):
-        """x: (B, T, C) -> (B, T, C). turn: (cos, sin) of the positions; cache: this layer's keys and values so far."""
+    def forward(self, x, rope=None, mask=None, cache=None):
+        """x: (B, T, C) -> (B, T, C).
+
+        rope: (cos, sin) of the positions; mask: bool (B, 1, 1, S), True = may be looked at; cache: this layer's keys
+        and values so far.
+        """
         B, T, C = x.shape
         q = self.q(x).view(B, T, self.n_head, -1)     # (B, T, C) -> (B, T, H, D)
         k = self.k(x).view(B, T, self.n_kv_head, -1)  # (B, T, K * D) -> (B, T, K, D)
         v = self.v(x).view(B, T, self.n_kv_head, -1)
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
-        if turn is not None:
-            q, k = rotate(q, *turn), rotate(k, *turn)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         if cache is not None:
-            k, v = cache.extend(k, v)  # (B, K, past + T, D)
-        if self.n_kv_head < self.n_head:  # each key-value head serves a group of query heads
-            k, v = (t.repeat_interleave(self.n_head // self.n_kv_head, dim=1) for t in (k, v))
-        causal = self.causal and T > 1  # a single new token may look at everything before it
-        y, weights = attention(q, k, v, causal, mask, self.kept is not None)
-        if self.kept is not None:
-            self.kept.append(weights)
+            k, v = cache.extend(k, v)  # (B, K, S, D), S = past + T
+        S, causal = k.size(-2), self.causal and T > 1  # a single new token may look at everything before it
+        if causal and S > T:  # T new tokens after S - T in a cache
+            mask, causal = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T), False
+        shared = self.n_kv_head < self.n_head  # each key-value head serves a group of query heads
+        y = self.attend(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, H, T, D) -> (B, T, C)
 
 
@@ -160,8 +163,8 @@ class MLP(nn.Module):
         super().__init__()
         hidden = cfg.n_hidden or 4 * cfg.n_embd
         self.activation = cfg.activation
-        self.fc = Linear(cfg.n_embd, 2 * hidden if cfg.activation == "swiglu" else hidden, bias=cfg.bias)
-        self.proj = Linear(hidden, cfg.n_embd, bias=cfg.bias)
+        self.fc = nn.Linear(cfg.n_embd, 2 * hidden if cfg.activation == "swiglu" else hidden, bias=cfg.bias)
+        self.proj = nn.Linear(hidden, cfg.n_embd, bias=cfg.bias)
 
     def forward(self, x):
         return self.proj(ACTIVATIONS[self.activation](self.fc(x)))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
@@ -188,11 +191,11 @@ class Block(nn.Module):
         self.attn, self.mlp = Attention(cfg), MLP(cfg)
         self.drop = nn.Dropout(cfg.dropout)
 
-    def forward(self, x, turn=None, mask=None, cache=None):
+    def forward(self, x, rope=None, mask=None, cache=None):
         if self.post_norm:
-            x = self.norm1(x + self.drop(self.attn(x, turn, mask, cache)))
+            x = self.norm1(x + self.drop(self.attn(x, rope, mask, cache)))
             return self.norm2(x + self.drop(self.mlp(x)))
-        x = x + self.drop(self.attn(self.norm1(x), turn, mask, cache))
+        x = x + self.drop(self.attn(self.norm1(x), rope, mask, cache))
         return x + self.drop(self.mlp(self.norm2(x)))
 
 
@@ -205,8 +208,8 @@ def hash_multipliers(n):
 def gram_rows(ids, multipliers, n_buckets):
     """The table's row for each n-gram that ends at a token, n = 2 to N: ids (B, T), multipliers (N,) -> (B, T, N - 1).
 
-    A sum of products modulo 2^64, of which the upper half is kept. What lies before the first token counts as 0, so
-    there a longer n-gram has the row of the shorter one.
+    A sum of products modulo 2^64, of which the upper half is used. Positions before the text hash as 0, so a longer
+    n-gram there has the row of the shorter one.
     """
     N = len(multipliers)
     recent = F.pad(ids + 1, (N - 1, 0)).unfold(1, N, 1).flip(-1)  # (B, T) -> (B, T, N), the latest token first
@@ -244,10 +247,10 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """Variance 1 / fan-in for the matrices, zero for what writes into the residual stream."""
+        """Variance 1 / fan-in for the matrices; projections that write into the residual stream start at zero."""
         for name, p in self.named_parameters():
             if name.startswith(("types.", "grams.")):
-                p.zero_()  # what is seldom or never seen says nothing
+                p.zero_()  # rarely seen rows start at zero
             elif name.startswith(("tokens.", "positions.")):
                 p.normal_(std=0.02 if self.cfg.tie_head else 1.0)
             elif name.endswith("proj.weight"):
@@ -273,9 +276,9 @@ class Transformer(nn.Module):
             rows = gram_rows(known, self.multipliers, self.cfg.n_buckets)
             x = x + self.grams(rows[:, -T:]).sum(2)  # (B, T, N - 1, C) -> (B, T, C)
         x = self.drop(self.norm_in(x))
-        turn = (self.cos[past:past + T], self.sin[past:past + T]) if self.cfg.position == "rope" else None
+        rope = (self.cos[past:past + T], self.sin[past:past + T]) if self.cfg.position == "rope" else None
         for i, block in enumerate(self.blocks):
-            x = block(x, turn, mask, cache.layers[i] if cache else None)
+            x = block(x, rope, mask, cache.layers[i] if cache else None)
         return self.norm_out(x)
 
 
@@ -294,12 +297,16 @@ class GPT(nn.Module):
         self.trunk = Transformer(cfg)
         self.head = make_head(cfg, self.trunk)
 
+    def logits(self, ids):
+        """ids: (B, T) -> (B, T, V): what each position expects next; V is the padded vocabulary."""
+        return self.head(self.trunk(ids))
+
     def forward(self, ids, targets=None, cache=None):
         """ids: (B, T). With targets (B, T): the mean loss. Without: the logits of the last token (B, vocab_size)."""
-        x = self.trunk(ids, cache=cache)
         if targets is None:
-            return self.head(x[:, -1]).float()[:, :self.cfg.vocab_size]
-        return token_loss(self.head(x).flatten(0, 1), targets.flatten())  # (B, T, V) -> (B * T, V)
+            x = self.trunk(ids, cache=cache)[:, -1]  # (B, T, C) -> (B, C)
+            return self.head(x).float()[:, :self.cfg.vocab_size]
+        return token_loss(self.logits(ids).flatten(0, 1), targets.flatten())  # (B, T, V) -> (B * T, V)
 
 
 class BERT(nn.Module):
@@ -312,13 +319,13 @@ class BERT(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.trunk = Transformer(cfg)
-        self.transform = Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
+        self.transform = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
         self.norm = make_norm(cfg, cfg.n_embd)
         self.head = make_head(cfg, self.trunk)
         self.head_bias = nn.Parameter(torch.zeros(self.trunk.padded_vocab))
         if cfg.n_types:  # trained on pairs
-            self.pooler = Linear(cfg.n_embd, cfg.n_embd)
-            self.next = Linear(cfg.n_embd, 2)  # 0 = the second part follows the first, 1 = it does not
+            self.pooler = nn.Linear(cfg.n_embd, cfg.n_embd)
+            self.next = nn.Linear(cfg.n_embd, 2)  # 0 = the second part follows the first, 1 = it does not
             for layer in (self.pooler, self.next):
                 nn.init.normal_(layer.weight, std=cfg.n_embd ** -0.5)
                 nn.init.zeros_(layer.bias)
@@ -361,7 +368,7 @@ def masked_rows(x, targets, capacity=0):
 
 def make_head(cfg, trunk):
     """Hidden states to vocabulary: the token embedding itself, or a matrix that starts at zero (first loss: log V)."""
-    head = Linear(cfg.n_embd, trunk.padded_vocab, bias=False)
+    head = nn.Linear(cfg.n_embd, trunk.padded_vocab, bias=False)
     if cfg.tie_head:
         head.weight = trunk.tokens.weight
     else:
@@ -371,27 +378,3 @@ def make_head(cfg, trunk):
 
 def make_model(cfg):
     return GPT(cfg) if cfg.causal else BERT(cfg)
-
-
-def saved_config(fields, place):
-    """The ModelConfig of a checkpoint's dictionary. UserError where this version does not know a field."""
-    fields = {name: value for name, value in fields.items() if name != "gram_dropout"}  # of training, in older files
-    unknown = sorted(fields.keys() - ModelConfig.__dataclass_fields__.keys())
-    if unknown:
-        raise UserError(f"{place}: its model has {', '.join(unknown)}, unknown to this nanoft; use a newer one")
-    return ModelConfig(**fields)
-
-
-# The published architectures, as ModelConfig fields.
-CLASSIC = {
-    "gpt2": dict(position="learned", norm="layernorm", norm_eps=1e-5, qk_norm=False, activation="gelu_tanh", bias=True,
-                 embed_norm=False, tie_head=True),
-    "bert": dict(position="learned", norm="layernorm", norm_eps=1e-12, qk_norm=False, activation="gelu", bias=True,
-                 post_norm=True, tie_head=True),
-}
-
-
-if __name__ == "__main__":
-    from nanoft import config, summary
-
-    config.run(summary.main)

@@ -61,11 +61,14 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(params, list(orthogonalize(ahead, dtype=self.dtype)), alpha=-scale)
 
 
-def make_optimizers(model, cfg, device, dtype=torch.float32):
-    """The optimizers of a model, every parameter in exactly one group.
+# ---- parameter groups --------------------------------------------------------------------------------------------
 
-    cfg: optimizer (`muon` or `adamw`), lr, muon_lr, embed_lr, weight_decay. Each group carries `peak_lr`.
-    Embeddings and everything of one dimension are not decayed. dtype: of the run's matrix products.
+
+def pretraining_groups(model, cfg) -> tuple[list[dict], list[dict]]:
+    """The groups for AdamW and those for Muon, every parameter in exactly one.
+
+    cfg: optimizer (`muon` or `adamw`), lr, muon_lr, embed_lr, weight_decay. Embeddings and everything of one dimension
+    are not decayed.
     """
     named = dict(model.named_parameters())  # a tied weight appears once
     embeds = {n: p for n, p in named.items() if n.startswith("trunk.") and ".blocks." not in n and p.dim() == 2}
@@ -78,29 +81,78 @@ def make_optimizers(model, cfg, device, dtype=torch.float32):
         dict(name="embeddings", params=list(embeds.values()), weight_decay=0.0,
              lr=cfg.lr if model.cfg.tie_head else cfg.embed_lr or cfg.lr),  # a tied embedding is small, as a head is
         dict(name="vectors", params=list(vectors.values()), lr=cfg.lr, weight_decay=0.0),
-        # two classes instead of thousands: at the full rate they only jump about (LOG.md)
+        # two classes instead of thousands: unstable at the full rate (LOG.md)
         dict(name="sentence", params=list(sentence.values()), lr=cfg.lr / 10, weight_decay=0.0),
         dict(name="head" if muon else "matrices", lr=cfg.lr, weight_decay=cfg.weight_decay,
              params=list(rest.values()) + ([] if muon else list(matrices.values()))),
     ]
-    groups = [g for g in groups if g["params"]]
-    fused = device.type in ("cpu", "cuda")
-    # eps far below any gradient here: 1e-8 would slow the rare tokens' embeddings
-    optimizers = [torch.optim.AdamW(groups, betas=(0.9, cfg.beta2), eps=1e-10, fused=fused)]
-    if muon:
-        optimizers.append(Muon([dict(name="muon", params=list(matrices.values()))], lr=cfg.muon_lr,
-                               weight_decay=cfg.weight_decay,
-                               dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32))
-    seen = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
-    assert sorted(seen) == sorted(id(p) for p in named.values()), "a parameter is in no group, or in two"
-    for o in optimizers:
-        for g in o.param_groups:
-            g["peak_lr"] = g["lr"]
+    by_muon = [dict(name="muon", params=list(matrices.values()), lr=cfg.muon_lr, weight_decay=cfg.weight_decay)]
+    return groups, by_muon if muon else []
+
+
+def depth(name: str, n_layer: int) -> int:
+    """Where a parameter stands: 0 the embeddings, 1 to n_layer the blocks, n_layer + 1 the head."""
+    if name.startswith("trunk.blocks."):
+        return int(name.split(".")[2]) + 1
+    return n_layer if name.startswith("trunk.norm_out.") else 0 if name.startswith("trunk.") else n_layer + 1
+
+
+def part_name(level: int, n_layer: int) -> str:
+    """The name of such a depth."""
+    return "embeddings" if level == 0 else "head" if level > n_layer else f"blocks.{level - 1}"
+
+
+def finetuning_groups(model, cfg) -> tuple[list[dict], list[dict]]:
+    """The groups for AdamW and those for Muon, every trained parameter in exactly one, by its depth.
+
+    layer_decay lowers the rate by a factor a block from the top (layer-wise decay, arXiv:1801.06146). `from_epoch`:
+    when the group starts to train: the head at once, with unfreeze_every the blocks one by one from the top.
+    """
+    n_layer, groups = model.cfg.n_layer, {}
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        level = depth(name, n_layer)
+        embedding, matrix = level == 0 and p.dim() == 2, level <= n_layer and p.dim() == 2 and ".lora_" not in name
+        muon = cfg.optimizer == "muon" and matrix and not embedding
+        lr = (cfg.muon_lr if muon else cfg.embed_lr or cfg.lr if embedding else
+              cfg.head_lr or cfg.lr if level > n_layer else cfg.lr)
+        decayed = p.dim() == 2 and not embedding
+        # by what a parameter is and not by its rate, so that a resume with other rates finds the same groups
+        group = groups.setdefault((muon, level, embedding, decayed), dict(
+            name=part_name(level, n_layer) + ".muon" * muon, params=[], weight_decay=cfg.weight_decay * decayed,
+            lr=lr * cfg.layer_decay ** max(0, n_layer - level),
+            from_epoch=max(0, n_layer + 1 - level) * cfg.unfreeze_every))
+        group["params"].append(p)
+    return ([group for (muon, *_), group in groups.items() if not muon],
+            [group for (muon, *_), group in groups.items() if muon])
+
+
+def make_optimizers(model, groups, dist, betas=(0.9, 0.98), eps=1e-8) -> list[torch.optim.Optimizer]:
+    """AdamW and Muon over their parameter groups, as one of the functions above gives them; each has a `peak_lr`.
+
+    dist: its device, and the number format of the run's matrix products. Asserts that every trained parameter of the
+    model is in exactly one group.
+    """
+    by_adamw, by_muon = ([group for group in some if group["params"]] for some in groups)
+    placed = [id(p) for group in (*by_adamw, *by_muon) for p in group["params"]]
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    assert trained <= set(placed) and len(placed) == len(set(placed)), "a parameter is in no group, or in two"
+    for group in (*by_adamw, *by_muon):
+        group["peak_lr"] = group["lr"]
+    optimizers = []
+    if by_adamw:
+        optimizers.append(torch.optim.AdamW(by_adamw, betas=betas, eps=eps, fused=dist.device.type in ("cpu", "cuda")))
+    if by_muon:
+        optimizers.append(Muon(by_muon, dtype=torch.bfloat16 if dist.dtype == torch.bfloat16 else torch.float32))
     return optimizers
 
 
+# ---- learning rates ----------------------------------------------------------------------------------------------
+
+
 def lr_factor(progress, schedule, warmup, warmdown):
-    """The learning rate as a part of its peak. progress: 0 to 1 of the run; warmup, warmdown: parts of the run.
+    """The learning rate as a fraction of its peak. progress: 0 to 1 of the run; warmup, warmdown: fractions of the run.
 
     linear and cosine fall from the end of the warm-up to zero; trapezoid holds and falls in the last `warmdown`.
     """
@@ -114,3 +166,16 @@ def lr_factor(progress, schedule, warmup, warmdown):
     if schedule == "linear":
         return max(1 - done, 0.0)
     return min(1.0, max(1 - progress, 0.0) / warmdown) if warmdown else 1.0
+
+
+def set_lr(optimizers, factor: float, epoch: float = math.inf) -> None:
+    """Give every group its peak rate times `factor`, 0 before the epoch from which it trains (to the bit no change)."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor * (epoch >= group.get("from_epoch", 0))
+
+
+def training_now(optimizers, epoch: float) -> list[torch.Tensor]:
+    """The parameters of the groups that train at this epoch."""
+    return [p for optimizer in optimizers for group in optimizer.param_groups
+            if epoch >= group.get("from_epoch", 0) for p in group["params"]]

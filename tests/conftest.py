@@ -17,7 +17,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from nanoft import prepare  # noqa: E402
+import torch  # noqa: E402
+
+from nanoft.distributed import Dist  # noqa: E402
+from nanoft.text import prepare  # noqa: E402
+
+DIST = Dist(0, 1, torch.device("cpu"))
 
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=8", "--max_minutes=0",
         "--max_steps=12", "--eval_interval=4", "--eval_tokens=512", "--log_interval=1", "--sample_tokens=4",
@@ -28,15 +33,15 @@ TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_
 def corpus(tmp_path_factory):
     """A data set folder: train, val and test of nanoft's source files."""
     folder = tmp_path_factory.mktemp("data") / "own"
-    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "nanoft").glob("*.py"))]
+    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "nanoft").rglob("*.py"))]
     splits = {"train": lambda: texts[2:], "val": lambda: texts[:1] + texts[1:2], "test": lambda: texts[1:3]}
     prepare.write_data(folder, splits, vocab_size=400, words={"test": 1000})
     return folder
 
 
 def command(script, *args, launcher=()):
-    """The words that start a script of the repository (`train.py`), or a module (`nanoft.bpe`)."""
-    what = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
+    """The words that start a script of the repository (`train.py`), or a tool (`nanoft bins`)."""
+    what = [str(ROOT / script)] if script.endswith(".py") else ["-m", *script.split()]
     return [sys.executable, *launcher, *what, *map(str, args)]
 
 

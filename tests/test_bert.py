@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanoft import UserError, batches, generate, parallel
+from nanoft import UserError, batches, distributed, generate
 from nanoft.bins import Tokens, write_split
 from nanoft.bpe import Tokenizer
-from nanoft.evaluate import masked_figures
+from nanoft.evaluate import masked_metrics
 from nanoft.model import BERT, CLASSIC, GPT, ModelConfig
 
 TINY = dict(vocab_size=100, block_size=16, n_layer=2, n_head=4, n_embd=32, causal=False)
@@ -151,7 +151,7 @@ def test_evaluation_asks_every_pair_once_and_another_document_is_another(tmp_pat
     model = encoder(vocab_size=tokenizer.vocab_size, block_size=32, n_types=2).eval()
     asked, rows = [], pairs.rows
     pairs.rows = lambda windows, numbers, longest: asked.extend(windows) or rows(windows, numbers, longest)
-    masked_figures(model, None, 0, None, pairs, parallel.Here(0, 1, torch.device("cpu")), torch.float32)
+    masked_metrics(model, None, 0, None, pairs, distributed.Dist(0, 1, torch.device("cpu")))
     assert len(pairs.windows) % 4 and sorted(asked) == list(range(len(pairs.windows)))
 
     rng, lengths = np.random.default_rng(0), np.diff(pairs.documents)[:, 0]

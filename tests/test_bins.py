@@ -11,7 +11,7 @@ import pytest
 from nanoft import UserError
 from nanoft.bins import HEADER_BYTES, Tokens, write_split
 from nanoft.bpe import Tokenizer, train
-from nanoft.text import read_blocks
+from nanoft.files import read_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ["To be, or not to be: ", "that is the question.\n", "", "Ob's edler im Gemüt, 中文"]
@@ -128,7 +128,7 @@ def test_a_missing_shard_is_seen(tokenizer, tmp_path):
 def test_command_prints_what_a_file_holds(tokenizer, tmp_path):
     tokens = write_split(tmp_path, "train", DOCUMENTS, tokenizer)
     tokenizer.save(tmp_path / "tokenizer.json")
-    command = [sys.executable, "-m", "nanoft.bins"]
+    command = [sys.executable, "-m", "nanoft", "bins"]
     done = subprocess.run([*command, tmp_path / "train.bin"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"{len(tokens):,} ids" in done.stdout and "To be, or not" in done.stdout
     done = subprocess.run([*command, __file__], cwd=ROOT, capture_output=True, text=True, check=False)

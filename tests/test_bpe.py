@@ -14,7 +14,8 @@ import regex
 
 from nanoft import UserError
 from nanoft.bpe import SPECIAL_TOKENS, Tokenizer, train
-from nanoft.text import COARSE, PATTERNS, cut_safely, read_blocks
+from nanoft.files import read_blocks
+from nanoft.pretokenize import COARSE, PATTERNS, cut_safely
 
 ROOT = Path(__file__).resolve().parents[1]
 # every kind of character that a split pattern tells apart, unicode spaces and the separators \x1c-\x1f included
@@ -204,7 +205,7 @@ def test_read_blocks(tmp_path):
 def test_command(tmp_path):
     source, out = tmp_path / "a.txt", tmp_path / "tokenizer.json"
     source.write_text("to be or not to be " * 20, encoding="utf-8")
-    command = [sys.executable, "-m", "nanoft.bpe", str(source), "--vocab_size=270", f"--out={out}"]
+    command = [sys.executable, "-m", "nanoft", "tokenizer", str(source), "--vocab_size=270", f"--out={out}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "270 tokens" in done.stdout and Tokenizer.load(out).vocab_size == 270
     source.write_text("", encoding="utf-8")

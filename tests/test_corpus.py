@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from nanoft import bpe, corpus
+from nanoft import bpe
 from nanoft.bins import Tokens
 from nanoft.bpe import Tokenizer
-from nanoft.corpus import Part
+from nanoft.pages import corpus
+from nanoft.pages.corpus import Part
 
 
 def part(*documents):

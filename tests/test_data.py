@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from nanoft import UserError, examples, prepare
+from nanoft import UserError
 from nanoft.bins import Tokens
 from nanoft.bpe import Tokenizer, train
+from nanoft.tasks import examples
+from nanoft.text import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 MIRROR = Path(os.environ.get("NANOFT_MIRROR") or ROOT / "../shared/data").resolve()
@@ -137,7 +139,7 @@ def test_nothing_found_names_the_address_and_the_other_ways(tmp_path):
 
 
 def test_order_of_sources_and_download(tmp_path, monkeypatch):
-    """source, then the mirror, then raw/, then the publisher: here, a server of our own."""
+    """source, then the mirror, then raw/, then the publisher: dist, a server of our own."""
     content = b"published" * 1000
     agents = []
 

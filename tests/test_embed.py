@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import sample
-from nanoft import UserError, checkpoint, embed, vocabulary
+from nanoft import UserError, checkpoint
 from nanoft.model import CLASSIC, ModelConfig, make_model
-from nanoft.wordpiece import WordPiece
+from nanoft.tasks import embed
+from nanoft.text import vocabulary
+from nanoft.text.wordpiece import WordPiece
 
 WORDS = ["a", "cat", "##s", "dog", "runs", "sat", "."]
 TEXTS = ["A cat sat.", "a dog runs . a dog runs .", "", "cats", "zebra cat " * 30]

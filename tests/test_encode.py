@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from nanoft import batches, bpe, encode
+from nanoft import bpe
 from nanoft.batches import IGNORE
-from nanoft.wordpiece import WordPiece
+from nanoft.tasks import collate, features
+from nanoft.text.wordpiece import WordPiece
 
 TEXT = "北京是中国的首都,人口两千万。😀 The capital of France is Paris 🇫🇷, and  the café — naïve — is closed. "
 
@@ -44,20 +45,20 @@ def ids_of(encoded, i):
 def test_a_text_and_a_pair_stand_between_their_marks(tokenizer):
     cls, sep = tokenizer.special["<|cls|>"], tokenizer.special["<|sep|>"]
     rows = [{"text": "one two", "label": "b"}, {"text": "", "label": "a"}]
-    encoded = encode.encode(rows, task(), tokenizer)
+    encoded = features.encode(rows, task(), tokenizer)
     assert ids_of(encoded, 0) == [cls, *tokenizer.encode("one two"), sep] and ids_of(encoded, 1) == [cls, sep]
     assert encoded.targets.tolist() == [1, 0] and encoded.full.tolist() == encoded.lengths.tolist()
-    encoded = encode.encode([{"text": "one", "pair": "two three", "label": "a"}], task("pair"), tokenizer)
+    encoded = features.encode([{"text": "one", "pair": "two three", "label": "a"}], task("pair"), tokenizer)
     one, two = tokenizer.encode("one"), tokenizer.encode("two three")
     assert ids_of(encoded, 0) == [cls, *one, sep, *two, sep]
-    types = encode.batch(encoded, [0], task("pair"), tokenizer)["types"][0].tolist()
+    types = collate.batch(encoded, [0], task("pair"), tokenizer)["types"][0].tolist()
     assert types == [0] * (len(one) + 2) + [1] * (len(two) + 1)
 
 
 def test_a_token_that_both_texts_have_has_a_type_of_its_own(tokenizer):
     rows = [{"text": "one two", "pair": "three two one", "label": "a"}, {"text": "one", "pair": "six", "label": "a"}]
     wanted = task("pair", match_types=True)
-    found = encode.batch(encode.encode(rows, wanted, tokenizer), [0, 1], wanted, tokenizer)
+    found = collate.batch(features.encode(rows, wanted, tokenizer), [0, 1], wanted, tokenizer)
     sep = tokenizer.special["<|sep|>"]
     for ids, types in zip(found["ids"].tolist(), found["types"].tolist()):
         middle = ids.index(sep) + 1
@@ -71,15 +72,15 @@ def test_a_token_that_both_texts_have_has_a_type_of_its_own(tokenizer):
 def test_between_two_texts_a_roberta_has_two_marks(roberta):
     rows = [{"text": "one two", "pair": "three", "label": "a"},
             {"text": "one " * 40, "pair": "two " * 40, "label": "a"}]
-    encoded = encode.encode(rows, task("pair"), roberta)
+    encoded = features.encode(rows, task("pair"), roberta)
     one, two = roberta.encode("one two"), roberta.encode("three")
     assert ids_of(encoded, 0) == [0, *one, 2, 2, *two, 2] and encoded.full[0] == len(one) + len(two) + 4
-    batch = encode.batch(encoded, [0, 1], task("pair"), roberta)
+    batch = collate.batch(encoded, [0, 1], task("pair"), roberta)
     assert batch["ids"].shape == (2, 32) and (batch["ids"][1, -1], batch["ids"][0, -1]) == (2, 1)
     assert batch["types"][0].tolist() == [0] * (len(one) + 3) + [1] * (len(two) + 1) + [0] * (28 - len(one) - len(two))
-    again = encode.batch(encoded, [0, 1], task("pair"), roberta, change=lambda ids, number: ids)
+    again = collate.batch(encoded, [0, 1], task("pair"), roberta, change=lambda ids, number: ids)
     assert (again["types"] == batch["types"]).all()
-    answer = encode.encode([{"question": "one", "context": "two three", "id": "0", "answers": [
+    answer = features.encode([{"question": "one", "context": "two three", "id": "0", "answers": [
         {"text": "three", "start": 4}]}], task("answer"), roberta)
     ids = ids_of(answer, 0)
     assert ids == [0, *roberta.encode("one"), 2, 2, *roberta.encode("two three"), 2]
@@ -90,7 +91,7 @@ def test_between_two_texts_a_roberta_has_two_marks(roberta):
 def test_of_a_long_pair_the_longer_text_is_cut_and_no_place_is_wasted(tokenizer, lengths):
     texts = ["x" * n for n in lengths]
     a, b = (len(tokenizer.encode(text)) for text in texts)
-    encoded = encode.encode([{"text": texts[0], "pair": texts[1], "label": "a"}], task("pair"), tokenizer)
+    encoded = features.encode([{"text": texts[0], "pair": texts[1], "label": "a"}], task("pair"), tokenizer)
     assert encoded.lengths[0] == min(32, a + b + 3) and encoded.full[0] == a + b + 3
     first, second = encoded.second[0] - 2, encoded.lengths[0] - encoded.second[0] - 1
     assert first == a or first >= second - 1 and second == min(b, 29 - first)
@@ -99,16 +100,16 @@ def test_of_a_long_pair_the_longer_text_is_cut_and_no_place_is_wasted(tokenizer,
 
 def test_what_is_kept_of_a_long_text(tokenizer):
     ids = np.arange(100)
-    kept = {how: encode.cut(ids, 20, task(long_text=how)) for how in ("head", "tail", "head_tail", "windows")}
+    kept = {how: features.cut(ids, 20, task(long_text=how)) for how in ("head", "tail", "head_tail", "windows")}
     assert kept["head"][0].tolist() == list(range(20)) and kept["tail"][0].tolist() == list(range(80, 100))
     assert kept["head_tail"][0].tolist() == [*range(5), *range(85, 100)]
     assert all(len(part) == 20 for part in kept["windows"]) and set(np.concatenate(kept["windows"])) == set(range(100))
-    assert all(len(encode.cut(ids[:20], 20, task(long_text=how))) == 1 for how in kept)
+    assert all(len(features.cut(ids[:20], 20, task(long_text=how))) == 1 for how in kept)
 
 
 @pytest.mark.parametrize("n, room, stride", [(100, 20, 5), (21, 20, 30), (20, 20, 5), (100, 30, 30), (0, 5, 5)])
 def test_windows_cover_every_token_even_with_a_stride_that_is_too_long(n, room, stride):
-    starts = encode.strides(n, room, stride)
+    starts = features.strides(n, room, stride)
     assert set(range(n)) == {i for start in starts for i in range(start, min(start + room, n))}
     assert len(set(starts.tolist())) == len(starts)
 
@@ -116,7 +117,7 @@ def test_windows_cover_every_token_even_with_a_stride_that_is_too_long(n, room, 
 def test_a_label_stands_at_the_first_token_of_its_word_and_no_word_is_lost(tokenizer):
     words = ["Paris", "extraordinarily", "café", "北京", "is"] * 6
     tags = ["a", "b", "a", "b", "a"] * 6
-    encoded = encode.encode([{"words": words, "tags": tags}, {"words": [], "tags": []},
+    encoded = features.encode([{"words": words, "tags": tags}, {"words": [], "tags": []},
                              {"words": ["q" * 99], "tags": ["b"]}], task("tag"), tokenizer)
     assert (encoded.lengths <= 32).all() and encoded.lengths.sum() == len(encoded.ids) == len(encoded.targets)
     targets = encoded.targets[:encoded.begin[np.searchsorted(encoded.row, 1)]]
@@ -125,7 +126,7 @@ def test_a_label_stands_at_the_first_token_of_its_word_and_no_word_is_lost(token
         first = tokenizer.encode(" " + word)
         assert encoded.ids[at:at + len(first)].tolist() == first
     assert (encoded.targets != IGNORE).sum() == 31  # of the endless word, too
-    last = encode.encode([{"words": words, "tags": tags}], task("tag", pool="last"), tokenizer)
+    last = features.encode([{"words": words, "tags": tags}], task("tag", pool="last"), tokenizer)
     for at, word in zip(np.flatnonzero(last.targets != IGNORE), words):
         ids = tokenizer.encode(" " + word)
         assert last.ids[at + 1 - len(ids):at + 1].tolist() == ids
@@ -133,7 +134,7 @@ def test_a_label_stands_at_the_first_token_of_its_word_and_no_word_is_lost(token
 
 def test_a_word_without_a_piece_is_unknown_and_keeps_its_label(pieces):
     words, tags = ["Café", "\ufe0f", "is", "\u0301", "naïve"], ["a", "b", "a", "b", "b"]
-    encoded = encode.encode([{"words": words, "tags": tags}], task("tag"), pieces)
+    encoded = features.encode([{"words": words, "tags": tags}], task("tag"), pieces)
     at = np.flatnonzero(encoded.targets != IGNORE)
     assert [task()["labels"][i] for i in encoded.targets[at]] == tags
     assert [pieces.content["tokens"][i] for i in encoded.ids[at]] == ["cafe", "[UNK]", "i", "[UNK]", "n"]
@@ -141,7 +142,7 @@ def test_a_word_without_a_piece_is_unknown_and_keeps_its_label(pieces):
 
 def test_an_answer_of_which_nothing_is_left_is_none(pieces):
     row = {"context": "one \u200b two", "question": "which?", "id": "0", "answers": [{"text": "\u200b", "start": 4}]}
-    assert encode.encode([row], task("answer"), pieces).targets.tolist() == [[0, 0]]
+    assert features.encode([row], task("answer"), pieces).targets.tolist() == [[0, 0]]
 
 
 CONTEXTS = {
@@ -158,7 +159,7 @@ QUESTIONS = [{"context": context, "question": "which?", "id": f"{i}", "answers":
 @pytest.mark.parametrize("kind", ["tokenizer", "pieces", "roberta"])
 def test_answers_lie_at_their_exact_characters_whatever_the_script(kind, request):
     tokenizer = request.getfixturevalue(kind)
-    encoded = encode.encode(QUESTIONS, task("answer"), tokenizer)
+    encoded = features.encode(QUESTIONS, task("answer"), tokenizer)
     assert max(np.bincount(encoded.row)) > 3  # some contexts need several windows
     found = set()
     for i, row in enumerate(encoded.row):
@@ -183,13 +184,13 @@ def test_answers_lie_at_their_exact_characters_whatever_the_script(kind, request
 
 def test_an_empty_context_is_a_window_without_a_place_for_an_answer(tokenizer):
     row = {"context": "", "question": "which?", "id": "0", "answers": []}
-    encoded = encode.encode([row], task("answer"), tokenizer)
+    encoded = features.encode([row], task("answer"), tokenizer)
     assert len(encoded) == 1 and encoded.own[0, 0] == encoded.own[0, 1]
-    assert encode.batch(encoded, [0], task("answer"), tokenizer)["allowed"].sum() == 1
+    assert collate.batch(encoded, [0], task("answer"), tokenizer)["allowed"].sum() == 1
 
 
 def test_each_token_of_a_context_belongs_to_the_window_that_shows_most_around_it(tokenizer):
-    encoded = encode.encode(QUESTIONS[-1:], task("answer"), tokenizer)
+    encoded = features.encode(QUESTIONS[-1:], task("answer"), tokenizer)
     owned = []
     for i in range(len(encoded)):
         lo, hi = encoded.own[i] - encoded.second[i] + encoded.context[i]
@@ -202,7 +203,7 @@ def test_each_token_of_a_context_belongs_to_the_window_that_shows_most_around_it
 
 def test_a_response_is_asked_for_and_its_prompt_is_not(tokenizer):
     rows = [{"prompt": "one two ", "response": "three"}, {"prompt": "one " * 50, "response": "two " * 50}]
-    encoded = encode.encode(rows, task("generate"), tokenizer)
+    encoded = features.encode(rows, task("generate"), tokenizer)
     prompt, response = tokenizer.encode("one two\n"), tokenizer.encode("three") + [tokenizer.special["<|endoftext|>"]]
     assert ids_of(encoded, 0) == (prompt + response)[:-1]
     assert encoded.targets[:encoded.begin[1]].tolist() == [IGNORE] * (len(prompt) - 1) + response
@@ -214,54 +215,54 @@ def test_a_response_is_asked_for_and_its_prompt_is_not(tokenizer):
 
 def test_grouped_batches_are_a_pure_function_and_waste_little():
     lengths = np.random.default_rng(1).lognormal(2.56, 0.7, size=20_000).clip(3, 80).astype(int)  # as those of SST-2
-    groups = batches.grouped(lengths, 32, 1, 0)
+    groups = collate.grouped(lengths, 32, 1, 0)
     assert groups.shape == (625, 32) and sorted(groups.ravel()) == list(range(20_000))
-    assert batches.padding(lengths, groups) < 0.05
-    assert (groups == batches.grouped(lengths, 32, 1, 0)).all()
-    for other in (batches.grouped(lengths, 32, 1, 1), batches.grouped(lengths, 32, 2, 0)):
+    assert collate.padding(lengths, groups) < 0.05
+    assert (groups == collate.grouped(lengths, 32, 1, 0)).all()
+    for other in (collate.grouped(lengths, 32, 1, 1), collate.grouped(lengths, 32, 2, 0)):
         assert not {frozenset(batch) for batch in groups.tolist()} & {frozenset(batch) for batch in other.tolist()}
-        assert batches.padding(lengths, other) < 0.05
+        assert collate.padding(lengths, other) < 0.05
     longest = lengths[groups].max(axis=1)
     assert abs(np.corrcoef(np.arange(len(longest)), longest)[0, 1]) < 0.2  # not from short to long
 
 
 @pytest.mark.parametrize("n", [1, 5, 33])
 def test_a_small_set_fills_its_last_batch_with_rows_of_the_same_epoch(n):
-    groups = batches.grouped(np.arange(n) + 3, 8, 1, 0)
+    groups = collate.grouped(np.arange(n) + 3, 8, 1, 0)
     assert groups.shape == (-(-n // 8), 8) and set(groups.ravel()) == set(range(n))
 
 
 def test_changed_tokens_are_a_pure_function_of_seed_epoch_and_number():
     ids, special = np.array([300, *np.arange(200), 301]), np.arange(303) >= 300
     def change(*key):
-        return batches.changed(ids, special, 302, 0.1, 0.1, 0.1, *key)
+        return collate.changed(ids, special, 302, 0.1, 0.1, 0.1, *key)
     once = change(1, 2, 3)
     assert (once == change(1, 2, 3)).all()
     assert once[0] == 300 and once[-1] == 301 and 150 < len(once) < 200 and 5 < (once == 302).sum() < 40
     for key in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
         assert once.tolist() != change(*key).tolist()
-    swapped = batches.changed(ids, special, 302, 0, 0.3, 0, 1, 1, 1)
+    swapped = collate.changed(ids, special, 302, 0, 0.3, 0, 1, 1, 1)
     assert sorted(swapped) == sorted(ids) and (swapped != ids).any()
-    assert len(batches.changed(np.array([300, 5, 301]), special, 302, 0.99, 0, 0, 1, 1, 1)) == 3  # something stays
+    assert len(collate.changed(np.array([300, 5, 301]), special, 302, 0.99, 0, 0, 1, 1, 1)) == 3  # something stays
 
 
 def test_a_padded_batch_says_what_is_padding_and_weighs_the_classes(tokenizer):
     rows = [{"text": "one", "label": "a"}, {"text": "two three four", "label": "b"}, {"text": "six", "label": "a"}]
-    encoded = encode.encode(rows, task(), tokenizer)
-    batch = encode.batch(encoded, [0, 1], task(), tokenizer, class_weights=encode.balanced(encoded, 2))
+    encoded = features.encode(rows, task(), tokenizer)
+    batch = collate.batch(encoded, [0, 1], task(), tokenizer, class_weights=collate.balanced(encoded, 2))
     assert batch["mask"].sum(1).tolist() == encoded.lengths[:2].tolist()
     assert (batch["ids"][~batch["mask"]] == tokenizer.special["<|pad|>"]).all()
     assert batch["weights"].tolist() == [0.75, 1.5]
-    assert "mask" not in encode.batch(encoded, [1], task(), tokenizer)
+    assert "mask" not in collate.batch(encoded, [1], task(), tokenizer)
     for multiple, length in ((24, 24), (64, 32)):  # never past max_length
-        assert encode.batch(encoded, [1], task(), tokenizer, multiple=multiple)["ids"].shape == (1, length)
+        assert collate.batch(encoded, [1], task(), tokenizer, multiple=multiple)["ids"].shape == (1, length)
 
 
 def test_weights_of_classes_leave_words_without_a_label_at_zero(tokenizer):
     rows = [{"words": ["Paris", "is", "unbelievably", "closed"], "tags": ["B", "O", "O", "O"]}]
     tags = task("tag", labels=["O", "B"])
-    encoded = encode.encode(rows, tags, tokenizer)
-    batch = encode.batch(encoded, [0], tags, tokenizer, class_weights=encode.balanced(encoded, 2))
+    encoded = features.encode(rows, tags, tokenizer)
+    batch = collate.batch(encoded, [0], tags, tokenizer, class_weights=collate.balanced(encoded, 2))
     asked = batch["targets"] != IGNORE
     assert (batch["weights"] > 0).tolist() == asked.tolist() and not asked.all()
     assert batch["weights"][batch["targets"] == 1] == pytest.approx(2.0)

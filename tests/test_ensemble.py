@@ -9,8 +9,9 @@ import torch
 from conftest import TINY
 
 import train
-from nanoft import UserError, config, ensemble, files
+from nanoft import UserError, config, files
 from nanoft.model import GPT, ModelConfig
+from nanoft.tasks import ensemble
 
 
 def write_run(folder, p_yes, labels=("yes", "no", "no", "yes"), **others):

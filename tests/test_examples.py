@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from nanoft import UserError, examples
+from nanoft import UserError
+from nanoft.tasks import examples
 
 REVIEWS = [(f"film number {i} was {'fine' if i % 2 else 'dull'}", "pos" if i % 2 else "neg") for i in range(40)]
 CLASSIFY = {"kind": "classify", "labels": ["neg", "pos"], "metric": "accuracy"}

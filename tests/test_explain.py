@@ -5,9 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanoft import bpe, explain
-from nanoft.heads import TaskModel
-from nanoft.model import BERT, CLASSIC, GPT, ModelConfig, attention, gram_rows
+from nanoft import bpe
+from nanoft.inspect import explain
+from nanoft.kernels import plain_attention
+from nanoft.model import BERT, CLASSIC, GPT, ModelConfig, gram_rows
+from nanoft.tasks.heads import TaskModel
 
 WORDS = "one two three four five six seven eight nine ten".split()
 SHAPE = dict(vocab_size=290, block_size=32, n_layer=3, n_head=2, n_embd=32)
@@ -54,12 +56,11 @@ def test_the_weights_give_the_outputs_of_the_fused_kernel(kind, monkeypatch):
     """A layer's weights times its values are what scaled_dot_product_attention makes of the same queries and keys."""
     trunk, seen = filled(GPT(ModelConfig(**SHAPE | KINDS[kind]))).trunk, []
 
-    def spy(q, k, v, causal=False, mask=None, explicit=False):
-        assert explicit
-        seen.append((F.scaled_dot_product_attention(q, k, v, is_causal=causal), v))
-        return attention(q, k, v, causal, mask, explicit)
+    def spy(q, k, v, **options):
+        seen.append((F.scaled_dot_product_attention(q, k, v, **options), v))
+        return plain_attention(q, k, v, **options)
 
-    monkeypatch.setattr("nanoft.model.attention", spy)
+    monkeypatch.setattr(explain, "plain_attention", spy)
     maps = explain.attention_maps(trunk, text())
     assert maps.shape == (3, 2, 12, 12)
     for weights, (fused, v) in zip(maps, seen):

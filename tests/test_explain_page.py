@@ -13,8 +13,10 @@ import torch
 from test_heads import BASE, TASKS, WORDS, make
 
 import sample
-from nanoft import UserError, bpe, checkpoint, explain_page, explain_targets, pictures
+from nanoft import UserError, bpe, checkpoint
+from nanoft.inspect import targets
 from nanoft.model import BERT, GPT, ModelConfig
+from nanoft.pages import explain_page, plots
 
 TEXT = "one two three four five six seven"
 OPTIONS = {
@@ -80,10 +82,10 @@ def test_a_page_for_every_kind_of_model(explained, name):
     assert page.count("<button") == 2 * 2 + 1 and 'alt="layer 2, head 2"' in page
     scores = re.findall(r"convergence delta ([-+.\de]+), [\d.]+% of the difference \(20 steps[^)]*\)", printed)
     assert len(scores) == page.count("(convergence delta") >= (2 if name == "gaps" else 1)
-    assert f"index.html{', words.png, attention.png, rollout.png' if pictures.can_draw() else ''}" in printed
+    assert f"index.html{', words.png, attention.png, rollout.png' if plots.can_draw() else ''}" in printed
     pngs = {path.name for path in folder.iterdir()} - {"index.html"}
     wanted = {"words.png", "attention.png", "rollout.png"} | ({"lens.png"} if name in ("gpt", "gaps") else set())
-    assert pngs == (wanted if pictures.can_draw() else set())
+    assert pngs == (wanted if plots.can_draw() else set())
     assert all((folder / png).read_bytes().startswith(b"\x89PNG") for png in pngs)
 
 
@@ -99,9 +101,9 @@ def test_words_add_up_on_the_page_as_the_model_says(explained, runs, tokenizer):
 
 def test_without_matplotlib_the_page_is_whole_and_a_line_says_how_to_get_it(explained, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    pictures.can_draw.cache_clear()
+    plots.can_draw.cache_clear()
     page, printed, folder = explained("gpt", *OPTIONS["gpt"])
-    pictures.can_draw.cache_clear()
+    plots.can_draw.cache_clear()
     assert "pip install" in printed and [path.name for path in folder.iterdir()] == ["index.html"]
     assert page.count("data:image/png;base64,") == 2 * 2 + 1 + 1  # the small maps, and the large one
 
@@ -120,11 +122,11 @@ def test_chinese_is_shown_as_characters(explained, tokenizer):
 def test_tokens_of_a_character_are_together(tokenizer):
     single = bpe.Tokenizer("gpt4", [])  # a token is a byte
     ids = torch.tensor([*"aé中".encode(), 0xE4, 0xB8, single.special["<|sep|>"], 0xFF, 0x62])
-    units = explain_targets.units_of(ids, single)
+    units = targets.units_of(ids, single)
     assert units == [("a", [0]), ("é", [1, 2]), ("中", [3, 4, 5]), ("\ufffd", [6, 7]), ("<|sep|>", [8]),
                      ("\ufffd", [9]), ("b", [10])]
     maps = np.random.default_rng(0).dirichlet(np.ones(11), size=(2, 11))  # (2, 11, 11)
-    together = explain_targets.merged(maps, units)
+    together = targets.merged(maps, units)
     assert together.shape == (2, 7, 7) and np.allclose(together.sum(-1), 1)
     assert together[1, 2, 1] == pytest.approx(maps[1, 3:6, 1:3].sum(-1).mean())
 

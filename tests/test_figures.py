@@ -10,14 +10,16 @@ from conftest import read_page
 from test_finetune import write_folder
 from test_story_finetune import KINDS
 
-from nanoft import UserError, coloured, figures, prepare
+from nanoft import UserError
 from nanoft.bpe import train
-from nanoft.page import words
+from nanoft.pages import coloured, data_report
+from nanoft.pages.html import words
+from nanoft.text import prepare
 
 
 def make(call, capsys, *args):
     capsys.readouterr()
-    call(figures, *args)
+    call(data_report, *args)
     return capsys.readouterr().out
 
 
@@ -33,7 +35,7 @@ def test_a_folder_for_pretraining(corpus, tmp_path, call, capsys):
     assert "<|mask|>" in text and "was " in (tmp_path / "f" / "figures.html").read_text(encoding="utf-8")
     drawn = {path.name for path in (tmp_path / "f").glob("*.png")}
     assert drawn == ({"lengths.png", "token_lengths.png", "zipf.png", "compression.png"}
-                     if figures.pictures.can_draw() else set())
+                     if data_report.plots.can_draw() else set())
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -66,7 +68,7 @@ def test_a_table_without_a_tokenizer(tmp_path, call, capsys):
 
 
 def test_without_matplotlib_the_page_is_made_all_the_same(corpus, tmp_path, call, capsys, monkeypatch):
-    monkeypatch.setattr("nanoft.pictures.can_draw", lambda: False)
+    monkeypatch.setattr("nanoft.pages.plots.can_draw", lambda: False)
     make(call, capsys, corpus, f"--out={tmp_path}")
     assert "as a GPT sees them" in read_page(tmp_path / "figures.html") and not list(tmp_path.glob("*.png"))
 
@@ -75,7 +77,7 @@ def test_what_cannot_be_shown(tmp_path, call):
     for args, sentence in (((), "give one data folder"), ((tmp_path,), "neither task.json nor train.bin"),
                            ((tmp_path / "none",), "no folder"), ((tmp_path, "--block_size=2"), "at least 16")):
         with pytest.raises(UserError, match=sentence):
-            call(figures, *args)
+            call(data_report, *args)
 
 
 def test_one_document_alone(tmp_path, call, capsys):

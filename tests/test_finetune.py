@@ -4,15 +4,20 @@ import json
 
 import pytest
 import torch
-from conftest import run
+from conftest import DIST, run
 
 import finetune
-from nanoft import UserError, begin, bpe, checkpoint, sweep, tuning
-from nanoft.heads import TaskModel
+from nanoft import UserError, bpe, checkpoint, optim
 from nanoft.model import CLASSIC, ModelConfig, make_model
+from nanoft.tasks import freezing, start, sweep
+from nanoft.tasks.heads import TaskModel
 
 TASK = {"kind": "classify", "labels": ["neg", "pos"], "pool": "mean", "head_dropout": 0.0, "label_smoothing": 0.0}
 ROWS = [{"text": f"{'good' if i % 2 else 'bad'} number {i}", "label": "pos" if i % 2 else "neg"} for i in range(40)]
+
+
+def optimizers_of(model, cfg):
+    return optim.make_optimizers(model, optim.finetuning_groups(model, cfg), DIST)
 
 
 def write_folder(folder, rows, val=None, test=None, **task):
@@ -127,7 +132,7 @@ def test_the_script_ends_with_its_sentence_and_code_2(tmp_path):
 def tiny(**fields):
     cfg = finetune.Config(**fields)
     model = TaskModel(ModelConfig(vocab_size=64, block_size=16, n_layer=3, n_head=2, n_embd=32, causal=False), TASK)
-    tuning.freeze(model, cfg)
+    freezing.freeze(model, cfg)
     return cfg, model
 
 
@@ -146,8 +151,7 @@ def test_freezing():
 def rates(cfg, model):
     """{parameter's name: its group}, every trained parameter in exactly one."""
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = [(names[id(p)], group) for optimizer in tuning.make_optimizers(model, cfg, torch.device("cpu"),
-                                                                            torch.float32)
+    groups = [(names[id(p)], group) for optimizer in optimizers_of(model, cfg)
               for group in optimizer.param_groups for p in group["params"]]
     assert sorted(name for name, _ in groups) == sorted(trained(model))
     return dict(groups)
@@ -170,13 +174,13 @@ def test_blocks_thaw_from_the_top():
     assert groups["task_head.weight"]["from_epoch"] == 0
     assert [groups[f"trunk.blocks.{i}.attn.q.weight"]["from_epoch"] for i in (2, 1, 0)] == [0.5, 1, 1.5]
     assert groups["trunk.tokens.weight"]["from_epoch"] == 2
-    said = tuning.describe_thawing(tuning.make_optimizers(model, cfg, torch.device("cpu"), torch.float32), 1.2)
+    said = "".join(freezing.describe_thawing(optimizers_of(model, cfg), 1.2))
     assert "blocks.2 from epoch 0.5, blocks.1 from epoch 1, blocks.0 never, embeddings never" in said
 
 
 def test_the_table_of_parameters_adds_up():
     _, model = tiny(freeze_blocks=1)
-    lines = "\n".join(tuning.describe_parameters(model))
+    lines = "\n".join(freezing.describe_parameters(model))
     assert f"{sum(p.numel() for p in model.parameters()):,}" in lines
     assert f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}" in lines
 
@@ -202,13 +206,13 @@ def test_runs_that_would_meet_are_refused():
 
 def test_a_resume_with_other_labels_is_refused():
     source = {"task": TASK}
-    begin.same_task(source, "latest.pt", dict(TASK))
+    start.same_task(source, "latest.pt", dict(TASK))
     with pytest.raises(UserError, match="labels was"):
-        begin.same_task(source, "latest.pt", TASK | {"labels": ["apos", "neg"]})
+        start.same_task(source, "latest.pt", TASK | {"labels": ["apos", "neg"]})
 
 
 def test_other_rates_leave_the_groups_as_they_are():
-    shapes = [[[p.shape for p in group["params"]] for optimizer in tuning.make_optimizers(
-        model, cfg, torch.device("cpu"), torch.float32) for group in optimizer.param_groups]
+    shapes = [[[p.shape for p in group["params"]] for optimizer in optimizers_of(model, cfg)
+               for group in optimizer.param_groups]
         for cfg, model in (tiny(weight_decay=0.0), tiny(weight_decay=0.1, embed_lr=0.5, head_lr=2.0))]
     assert shapes[0] == shapes[1]

@@ -8,8 +8,8 @@ import zipfile
 import pytest
 from test_data import ROOT, needs, run
 
-from nanoft import examples
 from nanoft.bins import Tokens
+from nanoft.tasks import examples
 
 NAMES = ("sst2", "mrpc", "wnut17", "squad", "chnsenticorp")
 PUBLISHED = {"wnut17": ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"),

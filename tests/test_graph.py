@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from nanoft import lora
-from nanoft.graph import graph_of
-from nanoft.heads import TaskModel
+from nanoft.inspect.graph import graph_of
 from nanoft.model import CLASSIC, ModelConfig, make_model
+from nanoft.tasks import lora
+from nanoft.tasks.heads import TaskModel
 
 SHAPE = dict(vocab_size=70, block_size=16, n_layer=2, n_head=2, n_embd=8)
 MODELS = {"gpt": {}, "bert": dict(causal=False), "pairs": dict(causal=False, n_types=2), "gpt2": CLASSIC["gpt2"],

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import DIST
 
-from nanoft import bpe, encode, parallel, predict
+from nanoft import bpe, distributed
 from nanoft.batches import IGNORE
-from nanoft.evaluate import tensors
-from nanoft.heads import TaskModel
 from nanoft.model import ModelConfig
+from nanoft.tasks import collate, features, predict
+from nanoft.tasks.heads import TaskModel
 
-HERE = parallel.Here(0, 1, torch.device("cpu"))
 BASE = {"max_length": 32, "long_text": "windows", "doc_stride": 8, "head_dropout": 0.0, "label_smoothing": 0.0,
         "pool": "mean", "max_answer": 5, "v2": False, "mean": 2.0, "deviation": 3.0}
 WORDS = "one two three four five six seven eight nine ten".split()
@@ -53,18 +53,17 @@ CASES = [(name, causal) for name in TASKS for causal in (False, True) if causal 
 def test_padding_changes_nothing(name, causal, tokenizer):
     """The loss of a batch is the sum of its rows' alone, and so are the outputs of evaluation."""
     model, task = make(name, tokenizer, causal)
-    pieces = encode.encode(rows_of(name), task, tokenizer)
+    pieces = features.encode(rows_of(name), task, tokenizer)
     def loss(index, **kw):
-        return model(**tensors(encode.batch(pieces, index, task, tokenizer, **kw), HERE.device)).item()
+        return model(**distributed.to_device(collate.batch(pieces, index, task, tokenizer, **kw), DIST.device)).item()
     together = loss(np.arange(len(pieces)))
     assert together == pytest.approx(sum(loss([i]) for i in range(len(pieces))), abs=1e-4)
     assert together == pytest.approx(loss(np.arange(len(pieces)), multiple=40), abs=1e-4)
-    out = predict.outputs(model, pieces, task, tokenizer, HERE, torch.float32)
+    out = predict.outputs(model, pieces, task, tokenizer, DIST)
     assert np.isfinite(out).all() and (name != "tag" or len(out) == sum(len(row["words"]) for row in rows_of(name)))
     for i, row in enumerate(rows_of(name)):
-        alone = encode.encode([row], task, tokenizer)
-        one = predict.predictions(task, [row], alone, predict.outputs(model, alone, task, tokenizer, HERE,
-                                                                      torch.float32))
+        alone = features.encode([row], task, tokenizer)
+        one = predict.predictions(task, [row], alone, predict.outputs(model, alone, task, tokenizer, DIST))
         whole = predict.predictions(task, rows_of(name), pieces, out)[i]
         assert str(one[0].get("prediction"))[:5] == str(whole.get("prediction"))[:5]
         for key in ("nats", "start"):
@@ -74,9 +73,9 @@ def test_padding_changes_nothing(name, causal, tokenizer):
 def test_losses_are_the_ones_they_are_called(tokenizer):
     for name, causal in CASES:
         model, task = make(name, tokenizer, causal)
-        pieces = encode.encode(rows_of(name), task, tokenizer)
-        out = predict.outputs(model, pieces, task, tokenizer, HERE, torch.float32)
-        batch = tensors(encode.batch(pieces, np.arange(len(pieces)), task, tokenizer), HERE.device)
+        pieces = features.encode(rows_of(name), task, tokenizer)
+        out = predict.outputs(model, pieces, task, tokenizer, DIST)
+        batch = distributed.to_device(collate.batch(pieces, np.arange(len(pieces)), task, tokenizer), DIST.device)
         loss, logits = model(**batch).item(), torch.from_numpy(out)
         targets = torch.from_numpy(pieces.targets)
         if name == "classify":
@@ -98,18 +97,18 @@ def test_the_first_loss_says_that_every_class_is_as_likely(tokenizer):
     task = BASE | {"kind": "classify", "labels": ["a", "b", "c"]}
     model = TaskModel(ModelConfig(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=1, n_head=2, n_embd=32,
                                   causal=False), task)
-    pieces = encode.encode(rows_of("classify"), task, tokenizer)
-    batch = tensors(encode.batch(pieces, np.arange(len(pieces)), task, tokenizer), HERE.device)
+    pieces = features.encode(rows_of("classify"), task, tokenizer)
+    batch = distributed.to_device(collate.batch(pieces, np.arange(len(pieces)), task, tokenizer), DIST.device)
     assert model(**batch).item() / len(pieces) == pytest.approx(np.log(3), abs=1e-5)
 
 
 def test_label_smoothing_and_class_weights(tokenizer):
     model, task = make("classify", tokenizer, label_smoothing=0.2)
-    pieces = encode.encode(rows_of("classify"), task, tokenizer)
+    pieces = features.encode(rows_of("classify"), task, tokenizer)
     weights = np.array([1.0, 2.5, 1.0], dtype=np.float32)
-    batch = encode.batch(pieces, np.arange(len(pieces)), task, tokenizer, class_weights=weights)
+    batch = collate.batch(pieces, np.arange(len(pieces)), task, tokenizer, class_weights=weights)
     assert (batch["weights"] == 2.5).all()
-    batch = tensors(batch, HERE.device)
+    batch = distributed.to_device(batch, DIST.device)
     plain = model(**batch).item()
     model.train()
     smooth = model(**batch).item()
@@ -121,8 +120,8 @@ def test_label_smoothing_and_class_weights(tokenizer):
 @pytest.mark.parametrize("pool", ["mean", "cls", "last"])
 def test_a_vector_a_text(pool, tokenizer):
     model, task = make("classify", tokenizer, pool=pool)
-    pieces = encode.encode(rows_of("classify", (1, 4)), task, tokenizer)
-    batch = tensors(encode.batch(pieces, [0, 1], task, tokenizer), HERE.device)
+    pieces = features.encode(rows_of("classify", (1, 4)), task, tokenizer)
+    batch = distributed.to_device(collate.batch(pieces, [0, 1], task, tokenizer), DIST.device)
     x = model.hidden(batch["ids"], mask=batch["mask"])
     n = int(pieces.lengths[0])
     by_hand = {"mean": x[0, :n].mean(0), "cls": x[0, 0], "last": x[0, n - 1]}[pool]
@@ -151,7 +150,7 @@ def test_the_right_span_gives_back_the_answer_and_no_answer_wins_where_it_scores
     rows = rows_of("answer", (20, 3, 28))
     for v2 in (False, True):
         task = BASE | {"kind": "answer", "v2": v2}
-        pieces = encode.encode(rows, task, tokenizer)
+        pieces = features.encode(rows, task, tokenizer)
         out = np.full((len(pieces), 5), -50.0)
         out[:, 1:3] = pieces.targets
         out[:, 3] = 0.0
@@ -168,7 +167,7 @@ def test_the_right_span_gives_back_the_answer_and_no_answer_wins_where_it_scores
 def test_windows_of_a_row_are_averaged(tokenizer):
     task = BASE | {"kind": "classify", "labels": ["a", "b"]}
     rows = rows_of("classify", (80, 2))
-    pieces = encode.encode([row | {"label": "a"} for row in rows], task, tokenizer)
+    pieces = features.encode([row | {"label": "a"} for row in rows], task, tokenizer)
     assert (pieces.row == 0).sum() > 3
     out = np.random.default_rng(0).normal(size=(len(pieces), 2))
     assert np.allclose(predict.by_row(pieces, out), [out[:-1].mean(0), out[-1]])

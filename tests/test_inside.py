@@ -71,7 +71,7 @@ def test_runs_that_have_nothing_to_show(runs, tmp_path, call, monkeypatch):
                                       ("none", "gpt", "no metrics.jsonl")):
         with pytest.raises(UserError, match=sentence):
             call(inside, f"--gpt={runs / gpt}", f"--classifier={runs / classifier}", f"--out={tmp_path / 'out'}")
-    monkeypatch.setattr("nanoft.pictures.can_draw", lambda: False)
+    monkeypatch.setattr("nanoft.pages.plots.can_draw", lambda: False)
     with pytest.raises(UserError, match="install matplotlib"):
         call(inside, f"--gpt={runs / 'gpt'}", f"--classifier={runs / 'classify'}", f"--out={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()

@@ -2,9 +2,9 @@
 
 import torch
 
-from nanoft import lora
-from nanoft.heads import TaskModel
 from nanoft.model import ModelConfig
+from nanoft.tasks import lora
+from nanoft.tasks.heads import TaskModel
 
 TASK = {"kind": "classify", "labels": ["a", "b"], "pool": "mean", "head_dropout": 0.0, "label_smoothing": 0.0}
 

@@ -6,7 +6,8 @@ import warnings
 import numpy as np
 import pytest
 
-from nanoft import UserError, metrics
+from nanoft import UserError
+from nanoft.tasks import metrics
 
 INPUTS = 10_000  # random ones for each comparison with a reference
 BATCH = 500      # of one shape: scikit-learn takes a millisecond or two a call, so one call judges a whole batch

@@ -12,7 +12,7 @@ from test_story_train import load, losses, result
 from test_watch import scalar, text, written
 
 import finetune
-from nanoft.mistakes import FONT, confusion_picture, mistakes, one_against_the_rest, png
+from nanoft.inspect.mistakes import FONT, confusion_picture, mistakes, one_against_the_rest, png
 
 OF_KIND = {  # what TensorBoard gets beside f1/, and the classes of pr/
     "classify": (["bad", "fine", "good"], True), "several": (["cats", "dogs"], False), "pair": (["no", "yes"], True),

@@ -2,6 +2,7 @@ import types
 
 import pytest
 import torch
+from conftest import DIST
 from test_model import CLASSIC, TINY
 
 from nanoft import optim
@@ -24,7 +25,7 @@ def test_orthogonalize_evens_the_singular_values(shape):
 def test_every_parameter_in_one_group_and_vectors_undecayed(kind, options):
     model = GPT(ModelConfig(**TINY, **options))
     cfg = types.SimpleNamespace(optimizer=kind, lr=1e-3, muon_lr=0.02, embed_lr=0.01, beta2=0.95, weight_decay=0.1)
-    optimizers = optim.make_optimizers(model, cfg, torch.device("cpu"))
+    optimizers = optim.make_optimizers(model, optim.pretraining_groups(model, cfg), DIST)
     groups = [g for o in optimizers for g in o.param_groups]
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
     assert all(p.dim() == 2 for g in groups if g["weight_decay"] for p in g["params"])

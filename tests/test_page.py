@@ -6,62 +6,62 @@ import sys
 import pytest
 from conftest import ROOT, read_page
 
-from nanoft import page, pictures
+from nanoft.pages import html, plots
 
 
 def test_a_page_shows_any_text_as_it_is(tmp_path):
     nasty = '<script>alert("x")</script> & \x00\x1b \u202eabc 中文 http://example.org/a.js'
-    page.write(tmp_path / "p.html", nasty, page.table(("a", "<b>"), [(nasty, 1), ("", 2)]),
-               page.words([nasty, "b"], [1, -1], [nasty, '"']))
+    html.write(tmp_path / "p.html", nasty, html.table(("a", "<b>"), [(nasty, 1), ("", 2)]),
+               html.words([nasty, "b"], [1, -1], [nasty, '"']))
     text = read_page(tmp_path / "p.html")
     assert text.count('<script>alert("x")</script> & ␀␛ \u202eabc 中文 http://example.org/a.js') == 4
     assert "<b>" in text
 
 
 def test_columns_of_numbers_stand_to_the_right():
-    shown = page.table(("name", "n", "%", "mixed"), [("a", "1,024", "1.5 %", "1"), ("b", -2.5e-05, "3", "x")])
+    shown = html.table(("name", "n", "%", "mixed"), [("a", "1,024", "1.5 %", "1"), ("b", -2.5e-05, "3", "x")])
     assert shown.count('class="n"') == 2 * 3  # two columns: the head and two rows
     assert '<th>name' in shown and '<th>mixed' in shown
 
 
 def test_colours():
-    assert page.colour(0).endswith("0.000)") and page.colour(1) != page.colour(-1)
-    assert page.colour(3) == page.colour(1)
+    assert html.colour(0).endswith("0.000)") and html.colour(1) != html.colour(-1)
+    assert html.colour(3) == html.colour(1)
 
 
 def test_pictures_take_the_pages_colour_and_keep_letters(tmp_path):
     pytest.importorskip("matplotlib")
-    assert pictures.can_draw()
-    ax = pictures.axes("标题 & <title>", "step", "loss")
+    assert plots.can_draw()
+    ax = plots.axes("标题 & <title>", "step", "loss")
     ax.plot([1, 2, 3], [3, 1, 2], label="中")
     ax.legend()
-    svg = pictures.svg(ax.figure, "what it shows")
-    assert "标题 &amp; &lt;title&gt;" in svg and ">中<" in svg and "currentColor" in svg and pictures.INK not in svg
-    page.write(tmp_path / "p.html", "page", svg, svg)
+    svg = plots.svg(ax.figure, "what it shows")
+    assert "标题 &amp; &lt;title&gt;" in svg and ">中<" in svg and "currentColor" in svg and plots.INK not in svg
+    html.write(tmp_path / "p.html", "page", svg, svg)
     assert "what it shows" in read_page(tmp_path / "p.html")
-    pictures.save(ax.figure, tmp_path / "p.png")
+    plots.save(ax.figure, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_coloured_words_are_drawn_in_their_colours(tmp_path):
     Image = pytest.importorskip("PIL.Image")
-    assert pictures.can_draw()
-    figure = pictures.words([("a heading", ["good ", "$1 ", "$2", "中文\n"], [1, 0, -1, 0.5]),
+    assert plots.can_draw()
+    figure = plots.words([("a heading", ["good ", "$1 ", "$2", "中文\n"], [1, 0, -1, 0.5]),
                              ("", ["long "] * 8, [0] * 8)], width=15)
     drawn = figure.axes[0].texts
     cells = {text.get_text(): text.get_position() for text in drawn}
     assert cells["$2"][0] == 8 and cells["中文↵"][0] == 10  # which takes 5 cells, two for each Chinese letter
     assert len({text.get_position()[1] for text in drawn}) == 1 + 1 + 3  # 3 words a line
     assert not any(text.get_parse_math() for text in drawn)
-    pictures.save(figure, tmp_path / "p.png")
+    plots.save(figure, tmp_path / "p.png")
     found = {colour for _, colour in Image.open(tmp_path / "p.png").convert("RGB").getcolors()}
-    for colour in (page.BLUE, page.ORANGE):  # at 70 % on white
+    for colour in (html.BLUE, html.ORANGE):  # at 70 % on white
         assert min(max(abs(255 - 0.7 * (255 - x) - y) for x, y in zip(colour, seen)) for seen in found) < 3
 
 
 def test_without_matplotlib_one_line_says_so():
     code = ("import sys; sys.modules['matplotlib'] = None; from nanoft import pictures; "
-            "print([pictures.can_draw(), pictures.can_draw()])")
+            "print([plots.can_draw(), plots.can_draw()])")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 2 and "pip install matplotlib" in lines[0] and lines[1] == "[False, False]"

@@ -10,10 +10,13 @@ from conftest import TINY, run
 import finetune
 import sample
 import train
-from nanoft import UserError, bpe, checkpoint, generate, prepare, pretrained, published, safetensors, vocabulary
-from nanoft.heads import TaskModel
-from nanoft.model import CLASSIC, ModelConfig, make_model, saved_config
-from nanoft.wordpiece import WordPiece
+from nanoft import UserError, bpe, checkpoint, generate
+from nanoft.model import CLASSIC, ModelConfig, make_model
+from nanoft.published import convert, layouts, safetensors
+from nanoft.published.source import open_checkpoint
+from nanoft.tasks.heads import TaskModel
+from nanoft.text import prepare, vocabulary
+from nanoft.text.wordpiece import WordPiece
 
 PIECES = "[PAD] [UNK] [CLS] [SEP] [MASK] a b c d e f good bad film ##s ##ing the . , was not".split()
 
@@ -28,9 +31,8 @@ def fill(model, size=0.3):
 
 def load(folder, meta=True):
     """The model of a published folder, as sample.py makes it."""
-    path = checkpoint.find(folder)
-    state = checkpoint.load(path)
-    cfg = saved_config(state["model_config"], path)
+    state, path = open_checkpoint(folder)
+    cfg = ModelConfig.from_saved(state["model_config"], path)
     with torch.device("meta" if meta else "cpu"):
         model = TaskModel(cfg, state["task"]) if "task" in state else make_model(cfg)
     checkpoint.load_weights(model, state["model"], path)
@@ -78,7 +80,7 @@ def test_gpt2(name, tmp_path):
     if theirs.config.tie_word_embeddings:  # without the prefix, as a model without its head is saved
         theirs.transformer.save_pretrained(tmp_path / "bare")
         assert close(load(tmp_path / "bare")[0](ids), theirs(ids).logits[:, -1])
-    pretrained.export(state, bpe.Tokenizer("gpt2", [], ("<|endoftext|>",)), tmp_path / "back")
+    convert.export(state, bpe.Tokenizer("gpt2", [], ("<|endoftext|>",)), tmp_path / "back")
     assert_equal_there(transformers.GPT2LMHeadModel, tmp_path / "back", lambda model: model(ids).logits, theirs)
 
 
@@ -158,12 +160,12 @@ def test_encoders_with_the_heads_they_are_pretrained_with(family, name, tmp_path
     assert close(ours.word_logits(hidden[mask]), words(theirs))
     if family == "Bert":
         assert close(ours.next(ours.pooled(hidden)), theirs(**batch).seq_relationship_logits)
-    pretrained.export(state, tokenizer_of(family), tmp_path / "back")
+    convert.export(state, tokenizer_of(family), tmp_path / "back")
     assert_equal_there(type(theirs), tmp_path / "back", words, theirs)
 
 
 @pytest.mark.parametrize("family, name", ENCODERS)
-@pytest.mark.parametrize("head", published.KINDS)
+@pytest.mark.parametrize("head", layouts.KINDS)
 def test_encoders_that_were_published_fine_tuned(family, name, head, tmp_path):
     transformers = pytest.importorskip("transformers")
     options = {} if head == "ForQuestionAnswering" else {"num_labels": 5}
@@ -181,7 +183,7 @@ def test_encoders_that_were_published_fine_tuned(family, name, head, tmp_path):
     found = ours.logits(ids, types, mask, allowed=mask)
     assert close(found if head == "ForSequenceClassification" else found[mask], logits(theirs))
     assert state["task"].get("labels", [0] * 5) == [f"LABEL_{i}" for i in range(5)] or head == "ForQuestionAnswering"
-    pretrained.export(state, tokenizer_of(family), tmp_path / "back")
+    convert.export(state, tokenizer_of(family), tmp_path / "back")
     assert_equal_there(type(theirs), tmp_path / "back", logits, theirs)
 
 
@@ -197,7 +199,7 @@ def test_numbers_and_several_labels(tmp_path):
     # a model that learned numbers of mean 3 and deviation 2 is written so that it gives them as they are
     _, state = load(tmp_path / "regress")
     state["task"] |= {"mean": 3.0, "deviation": 2.0}
-    pretrained.export(state, tokenizer_of("Bert"), tmp_path / "scaled")
+    convert.export(state, tokenizer_of("Bert"), tmp_path / "scaled")
     first, again = (transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / x).eval()
                     for x in ("regress", "scaled"))
     ids, types, mask, batch, _ = batch_of(first)
@@ -234,7 +236,7 @@ def test_transformers_reads_the_vocabularies_that_are_written(tmp_path):
         tokenizer = tokenizer_of(family)
         theirs = make_encoder(transformers, family, "ForMaskedLM", "as published")
         theirs.save_pretrained(tmp_path / family)
-        pretrained.export(load(tmp_path / family)[1], tokenizer, tmp_path / "back" / family)
+        convert.export(load(tmp_path / family)[1], tokenizer, tmp_path / "back" / family)
         read = transformers.AutoTokenizer.from_pretrained(tmp_path / "back" / family)
         assert read.encode(text, add_special_tokens=False) == tokenizer.encode(text)
         assert vocabulary.load(tmp_path / "back" / family).fingerprint == tokenizer.fingerprint
@@ -266,7 +268,7 @@ TASK = {"kind": "classify", "labels": ["bad", "good"], "metric": "accuracy", "po
 def test_out_and_in_again(family, task, options, tmp_path, capsys):
     """Every model of nanoft can be written and read, in its published form or in its own; padding does not count."""
     model, state, tokenizer = classic(family, task, **options)
-    pretrained.export(state, tokenizer, tmp_path / "out", limit=3000)
+    convert.export(state, tokenizer, tmp_path / "out", limit=3000)
     own = "own form" in capsys.readouterr().out
     assert own == (bool(options.keys() & {"norm", "position"}) or bool(task and task["pool"] == "mean"))
     again, found = load(tmp_path / "out")
@@ -287,7 +289,7 @@ def test_out_and_in_again(family, task, options, tmp_path, capsys):
 
 def test_every_tensor_is_accounted_for(tmp_path, capsys):
     _, state, tokenizer = classic("bert")
-    pretrained.export(state, tokenizer, tmp_path / "x")
+    convert.export(state, tokenizer, tmp_path / "x")
     path = tmp_path / "x" / "model.safetensors"
     weights = safetensors.read(path)
     kept = {name: x.clone() for name, x in weights.items() if not name.startswith("cls.")}
@@ -312,9 +314,9 @@ def test_every_tensor_is_accounted_for(tmp_path, capsys):
 
 def test_sentence_transformers_folder(tmp_path):
     _, state, tokenizer = classic("bert")
-    pretrained.export(state, tokenizer, tmp_path / "x" / "0_Transformer")
+    convert.export(state, tokenizer, tmp_path / "x" / "0_Transformer")
     (tmp_path / "x" / "modules.json").write_text("[]")
-    assert checkpoint.find(tmp_path / "x") == tmp_path / "x" / "0_Transformer" / "model.safetensors"
+    assert open_checkpoint(tmp_path / "x")[1] == tmp_path / "x" / "0_Transformer" / "model.safetensors"
 
 
 def change_config(folder, **changes):
@@ -355,7 +357,7 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_what_does_not_fit_is_refused(what, tmp_path):
     _, state, tokenizer = classic("bert")
-    pretrained.export(state, tokenizer, tmp_path / "x")
+    convert.export(state, tokenizer, tmp_path / "x")
     load(tmp_path / "x")
     WRONG[what][0](tmp_path / "x")
     with pytest.raises(UserError, match=WRONG[what][1]):
@@ -368,7 +370,7 @@ def test_code_in_a_bin_is_not_run(tmp_path):
             return (open, (str(tmp_path / "sprung"), "w"))
 
     _, state, tokenizer = classic("bert")
-    pretrained.export(state, tokenizer, tmp_path)
+    convert.export(state, tokenizer, tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"weight": Trap()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="holds no weights"):
@@ -385,7 +387,7 @@ def folders(tmp_path_factory):
     home = tmp_path_factory.mktemp("published")
     for family in ("bert", "gpt2"):
         _, state, tokenizer = classic(family, size=0.1, n_embd=32, block_size=64)
-        pretrained.export(state, tokenizer, home / family)
+        convert.export(state, tokenizer, home / family)
     rng, lines = random.Random(1), ["text,label"]
     for _ in range(160):
         word = rng.choice(["good", "bad"])
@@ -400,20 +402,20 @@ def test_fine_tuned_from_published_weights_and_published_again(folders, tmp_path
          "--batch_size=16")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["val_accuracy"] == 1.0
     assert "of no use here: head.weight, head_bias" in capsys.readouterr().out
-    call(pretrained, tmp_path / "run", f"--export={tmp_path / 'out'}")
+    call(convert, tmp_path / "run", f"--export={tmp_path / 'out'}")
     assert "BertForSequenceClassification" in capsys.readouterr().out
     for place in (tmp_path / "run", tmp_path / "out"):
         call(sample, f"--checkpoint={place}", "--text=the e film was good a", "--device=cpu")
     first, second = (part.split("\n")[1] for part in capsys.readouterr().out.split("the e film was good a")[1:])
     assert first == second and first.strip().startswith("good")
-    call(pretrained, tmp_path / "out", f"--out={tmp_path / 'pairs'}", "--pair")
+    call(convert, tmp_path / "out", f"--out={tmp_path / 'pairs'}", "--pair")
     assert checkpoint.load(tmp_path / "pairs" / "best.pt")["task"]["kind"] == "pair"
 
 
 def test_a_published_gpt_speaks(folders, tmp_path, call):
     done = run("sample.py", f"--checkpoint={folders / 'gpt2'}", "--prompt=The", "--max_new_tokens=5", "--device=cpu")
     assert done.stdout.startswith("The") and "left over: none" in done.stderr
-    call(pretrained, folders / "gpt2", f"--out={tmp_path / 'run'}")
+    call(convert, folders / "gpt2", f"--out={tmp_path / 'run'}")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.pt", "config.json", "tokenizer.json"]
     again = run("sample.py", f"--checkpoint={tmp_path / 'run'}", "--prompt=The", "--max_new_tokens=5", "--device=cpu")
     assert again.stdout == done.stdout
@@ -428,7 +430,7 @@ def test_training_goes_on_from_published_weights(family, objective, folders, tmp
     options = [*TINY, f"--data={tmp_path / 'data'}", f"--arch={family}", f"--objective={objective}",
                "--optimizer=adamw", f"--init_from={folders / family}"]
     call(train, *options, f"--out_dir={tmp_path / 'still'}", "--lr=0", "--embed_lr=0", "--max_steps=1")
-    published = checkpoint.load(checkpoint.find(folders / family))["model"]
+    published = open_checkpoint(folders / family)[0]["model"]
     found = checkpoint.load(tmp_path / "still" / "latest.pt")
     assert found["model"].keys() == published.keys() and found["model_config"]["block_size"] == 32
     for name, tensor in found["model"].items():
@@ -451,5 +453,5 @@ def test_the_command_line_is_checked(folders, tmp_path, call):
                        ([folders / "bert", f"--export={folders / 'rows.csv'}"], "is there already"),
                        ([tmp_path, f"--out={tmp_path / 'new'}"], "no checkpoint there")):
         with pytest.raises(UserError, match=why):
-            call(pretrained, *words)
+            call(convert, *words)
     assert not (tmp_path / "new").exists()

@@ -13,7 +13,8 @@ from test_story_finetune import KINDS
 
 import finetune
 import train
-from nanoft import UserError, curves, report
+from nanoft import UserError
+from nanoft.pages import curves, run_report
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def runs(corpus, tmp_path_factory):
 
 
 def test_a_pretraining_run(runs, call, capsys):
-    call(report, runs / "gpt")
+    call(run_report, runs / "gpt")
     text = read_page(runs / "gpt" / "report.html")
     result = json.loads((runs / "gpt" / "result.json").read_text())
     assert f"{result['test_bits_per_byte']:.5g}" in text and f"{result['parameters']:,}" in text
@@ -61,13 +62,13 @@ def test_fine_tuned_runs(name, tmp_path, call):
     data = write_folder(tmp_path / "data", *([row(rng) for _ in range(n)] for n in (60, 24, 24)), **task)
     shape = ["--n_layer=1", "--n_embd=16", "--n_head=2", "--max_length=48", "--max_steps=3", "--dtype=float32"]
     call(finetune, f"--data={data}", f"--out_dir={tmp_path / 'run'}", *shape, "--device=cpu")
-    call(report, tmp_path / "run")
+    call(run_report, tmp_path / "run")
     text = read_page(tmp_path / "run" / "report.html")
     assert "task_head" in text or name == "generate"
     assert ("Confusion" in text) == (name in ("classify", "pair", "tag"))
     assert "Furthest from the truth (test)" in text and "not there any more" not in text
     shutil.rmtree(data)
-    call(report, tmp_path / "run")
+    call(run_report, tmp_path / "run")
     assert "not there any more" in read_page(tmp_path / "run" / "report.html")
 
 
@@ -77,24 +78,24 @@ def test_the_worst_come_first():
     predictions = [{"row": i, "label": truth, "prediction": said, "probabilities": {
         truth: p, ("b" if truth == "a" else "a"): 1 - p}} for i, (truth, said, p) in enumerate(guesses)]
     rows = [{"text": f"text {i}", "label": truth} for i, (truth, _, _) in enumerate(guesses)]
-    head, found = report.worst(task, predictions, rows)
+    head, found = run_report.worst(task, predictions, rows)
     assert [row[0] for row in found] == ["2", "3", "1"] and found[0][1:] == ("text 2", "b", "a", "0.980")
-    assert report.worst(task, predictions[:1], rows[:1]) is None
+    assert run_report.worst(task, predictions[:1], rows[:1]) is None
     numbers = [{"row": i, "label": 1.0, "prediction": p} for i, p in enumerate((1.5, 9.0, 1.0))]
-    assert [row[0] for row in report.worst({"kind": "regress"}, numbers, [])[1]] == ["1", "0"]
+    assert [row[0] for row in run_report.worst({"kind": "regress"}, numbers, [])[1]] == ["1", "0"]
     wrong = {"row": 0, "tags": ["O", "B-x"], "prediction": ["O", "O"], "probabilities": [0.9, 0.8]}
     rows = [{"words": ["in", "Rome"], "tags": ["O", "B-x"]}]
-    assert report.worst({"kind": "tag"}, [wrong], rows)[1] == [("0", "in Rome[B-x → O]")]
+    assert run_report.worst({"kind": "tag"}, [wrong], rows)[1] == [("0", "in Rome[B-x → O]")]
     several = {"row": 0, "labels": ["a"], "prediction": ["b"], "probabilities": {"a": 0.2, "b": 0.7}}
-    assert report.wrongness("classify", {"multi_label": True}, several) == pytest.approx(1.5)
+    assert run_report.wrongness("classify", {"multi_label": True}, several) == pytest.approx(1.5)
 
 
 def test_runs_side_by_side(runs, call, capsys):
-    call(report, "--compare", runs / "gpt", runs / "wide")
+    call(run_report, "--compare", runs / "gpt", runs / "wide")
     text = read_page(runs / "compare.html")
     assert "cannot be compared" not in text and "n_embd" in text and "0.001" in text and "n_head" not in text
-    assert "validation" in text.lower() or not report.pictures.can_draw()
-    call(report, "--compare", runs / "gpt", runs / "bert", f"--out={runs / 'x.html'}")
+    assert "validation" in text.lower() or not run_report.plots.can_draw()
+    call(run_report, "--compare", runs / "gpt", runs / "bert", f"--out={runs / 'x.html'}")
     text = read_page(runs / "x.html")
     assert "cannot be compared" in text and "alidation: loss" not in text and "objective" in text
 
@@ -103,12 +104,12 @@ def test_what_cannot_be_reported(runs, tmp_path, call):
     for args, sentence in (((tmp_path,), "no metrics.jsonl"), ((), "give one run folder"),
                            ((runs / "gpt", runs / "bert"), "several after --compare")):
         with pytest.raises(UserError, match=sentence):
-            call(report, *args)
+            call(run_report, *args)
 
 
 def test_a_run_that_is_not_finished(runs, tmp_path, call):
     for name in ("config.json", "metrics.jsonl"):
         shutil.copy(runs / "gpt" / name, tmp_path)
-    call(report, tmp_path)
+    call(run_report, tmp_path)
     text = read_page(tmp_path / "report.html")
     assert "not finished" in text and "no result.json yet" in text and "no environment.json" in text

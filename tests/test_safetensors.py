@@ -8,7 +8,8 @@ import random
 import pytest
 import torch
 
-from nanoft import UserError, safetensors
+from nanoft import UserError
+from nanoft.published import safetensors
 
 FUZZED = int(os.environ.get("NANOFT_FUZZ", 1000))  # NANOFT_FUZZ=10000 pytest tests/test_safetensors.py -k fuzzed
 

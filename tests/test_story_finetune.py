@@ -14,7 +14,8 @@ from test_story_train import assert_equal, load, losses, result, rows
 
 import finetune
 import sample
-from nanoft import UserError, checkpoint, encode, ensemble
+from nanoft import UserError, checkpoint
+from nanoft.tasks import collate, ensemble
 
 FILLER = "the a one some day house went over under with from many few old new".split()
 FAST = ["--device=cpu", "--dtype=float32", "--log_interval=1", "--batch_size=16", "--epochs=3", "--lr=0.003",
@@ -230,7 +231,7 @@ def test_a_crashed_run_resumes_in_the_middle_of_an_epoch_bit_for_bit(extra, home
 def test_a_signal_finishes_the_step_and_saves(home, tmp_path, call, monkeypatch):
     options = [*FAST, f"--data={home / 'classify'}", f"--init_from={home / 'encoder'}", "--max_steps=12"]
     call(finetune, *options, f"--out_dir={tmp_path / 'whole'}")
-    batch, made = encode.batch, []
+    batch, made = collate.batch, []
 
     def batch_and_signal(*args):
         made.append(args)
@@ -238,11 +239,11 @@ def test_a_signal_finishes_the_step_and_saves(home, tmp_path, call, monkeypatch)
             os.kill(os.getpid(), signal.SIGTERM)
         return batch(*args)
 
-    monkeypatch.setattr(encode, "batch", batch_and_signal)
+    monkeypatch.setattr(collate, "batch", batch_and_signal)
     with pytest.raises(SystemExit) as end:
         call(finetune, *options, f"--out_dir={tmp_path / 'run'}")
     assert end.value.code == 128 + signal.SIGTERM and load(tmp_path / "run" / "latest.pt")["step"] == 6
-    monkeypatch.setattr(encode, "batch", batch)
+    monkeypatch.setattr(collate, "batch", batch)
     call(finetune, *options, f"--out_dir={tmp_path / 'run'}", "--resume")
     whole, resumed = (load(tmp_path / folder / "latest.pt")["model"] for folder in ("whole", "run"))
     assert_equal(whole, resumed)

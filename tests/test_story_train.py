@@ -13,9 +13,10 @@ import torch
 from conftest import ROOT, TINY, command, contents, run
 
 import train
-from nanoft import UserError, bpe, prepare
+from nanoft import UserError, bpe
 from nanoft.bins import Tokens
 from nanoft.model import ModelConfig, make_model
+from nanoft.text import prepare
 
 STEPS = 40  # of the runs that are stopped: long enough for a signal to arrive in the middle
 
@@ -106,7 +107,7 @@ def test_the_log_has_the_promised_fields_and_grows(plain):
 def test_a_checkpoint_is_a_plain_dictionary_with_plain_names(plain):
     for name in ("latest.pt", "best.pt"):
         state = load(plain / name)
-        assert {"model", "optimizer", "step", "seed", "config", "best_val_loss"} <= state.keys()
+        assert {"model", "step", "seed", "config", "best_val_loss"} <= state.keys()
         assert not any(name.startswith(("module.", "_orig_mod.")) for name in state["model"])
         model = make_model(ModelConfig(**state["model_config"]))
         model.load_state_dict(state["model"], strict=True)
@@ -501,7 +502,7 @@ def test_a_data_set_that_cannot_be_prepared_is_one_error_of_train(tmp_path, call
 
 def test_a_vocabulary_below_the_bytes_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("some text", encoding="utf-8")
-    done = run("nanoft.bpe", tmp_path / "a.txt", "--vocab_size=200", f"--out={tmp_path / 't.json'}", check=False)
+    done = run("nanoft tokenizer", tmp_path / "a.txt", "--vocab_size=200", f"--out={tmp_path / 't.json'}", check=False)
     assert_refused(done, "vocab_size=200", "261")
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "t.json").exists()
 

@@ -8,9 +8,10 @@ from conftest import TINY, run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanoft import summary
-from nanoft.heads import TaskModel
+import train
+from nanoft.inspect import summary
 from nanoft.model import CLASSIC, ModelConfig, make_model
+from nanoft.tasks.heads import TaskModel
 
 SIZE = dict(vocab_size=500, block_size=64, n_layer=3, n_head=4, n_embd=64)
 SHAPES = {
@@ -105,13 +106,18 @@ def test_large_models_need_no_memory():
 
 
 def test_the_command(corpus, tmp_path, call, capsys):
-    import train
-
-    done = run("nanoft.model", f"--data={corpus}", *TINY)
+    shape = [option for option in TINY if option[2:].partition("=")[0] in summary.Options.__annotations__]
+    done = run("nanoft model", f"--data={corpus}", *shape)
     assert "block 1" in done.stdout and "attn.q" in done.stdout and "\nin all" in done.stdout
     call(train, f"--data={corpus}", f"--out_dir={tmp_path / 'run'}", *TINY, "--max_steps=1")
     capsys.readouterr()
     call(summary, tmp_path / "run")
     assert capsys.readouterr().out == done.stdout
-    bad = run("nanoft.model", "config/wikitext.py", "--n_lyer=3", check=False)
+    assert "block 1" in run("nanoft model", "config/wikitext.py").stdout  # whose other options are passed over
+    bad = run("nanoft model", "config/wikitext.py", "--n_lyer=3", check=False)
     assert bad.returncode == 2 and "did you mean n_layer" in bad.stderr
+
+
+def test_the_options_are_those_of_train():
+    ours, theirs = summary.Options(), train.Config()
+    assert vars(ours) == {name: getattr(theirs, name) for name in vars(ours)}

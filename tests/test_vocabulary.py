@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanoft import UserError, bpe, prepare, vocabulary
+from nanoft import UserError, bpe
 from nanoft.bins import Tokens
-from nanoft.wordpiece import WordPiece
+from nanoft.text import prepare, vocabulary
+from nanoft.text.wordpiece import WordPiece
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("NANOFT_MIRROR") or ROOT / "../shared/data")

@@ -3,10 +3,11 @@
 import json
 import math
 import struct
+import sys
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import DIST, TINY
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.graph_pb2 import GraphDef
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
@@ -14,9 +15,9 @@ from test_story_train import assert_equal, load, losses
 
 import train
 from nanoft import optim
+from nanoft.inspect.watch import Watch
 from nanoft.model import ModelConfig, make_model
 from nanoft.runlog import RunLog
-from nanoft.watch import Watch
 
 WEIGHTS = ["tokens", "head", *(f"blocks.{i}.{name}" for i in (0, 1) for name in (
     "attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc", "mlp.proj"))]
@@ -72,14 +73,14 @@ def check_figures(found, tags, steps):
 def watched(corpus, tmp_path_factory):
     """Two runs, with and without, 12 steps with an evaluation every 4 and histograms at every second one."""
     folder = tmp_path_factory.mktemp("watched")
-    before, train.sys.argv = train.sys.argv, None
+    before, sys.argv = sys.argv, None
     try:
         for interval in (2, 0):
-            train.sys.argv = ["train.py", *TINY, "--dropout=0.1", f"--data={corpus}", "--micro_batch_size=4",
+            sys.argv = ["train.py", *TINY, "--dropout=0.1", f"--data={corpus}", "--micro_batch_size=4",
                               f"--out_dir={folder / str(interval)}", f"--watch_interval={interval}"]
             train.main()
     finally:
-        train.sys.argv = before
+        sys.argv = before
     return folder
 
 
@@ -136,7 +137,7 @@ class Options:
 
 
 def watch_of(model, folder):
-    optimizers = optim.make_optimizers(model, Options, torch.device("cpu"))
+    optimizers = optim.make_optimizers(model, optim.pretraining_groups(model, Options), DIST)
     return Watch(RunLog(folder), model, optimizers, 1, torch.float32)
 
 

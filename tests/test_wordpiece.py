@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanoft import UserError, batches, vocabulary
-from nanoft.text import cut_safely
-from nanoft.wordpiece import WordPiece
+from nanoft import UserError, batches
+from nanoft.pretokenize import cut_safely
+from nanoft.text import vocabulary
+from nanoft.text.wordpiece import WordPiece
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("NANOFT_MIRROR") or ROOT / "../shared/data")

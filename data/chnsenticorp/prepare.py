@@ -14,8 +14,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from nanoft import UserError, config, examples, prepare  # noqa: E402
-from nanoft.text import read_blocks  # noqa: E402
+from nanoft import UserError, config  # noqa: E402
+from nanoft.files import read_blocks  # noqa: E402
+from nanoft.tasks import examples  # noqa: E402
+from nanoft.text import prepare  # noqa: E402
 
 ROWS = {"train.tsv": 9_600, "dev.tsv": 1_200}  # in the form that circulates: a review, a tab, its label; no header
 LABELS = ("negative", "positive")

@@ -16,7 +16,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from nanoft import UserError, config, examples, prepare  # noqa: E402
+from nanoft import UserError, config  # noqa: E402
+from nanoft.tasks import examples  # noqa: E402
+from nanoft.text import prepare  # noqa: E402
 
 ADDRESS = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 MEMBER = re.compile(r"aclImdb/(train|test)/(pos|neg)/\d+_\d+\.txt")

@@ -13,8 +13,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from nanoft import UserError, config, examples, prepare  # noqa: E402
-from nanoft.text import read_blocks  # noqa: E402
+from nanoft import UserError, config  # noqa: E402
+from nanoft.files import read_blocks  # noqa: E402
+from nanoft.tasks import examples  # noqa: E402
+from nanoft.text import prepare  # noqa: E402
 
 ADDRESS = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 ROWS = {"msr_paraphrase_train.txt": 4_076, "msr_paraphrase_test.txt": 1_725}  # as published

@@ -10,8 +10,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from nanoft import UserError, config, prepare  # noqa: E402
-from nanoft.text import read_blocks  # noqa: E402
+from nanoft import UserError, config  # noqa: E402
+from nanoft.files import read_blocks  # noqa: E402
+from nanoft.text import prepare  # noqa: E402
 
 ADDRESS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 

@@ -14,8 +14,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from nanoft import UserError, config, examples, prepare  # noqa: E402
-from nanoft.tables import read_squad  # noqa: E402
+from nanoft import UserError, config  # noqa: E402
+from nanoft.tasks import examples  # noqa: E402
+from nanoft.tasks.tables import read_squad  # noqa: E402
+from nanoft.text import prepare  # noqa: E402
 
 ADDRESS = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
 QUESTIONS = {"train-v1.1.json": 87_599, "dev-v1.1.json": 10_570, "train-v2.0.json": 130_319, "dev-v2.0.json": 11_873}

@@ -15,7 +15,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from nanoft import UserError, config, examples, prepare  # noqa: E402
+from nanoft import UserError, config  # noqa: E402
+from nanoft.tasks import examples  # noqa: E402
+from nanoft.text import prepare  # noqa: E402
 
 ADDRESS = "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"
 ROWS = {"train": 67_349, "dev": 872}  # as published

@@ -13,7 +13,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from nanoft import UserError, config, prepare  # noqa: E402
+from nanoft import UserError, config  # noqa: E402
+from nanoft.text import prepare  # noqa: E402
 
 SKIP = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__",
         "encodings"}  # the last is 2 MB of character tables, which teach a model nothing

@@ -15,8 +15,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from nanoft import UserError, config, prepare  # noqa: E402
-from nanoft.text import check_text, read_blocks  # noqa: E402
+from nanoft import UserError, config  # noqa: E402
+from nanoft.files import read_blocks  # noqa: E402
+from nanoft.pretokenize import check_text  # noqa: E402
+from nanoft.text import prepare  # noqa: E402
 
 ENDINGS = tuple(ending + gz for ending in (".txt", ".md", ".py", ".jsonl") for gz in ("", ".gz"))
 

@@ -15,7 +15,8 @@ from typing import Literal
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from nanoft import UserError, config, prepare  # noqa: E402
+from nanoft import UserError, config  # noqa: E402
+from nanoft.text import prepare  # noqa: E402
 
 ADDRESS = "https://wikitext.smerity.com/"
 # words as every published perplexity counts them: the words between spaces, and one end of line a line

@@ -13,7 +13,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from nanoft import UserError, config, examples, prepare  # noqa: E402
+from nanoft import UserError, config  # noqa: E402
+from nanoft.tasks import examples  # noqa: E402
+from nanoft.text import prepare  # noqa: E402
 
 ADDRESS = "https://raw.githubusercontent.com/leondz/emerging_entities_17/master/"
 # of each split: its file, and its sentences as published

@@ -1,0 +1,148 @@
+"""One process or many: torchrun's environment, the device, number formats, DDP, reductions, signals.
+
+A single process is a world of one: the same calls, which then do nothing.
+"""
+
+import os
+import signal
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nanoft import UserError
+from nanoft.files import available_cores
+
+
+@dataclass(frozen=True)
+class Dist:
+    """Rank, world size and device of this process, the number format of its matrix products, and why that one."""
+    rank: int
+    world_size: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    reason: str = ""
+
+    @property
+    def main(self) -> bool:
+        """Is this the process that writes and prints?"""
+        return self.rank == 0
+
+    def autocast(self):
+        """The context in which matrix products run in `dtype`."""
+        return autocast(self.device, self.dtype)
+
+
+def start(device: str = "auto", dtype: str = "auto") -> Dist:
+    """Join the processes that torchrun started, if any; choose the device and the number format.
+
+    device: auto, cpu, cuda or mps. dtype: auto, float32, bfloat16 or float16. Raises UserError for a missing device.
+    """
+    rank, world_size, local = (int(os.environ.get(name, default)) for name, default in
+                               (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available["mps"] &= world_size == 1  # its tensors cannot be sent between processes
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[device] or (device == "cuda" and local >= torch.cuda.device_count()):
+        raise UserError(f"device={device} is not available to process {rank} of {world_size} on this machine; use "
+                        "--device=auto or --device=cpu, or fewer processes")
+    if device == "cuda":
+        torch.cuda.set_device(local)
+    elif device == "cpu" and world_size > 1:  # torchrun gives each process one thread; share the cores out instead
+        torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
+    if world_size > 1 and not torch.distributed.is_initialized():
+        # the others may wait for hours while rank 0 prepares a large data set
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=12))
+    place = torch.device(device, local) if device == "cuda" else torch.device(device)
+    return Dist(rank, world_size, place, *number_format(dtype, place))
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 itself: elsewhere it is emulated, many times slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cpu":
+        can = torch.cpu.get_capabilities()
+        return bool(can.get("avx512_bf16") or can.get("amx_bf16") or can.get("bf16"))
+    return False
+
+
+def number_format(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The torch dtype, and a sentence on a choice that was not the user's or "". auto: bf16 if native, else fp32."""
+    if dtype != "auto":
+        return getattr(torch, dtype), ""
+    if native_bf16(device):
+        return torch.bfloat16, ""
+    return torch.float32, f"dtype=auto: float32, because {device.type} has no native bfloat16 here"
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    """The context in which matrix products run in `dtype`."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def to_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch of NumPy arrays, by name, as tensors on the device."""
+    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+
+
+def wrap(model: nn.Module, dist: Dist) -> nn.Module:
+    """The model with its gradients averaged over the processes."""
+    if dist.world_size == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[dist.device.index] if dist.device.type == "cuda" else None,
+                                   broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def total(numbers, dist: Dist, op: str = "sum") -> list[float]:
+    """The sum (or with op="max" the largest) over all processes of each number."""
+    if dist.world_size == 1:
+        return [float(x) for x in numbers]
+    dtype = torch.float32 if dist.device.type == "mps" else torch.float64
+    tensor = torch.tensor([float(x) for x in numbers], dtype=dtype, device=dist.device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX if op == "max" else
+                                 torch.distributed.ReduceOp.SUM)
+    return tensor.tolist()
+
+
+def barrier(dist: Dist) -> None:
+    """Return when every process has come here."""
+    if dist.world_size > 1:
+        torch.distributed.barrier()
+
+
+def stop(dist: Dist) -> None:
+    """Shut down after a barrier: a process that leaves early can abort another that is still connected."""
+    if dist.world_size > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def catch_signals():
+    """Record SIGINT and SIGTERM instead of ending; another one more than 3 seconds later does end the process.
+
+    Returns the list of their numbers, which fills as they come, and a function that restores the former handlers.
+    """
+    caught, times = [], []
+
+    def record(number, _frame):
+        caught.append(number)
+        times.append(time.monotonic())
+        if times[-1] - times[0] > 3:  # torchrun and its scheduler may both send one at once
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    before = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def release():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    return caught, release

@@ -1,0 +1,1 @@
+"""What a model looks at and does: explanations, summaries, histograms, mistakes."""

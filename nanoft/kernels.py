@@ -1,0 +1,180 @@
+"""What is special to a device: faster ways on CPUs to the same results as model.py, compile settings, memory.
+
+`tune(model, dist)` puts them in; a test compares each with the plain formula, compiled and in bf16 too. Measurements
+are in LOG.md.
+"""
+
+import ctypes
+import math
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import library, nn
+
+from nanoft import UserError
+from nanoft.model import Attention
+
+
+def tune(model: nn.Module, device: torch.device) -> None:
+    """Prepare a model in place for training on its device: same weights, same results, faster."""
+    if device.type != "cpu":
+        return
+    keep_memory()
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.attend = cpu_attention
+        elif type(module) is nn.Linear and ONEDNN_IS_FASTER:
+            module.__class__ = CPULinear
+
+
+# ---- attention on CPUs -------------------------------------------------------------------------------------------
+
+
+def cpu_attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=False):
+    """As F.scaled_dot_product_attention, but training in half precision at short lengths takes the plain products.
+
+    torch's fused kernel is slow backward there. Compiled causal code then goes in four parts, each a quarter of the
+    queries with the keys they may see: three eighths of the products are left out, and a part stays in the
+    processor's cache.
+    """
+    T, S = q.size(-2), k.size(-2)
+    four = is_causal and torch.compiler.is_compiling() and 128 <= T == S
+    if not torch.is_grad_enabled() or v.dtype == torch.float32 or S > (1024 if four else 512):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=enable_gqa)
+    return plain_attention(q, k, v, attn_mask, is_causal, enable_gqa, parts=4 if four else 1)[0]
+
+
+def plain_attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=False, parts=1):
+    """softmax(q kᵀ / √D) v, step by step: the result (B, H, T, D), and the weights (B, H, T, S), of the last part.
+
+    q: (B, H, T, D); k, v: (B, K, S, D); attn_mask: bool, broadcast to (B, H, T, S), True = may be looked at.
+    """
+    if enable_gqa:  # (B, K, S, D) -> (B, H, S, D)
+        k, v = (t.repeat_interleave(q.size(1) // t.size(1), dim=1) for t in (k, v))
+    # Cut once and joined again, for the gradient of overlapping slices is a sum of padded ones, slower (LOG.md).
+    queries, keys, values = (t.chunk(parts, dim=-2) for t in (q, k, v))  # each (B, H, T / parts or S / parts, D)
+    mixed, weights = [], None
+    for i, query in enumerate(queries):
+        key, value = (torch.cat(t[:i + 1], dim=-2) if i else t[0] for t in (keys, values))  # what they may see
+        scores = (query * (1 / math.sqrt(q.size(-1)))) @ key.transpose(-2, -1)  # (B, H, T / parts, seen)
+        if is_causal:
+            at = torch.arange(key.size(-2), dtype=torch.float32, device=q.device)  # floats: these can be vectorised
+            scores = scores.masked_fill(at > at[-query.size(-2):, None], -torch.inf)
+        if attn_mask is not None:
+            scores = scores.masked_fill(~attn_mask[..., :key.size(-2)], -torch.inf)
+        weights = scores.softmax(dim=-1)
+        mixed.append(weights @ value)  # (B, H, T / parts, D)
+    return (torch.cat(mixed, dim=-2) if parts > 1 else mixed[0]), weights  # (B, H, T, D)
+
+
+# ---- fp32 products on CPUs that are not Intel's ------------------------------------------------------------------
+
+# On processors without bf16 the large fp32 products are most of a step. Measured on an AMD, MKL, which torch takes,
+# needs an eighth longer than oneDNN for the forward product and for the gradient of the input, and a little less for
+# the gradient of the weight, which stays with it. On an Intel, MKL's own, it is the faster one.
+BOTH = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+ONEDNN_IS_FASTER = BOTH and not torch.cpu.get_capabilities().get("cpu_name", "").startswith("Intel")
+LARGE = 2**27  # multiplications; below, starting an operator written in Python costs more than it saves
+
+
+@library.custom_op("nanoft::product", mutates_args=())  # torch.compile takes such an operator as it is
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x weightᵀ by oneDNN, fp32 on the CPU. x: (..., K), weight: (N, K) -> (..., N)."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+@product.register_fake
+def _(x, weight):  # the shape alone, for the compiler
+    return x.new_empty(*x.shape[:-1], weight.size(0))
+
+
+def save_inputs(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def product_backward(ctx, dy):
+    """dy: (..., N) -> the gradients of x (..., K) and of weight (N, K)."""
+    x, weight = ctx.saved_tensors
+    dx = product(dy, weight.t()) if ctx.needs_input_grad[0] else None
+    dw = dy.flatten(0, -2).t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None  # (N, rows) @ (rows, K)
+    return dx, dw
+
+
+product.register_autograd(product_backward, setup_context=save_inputs)
+
+
+class CPULinear(nn.Linear):
+    """nn.Linear whose large fp32 products in training are oneDNN's. Evaluation stays with torch."""
+
+    def forward(self, x):
+        """x: (..., in_features) -> (..., out_features)."""
+        if not (x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+                and x.requires_grad and torch.is_grad_enabled() and x.numel() * self.out_features >= LARGE):
+            return super().forward(x)
+        y = product(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+# ---- torch.compile -----------------------------------------------------------------------------------------------
+
+
+def wants_compile(choice: str, minutes: float, device: torch.device) -> bool:
+    """Whether to compile; choice: auto, true or false. On a CPU it costs half a minute: not in runs of 5 minutes."""
+    if choice != "auto":
+        return choice == "true"
+    return device.type == "cuda" or (device.type == "cpu" and minutes > 5)
+
+
+def compiled(net, try_it, choice, dtype, length, say):
+    """The compiled module, tried once by try_it(module); with choice=auto the module itself where that fails.
+
+    dtype: of its products; length: of its sequences in tokens; say(line): prints. Raises UserError with choice=true.
+    """
+    began = time.monotonic()
+    if next(net.parameters()).device.type == "cpu":
+        # What is cheap to compute is computed again backward and not kept: a seventh less memory in the same time, for
+        # a processor waits for its memory more than for sums. Below 0.8 a fused attention would be made again, too.
+        fused = dtype == torch.float32 or length > 512
+        torch._functorch.config.activation_memory_budget = 0.8 if fused else 0.6
+    try:
+        fast = torch.compile(net, dynamic=False)
+        try_it(fast)
+        say(f"compiled in {time.monotonic() - began:.0f} s")
+        return fast
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the device is out of memory ({str(error)[:150]}); lower --micro_batch_size") from None
+    except Exception as error:  # no C++ compiler, an unsupported system: whatever the compiler raises
+        reason = str(error).strip().partition("\n")[0][:150]
+        if choice == "true":
+            raise UserError(f"compile=true, but it fails here ({reason}); use --compile=false") from None
+        say(f"compile=auto: eager, because compiling fails here ({reason})")
+        return net
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory instead of handing it back to the system.
+
+    Every step asks for the same gigabyte again, and the system would give it page by page, each cleared anew: a tenth
+    of the step.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library may lack it
+        if mallopt:
+            mallopt(-3, 2**25)      # M_MMAP_THRESHOLD, 32 MB, the largest it takes: smaller blocks come from the heap
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap shrinks above 2 GB of free memory only
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory held so far in GB (2^30 bytes): the GPU's where there is one, else that of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return math.nan  # Python does not tell there
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

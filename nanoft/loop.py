@@ -1,0 +1,233 @@
+"""What train.py and finetune.py share: the state of a run, its clock and signals, micro-batches, the optimizer step.
+
+The scripts keep the loop itself, so that it can be read there from top to bottom; a Run holds what the loop needs from
+one step to the next, fresh or restored from latest.pt.
+"""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from nanoft import UserError, checkpoint, distributed, files, kernels
+from nanoft.distributed import Dist
+from nanoft.runlog import RunLog, clock
+
+
+class Run:
+    """One training run.
+
+    step: optimizer steps done; evaluated: the step of the last evaluation; best: the best score so far (higher is
+    better), worse: evaluations since without a better one; spent: seconds of training, all sessions of the run
+    together; micro: sequences that a process takes through the model at once; done, interrupted: set by progress().
+    """
+
+    def __init__(self, cfg, dist: Dist, model: nn.Module, optimizers: list, source: dict | None, tokenizer,
+                 max_steps: float = 0, max_minutes: float = 0.0, started: float = 0.0):
+        """source: the checkpoint that is resumed, else None. max_steps, max_minutes: the budget, 0 = none.
+
+        started: time.monotonic() when the script began.
+        """
+        self.cfg, self.dist, self.model, self.optimizers = cfg, dist, model, optimizers
+        self.max_steps, self.max_minutes, self.started = max_steps, max_minutes, started
+        self.out_dir = Path(cfg.out_dir)
+        self.scaler = torch.amp.GradScaler(dist.device.type, enabled=dist.dtype == torch.float16)
+        self.step, self.evaluated, self.best, self.worse, self.spent = 0, 0, None, 0, 0.0
+        self.done = self.interrupted = False
+        changed = self.restore(source) if source else []
+        self.micro = cfg.micro_batch_size or cfg.batch_size // dist.world_size
+        if dist.main:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            files.write_json(self.out_dir / "config.json", asdict(cfg))
+            tokenizer.save(self.out_dir / "tokenizer.json")
+        self.log = RunLog(self.out_dir, dist.main, self.step, cfg.watch_interval > 0)
+        self.log.table("config", [("option", "value"), *asdict(cfg).items()], self.step)
+        self.watch = None  # an inspect.watch.Watch
+        if dist.reason:
+            self.log.say(dist.reason)
+        if changed:
+            self.log.say(f"resumed with other options: {', '.join(changed)}")
+
+    def restore(self, source: dict) -> list[str]:
+        """Go on exactly where the run stopped; returns the options that have changed since, as text."""
+        for optimizer, saved in zip(self.optimizers, source["optimizer"]):  # the run's moments, this call's rates
+            optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        self.scaler.load_state_dict(source["scaler"])
+        self.step, self.evaluated, self.spent = source["step"], source["evaluated"], source["seconds"]
+        self.best, self.worse = source.get("best"), source.get("worse", 0)
+        if "best_val_loss" in source:  # of pretraining, where inf means that there was no evaluation yet
+            self.best = -source["best_val_loss"]
+        before = source["config"]
+        return [f"{name}={value} (was {before.get(name)})" for name, value in asdict(self.cfg).items()
+                if name != "resume" and value != before.get(name)]
+
+    def describe(self, sequences: str) -> str:
+        """How a step is made up, for the start of the log. sequences: what a batch consists of."""
+        steps = self.cfg.batch_size // (self.micro * self.dist.world_size)
+        return (f"{self.cfg.batch_size} {sequences} a step = {self.dist.world_size} process(es) x {steps} "
+                f"micro-batch(es) x {self.micro}, on {self.dist.device.type} in "
+                f"{str(self.dist.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
+
+    def wrap(self, try_it: Callable[[nn.Module], object], minutes: float, length: int) -> nn.Module:
+        """The model compiled, where that pays, and with its gradients averaged over the processes.
+
+        try_it(net): one forward and backward pass; minutes: estimate of the run's length; length: tokens a sequence.
+        """
+        net = self.model
+        if kernels.wants_compile(self.cfg.compile, minutes, self.dist.device):  # before DDP: a trial waits for nobody
+            net = kernels.compiled(net, try_it, self.cfg.compile, self.dist.dtype, length, self.log.say)
+            self.model.zero_grad(set_to_none=True)
+        return distributed.wrap(net, self.dist)
+
+    # ---- clock and signals ---------------------------------------------------------------------------------------
+
+    def start_clock(self) -> None:
+        """From here on a budget in minutes counts, and SIGINT or SIGTERM let the step end, save, and leave."""
+        self.began = time.monotonic() - self.spent
+        self.line = (time.monotonic(), self.step)  # when and where the last status line stood
+        self.paused, self.tokens = 0.0, 0  # seconds of evaluation, tokens trained on, since that line
+        self.caught, self.release_signals = distributed.catch_signals()
+
+    def progress(self) -> float:
+        """The fraction of the budget that is used, 0 to 1, the same on every rank; sets done and interrupted."""
+        mine = time.monotonic() - self.began, bool(self.caught)
+        self.spent, interrupted = distributed.total(mine, self.dist, "max")
+        progress = max((self.step + 0.5) / self.max_steps if self.max_steps else 0.0,  # the middle of the coming step
+                       self.spent / (60 * self.max_minutes) if self.max_minutes else 0.0)
+        self.done, self.interrupted = self.step > 0 and progress >= 1, bool(interrupted)
+        return progress
+
+    def evaluation_due(self, interval: int) -> bool:
+        return (self.step % interval == 0 or self.done) and self.step > self.evaluated
+
+    @contextmanager
+    def pause(self):
+        """Around an evaluation, whose time is not part of the training speed on the status line."""
+        began = time.monotonic()
+        yield
+        self.paused += time.monotonic() - began
+
+    def record(self, score: float) -> bool:
+        """Note an evaluation's score, higher is better. Is it the best so far?"""
+        self.evaluated = self.step
+        better = self.best is None or score > self.best
+        self.worse = 0 if better else self.worse + 1
+        if better:
+            self.best = score
+        return better
+
+    # ---- one optimizer step --------------------------------------------------------------------------------------
+
+    def seed_dropout(self) -> None:
+        """Dropout, too, is a function of the seed, the step and the rank."""
+        torch.manual_seed(int(np.random.SeedSequence((self.cfg.seed, self.step, self.dist.rank)).generate_state(1)[0]))
+
+    def micro_batches(self, net: nn.Module, make_batch: Callable, count: Callable) -> Iterator[tuple]:
+        """This rank's share of the global batch: (micro-batch on the device, its scored targets, those of all).
+
+        make_batch(rows): the rows of these global numbers; count(batch): its scored targets. DDP reduces the gradients
+        during the last micro-batch only.
+        """
+        B, ranks = self.cfg.batch_size, self.dist.world_size
+        first = [(i * ranks + self.dist.rank) * self.micro for i in range(B // (self.micro * ranks))]
+        made = [make_batch(self.step * B + np.arange(row, row + self.micro)) for row in first]
+        counts = [float(count(batch)) for batch in made]
+        total = max(distributed.total([sum(counts)], self.dist)[0], 1e-9)  # a batch may score nothing
+        for i, batch in enumerate(made):
+            if ranks > 1:  # to be set before the forward pass
+                net.require_backward_grad_sync = i == len(made) - 1
+            yield distributed.to_device(batch, self.dist.device), counts[i], total
+
+    def line_due(self) -> bool:
+        return self.step % self.cfg.log_interval == 0 or self.step == 1
+
+    def clip_and_step(self, parameters) -> torch.Tensor:
+        """Clip the gradients' norm over `parameters`, step every optimizer, clear the gradients; the norm before."""
+        if self.step == 0:
+            missed = [name for name, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
+            assert not missed, f"{missed} get no gradient"
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        self.step += 1
+        if self.watch:
+            self.watch.gradients(self.step, self.line_due())
+        norm = nn.utils.clip_grad_norm_(parameters, self.cfg.grad_clip or math.inf)
+        if self.scaler.is_enabled() and not norm.isfinite():  # fp16 overflow: every rank skips the step
+            self.scaler.update(self.scaler.get_scale() / 2)   # and halves the loss scale
+        else:
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+            self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
+        if self.watch:
+            self.watch.updated(self.step)
+        return norm
+
+    # ---- telling and saving --------------------------------------------------------------------------------------
+
+    def status(self, losses: dict[str, torch.Tensor], norm, lr: float, unit: str, before: str = "", **row) -> None:
+        """The status line and its row in metrics.jsonl: the one place where the device is waited for.
+
+        losses: {name: this rank's share}, the first is shown; unit: tok or rows, whose rate is shown; before: text
+        that stands before the loss; row: what else the row holds.
+        """
+        shown = dict(zip(losses, distributed.total(losses.values(), self.dist)))
+        loss = next(iter(shown.values()))
+        self.check_finite(sum(shown.values()), "training")
+        now = time.monotonic()
+        seconds, steps = now - self.line[0] - self.paused, self.step - self.line[1]
+        rates = {"tok": self.tokens / seconds, "rows": steps * self.cfg.batch_size / seconds}
+        row |= shown | {"lr": lr, "grad_norm": norm.item(), "tokens_per_s": rates["tok"]}
+        if unit == "rows":
+            row["rows_per_s"] = rates["rows"]
+        self.row(**row, memory_gb=kernels.peak_memory(self.dist.device))
+        left = min((self.max_steps - self.step) * seconds / steps if self.max_steps else math.inf,
+                   60 * self.max_minutes - (now - self.began) if self.max_minutes else math.inf)
+        self.log.say(f"step {self.step:6} | {before}loss {loss:.4f} | lr {lr:.2e} | {rates[unit]:9,.0f} {unit}/s | "
+                     f"{clock(max(left, 0))} left")
+        self.line, self.paused, self.tokens = (now, self.step), 0.0, 0
+
+    def row(self, **values) -> None:
+        """A row of metrics.jsonl for this step, with the seconds since the script began."""
+        self.log.row(self.step, seconds=time.monotonic() - self.started, **values)
+
+    def check_finite(self, loss: float, which: str) -> None:
+        """Raises UserError where a loss (or another number, for `which` of the losses) is nan or infinite."""
+        if not math.isfinite(loss):
+            kept = "nothing was saved yet"
+            if (self.out_dir / "latest.pt").exists():
+                kept = "the last good weights are in latest.pt"
+            raise UserError(f"the {which} loss is {loss} at step {self.step}, {kept}; lower --lr and --muon_lr, or "
+                            "raise --warmup")
+
+    def save(self, name: str, **state) -> None:
+        """Write a checkpoint, on rank 0: what every one has, and `state`."""
+        if self.dist.main:
+            checkpoint.save(self.out_dir / name, {
+                "model_config": asdict(self.model.cfg), "step": self.step, "seed": self.cfg.seed,
+                "config": asdict(self.cfg)} | state)
+
+    def save_latest(self, **state) -> None:
+        """Write latest.pt, from which the run can be resumed."""
+        self.save("latest.pt", model=self.model.state_dict(), evaluated=self.evaluated, best=self.best,
+                  worse=self.worse, optimizer=[optimizer.state_dict() for optimizer in self.optimizers],
+                  scaler=self.scaler.state_dict(), seconds=time.monotonic() - self.began, **state)
+
+    def leave(self, **state) -> None:
+        """After a signal: save and end the process, with the exit code that a shell expects of that signal."""
+        self.check_finite(sum(p.detach().sum().item() for p in self.model.parameters()), "training")
+        self.save_latest(**state)
+        self.release_signals()
+        distributed.barrier(self.dist)  # torchrun kills all ranks once one exits
+        self.log.say(f"stopped at step {self.step} and saved; go on with --resume")
+        self.log.close()
+        distributed.stop(self.dist)
+        sys.exit(128 + (self.caught[0] if self.caught else signal.SIGTERM))

@@ -1,0 +1,1 @@
+"""Fine-tuning: tables, examples, features, heads, predictions, metrics."""

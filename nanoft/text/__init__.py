@@ -1,0 +1,1 @@
+"""Other tokenizers, and what every data/NAME/prepare.py shares."""

@@ -1,0 +1,43 @@
+"""What a token file holds: its header, and its first text where tokenizer.json lies beside it.
+
+    python -m nanoft bins data/wikitext/train.bin
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nanoft import config
+from nanoft.bins import HEADER_BYTES, id_type, read_header
+from nanoft.text import vocabulary
+
+
+def describe(path):
+    """What a token file holds, as text."""
+    header = read_header(path)
+    words = f"{header['words']:,} words, " if header["words"] else ""
+    lines = [f"{path}: {header['tokens']:,} ids of {header['id_bytes']} bytes, vocabulary {header['vocab_size']:,}",
+             f"part {header['shard'] + 1} of {header['shards']}; tokenizer {header['fingerprint']}",
+             f"text: {header['bytes']:,} bytes, {words}{header['documents']:,} documents; "
+             f"{header['bytes'] / max(header['tokens'], 1):.2f} bytes per token"]
+    first = np.fromfile(path, id_type(header["vocab_size"]), count=min(64, header["tokens"]), offset=HEADER_BYTES)
+    lines.append(f"first ids: {' '.join(map(str, first[:16].tolist()))} ...")
+    beside = Path(path).parent / "tokenizer.json"
+    if beside.exists():
+        tokenizer = vocabulary.load(beside)
+        if tokenizer.fingerprint == header["fingerprint"]:
+            lines.append(f"first text: {tokenizer.decode(first.tolist())!r}")
+        else:
+            lines.append(f"{beside} is another tokenizer ({tokenizer.fingerprint})")
+    return "\n".join(lines)
+
+
+@dataclass
+class Options:
+    """None but --help."""
+
+
+def main():
+    _, paths = config.load_tool(Options, "bins FILE", most=1)
+    print(describe(paths[0]))

@@ -1,0 +1,121 @@
+"""The tokenizer of a folder: nanoft's own, of either kind, or a published vocabulary as its files come.
+
+    tokenizer.json              nanoft's form (bpe.py or wordpiece.py), or Hugging Face's
+    vocab.txt                   BERT: a piece a line, its id the line's number
+    vocab.json, merges.txt      GPT-2 and RoBERTa: {token: id}, and the merges in order (or encoder.json, vocab.bpe)
+    tokenizer_config.json       whether BERT's text is put in small letters, and the like; may be missing
+
+Ids are the published ones. A nanoft run saves either kind as one tokenizer.json, so these files are read once.
+"""
+
+from pathlib import Path
+
+from nanoft import UserError
+from nanoft.bpe import Tokenizer
+from nanoft.files import read_blocks, read_json
+from nanoft.text import wordpiece
+from nanoft.text.wordpiece import WordPiece
+
+BYTE_LEVEL = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # GPT-2's files go by two names
+PUBLISHED = ("vocab.txt", *BYTE_LEVEL[0], *BYTE_LEVEL[1])
+
+
+def load(place):
+    """The tokenizer of a folder, or of one of the files above. Raises UserError where there is no whole one."""
+    place = Path(place)
+    folder = place if place.is_dir() else place.parent
+    path = folder / "tokenizer.json" if place.is_dir() or place.name in PUBLISHED else place
+    content = read_json(path) if path == place or path.exists() else {}
+    if place.name not in PUBLISHED:
+        if isinstance(content, dict) and content.get("format") == wordpiece.FORMAT:
+            return WordPiece.from_content(content, path)
+        if not isinstance(content, dict) or content and "model" not in content:  # or a broken one of our own
+            return Tokenizer.from_content(content, path)
+    options = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    if not isinstance(options, dict):
+        raise UserError(f"{folder}/tokenizer_config.json: not a JSON object; fetch it again, or remove it")
+    if content and "model" in content:
+        return from_hugging_face(content, options, path)
+    if (folder / "vocab.txt").exists():
+        lines = "".join(read_blocks(folder / "vocab.txt")).removesuffix("\n").split("\n")
+        return word_pieces([line.rstrip("\r") for line in lines], options, folder / "vocab.txt")
+    for vocab, merges in BYTE_LEVEL:
+        if (folder / vocab).exists() and (folder / merges).exists():
+            lines = "".join(read_blocks(folder / merges)).splitlines()
+            pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+            return byte_level(read_json(folder / vocab), pairs, folder / vocab)
+    raise UserError(f"{folder}: no tokenizer.json there, no vocab.txt, no vocab.json with merges.txt, so no text can "
+                    "be read; copy one there from where the model was trained")
+
+
+def word_pieces(tokens, options, path):
+    """A list of pieces, in the order of their ids, as a tokenizer; options as in tokenizer_config.json.
+
+    Without options a vocabulary is taken for uncased if no piece has a capital letter.
+    """
+    cased = any(token != token.lower() for token in tokens if not (token.startswith("[") and token.endswith("]")))
+    lowercase = options.get("do_lower_case", not cased)
+    accents = options.get("strip_accents")
+    return WordPiece.from_content({
+        "version": 1, "lowercase": lowercase, "strip_accents": lowercase if accents is None else accents,
+        "split_chinese": options.get("tokenize_chinese_chars", True), "tokens": tokens}, path)
+
+
+def byte_level(ids, pairs, path):
+    """The tokenizer of GPT-2's or RoBERTa's files: ids {token: id}, pairs the merges. UserError if they do not fit."""
+    byte_order, names = byte_names()
+    place = {name: i for i, name in enumerate(names)}
+    merges = []
+    for pair in pairs:
+        if len(pair) != 2 or pair[0] not in place or pair[1] not in place or "".join(pair) in place:
+            raise UserError(f"{path}: {' '.join(pair)!r} of its merges is no merge of earlier tokens; fetch it again")
+        merges.append([place[pair[0]], place[pair[1]]])
+        place["".join(pair)] = 256 + len(merges) - 1
+    if not isinstance(ids, dict) or not place.keys() <= ids.keys():
+        raise UserError(f"{path}: its tokens are not those of the merges; give two files of one download")
+    order = [ids[name] for name in place]
+    others = {name: i for name, i in ids.items() if name not in place}
+    content = {"format": "nanoft tokenizer", "version": 2, "pattern": "gpt2", "byte_order": byte_order,
+               "merges": merges, "special_tokens": others, "ids": order}
+    if [*order, *others.values()] == [*range(len(ids))]:  # GPT-2's ids are the order of learning
+        content |= {"version": 1, "special_tokens": list(others), "ids": None}
+    return Tokenizer.from_content(content, path)
+
+
+def byte_names():
+    """The bytes in GPT-2's order, and the visible character for each: itself where it is one, else from U+0100 on."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return visible + hidden, [chr(byte) for byte in visible] + [chr(256 + i) for i in range(len(hidden))]
+
+
+def byte_level_files(tokenizer):
+    """What GPT-2's or RoBERTa's files hold of a tokenizer: {token: id}, and the merges as lines."""
+    names = dict(zip(*byte_names()))
+    shown = ["".join(names[byte] for byte in token) for token in tokenizer.ranks]
+    own = tokenizer.content["special_tokens"]
+    ids = dict(zip(shown, tokenizer.ids.tolist())) | {text: tokenizer.special[text] for text in own}
+    return ids, [f"{shown[a]} {shown[b]}" for a, b in tokenizer.content["merges"]]
+
+
+def from_hugging_face(content, options, path):
+    """The tokenizer of Hugging Face's tokenizer.json, if it is of BERT's or GPT-2's kind; options overrule it."""
+    try:
+        model, normalizer, cutting = content["model"], content["normalizer"] or {}, content["pre_tokenizer"] or {}
+        kind = model["type"], normalizer.get("type"), cutting.get("type")
+        if kind == ("WordPiece", "BertNormalizer", "BertPreTokenizer") and normalizer["clean_text"]:
+            ids = all_ids(content)
+            own = {"do_lower_case": normalizer["lowercase"], "strip_accents": normalizer["strip_accents"],
+                   "tokenize_chinese_chars": normalizer["handle_chinese_chars"]}
+            if sorted(ids.values()) == [*range(len(ids))]:
+                return word_pieces(sorted(ids, key=ids.get), own | options, path)
+        if kind == ("BPE", None, "ByteLevel") and not cutting["add_prefix_space"] and cutting.get("use_regex", True):
+            pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+            return byte_level(all_ids(content), pairs, path)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a whole tokenizer ({type(error).__name__}: {error}); fetch it again") from None
+    raise UserError(f"{path}: a tokenizer of another kind than BERT's, GPT-2's and RoBERTa's; only these can be used")
+
+
+def all_ids(content):
+    return content["model"]["vocab"] | {token["content"]: token["id"] for token in content["added_tokens"]}
