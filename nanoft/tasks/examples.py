@@ -10,12 +10,14 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
 from nanoft import UserError
 from nanoft.files import read_json, write_json, write_jsonl
-from nanoft.tasks.tables import read_conll, read_jsonl, read_squad, read_table
+from nanoft.tasks.tables import read_conll, read_jsonl, read_lines, read_squad, read_table
+from nanoft.text.wordpiece import CHINESE
 
 COLUMNS = {
     "classify": ("text", "label"),  # multi-label: ("text", "labels"), a list
@@ -40,6 +42,12 @@ USUAL = {
     "prompt": "prompt instruction question input",
     "response": "response answer output completion target",
 }
+
+# the columns that prediction needs where these are not the text alone; "" is a model without a task
+TO_PREDICT = {"": ("prompt",), "generate": ("prompt",), "pair": ("text", "pair"), "regress": ("text", "pair"),
+              "answer": ("question", "context")}
+SIGNS = f"{CHINESE}\u3001-\u3011！（），：；？"  # each is a word to be tagged, as Chinese data has it
+WORD = re.compile(rf"[{SIGNS}]|[^{SIGNS}\s]+")
 
 
 def load_task(folder):
@@ -119,7 +127,7 @@ def choose_columns(path, columns, kind, text_column, pair_column, label_column):
              "response": label_column}
     chosen = {}
     for name in names:
-        fitting = [column for column in columns if column.lower() in USUAL[name].split()]
+        fitting = usual(columns, name)
         option = {"prompt": "text", "response": "label"}.get(name, name) + "_column"
         if given[name] and given[name] not in columns:
             raise UserError(f"{path}: no column {given[name]!r} ({option}); it has {', '.join(columns)}")
@@ -131,6 +139,74 @@ def choose_columns(path, columns, kind, text_column, pair_column, label_column):
         raise UserError(f"{path}: {', '.join(f'{name} = {column}' for name, column in chosen.items())} takes a column "
                         f"twice; it has {', '.join(columns)}")
     return chosen
+
+
+def prediction_rows(kind: str, path: str = "", options: dict | None = None) -> list[dict]:
+    """Rows to predict: those of a file, or those that a tool's options spell out.
+
+    kind: the task's, "embed" for texts without one, or "" for prompts to a model without a task. path: a .csv, .tsv or
+    .jsonl table (perhaps gzipped), whose columns are recognised by their usual names and whose other columns stay; of
+    any other file each line that is not blank is a text or prompt, and its row has the number of its `line`.
+    options: without a path, {"prompt", "pair", "question", "context": a text, "text": a list of texts}, those that were
+    given. Without any, a prompt is a new document. Raises UserError for an option that the kind does not take, a
+    missing or unfit column, and a file without rows.
+    """
+    names, options = TO_PREDICT.get(kind, ("text",)), options or {}
+    model = f"a model of kind {kind}" if kind else "a model that is not fine-tuned for a task"
+    accepted = ("prompt", "text") if kind == "generate" else names
+    usage = " ".join(f"--{name}=..." for name in accepted)
+    if path.lower().removesuffix(".gz").endswith((".jsonl", ".csv", ".tsv")):
+        located = recognised_table(path, names)
+    elif path:
+        located = [(f"{path} line {i}", {"line": i, names[0]: line}) for i, line in read_lines(path)]
+    else:
+        for name in options:
+            if name not in accepted:
+                raise UserError(f"--{name} means nothing to {model}; give {usage}")
+        texts = options.get("text") or [options.get(names[0], "<|endoftext|>" if names[0] == "prompt" else "")]
+        given = [{**options, names[0]: text} for text in texts]
+        located = [("the command line", {name: row[name] for name in names if row.get(name) or name == "prompt"})
+                   for row in given]
+    for where, row in located:
+        if "pair" not in names:
+            row.pop("pair", None)  # or it would be encoded as a second text
+        if kind == "tag" and "words" not in row and isinstance(row.get("text"), str):
+            row["words"] = WORD.findall(row["text"])
+        for name in ("words",) if kind == "tag" else names:
+            if name in row:
+                check_input(row[name], name, where)
+            elif not (kind == "regress" and name == "pair"):
+                raise UserError(f"{where}: no {name} for {model}" + (
+                    f", only {', '.join(row) or 'nothing'}; give it as a column of that name in a .csv or .jsonl"
+                    if path else f"; give {usage}, or an --input"))
+    if not located:
+        raise UserError(f"{path} holds no {names[0]}; write one on each line")
+    return [row for _, row in located]
+
+
+def recognised_table(path, names):
+    """[(where, row)] of a table; where it lacks one of `names`, its only column with a usual name for it is that."""
+    columns, located = read_table(path)
+    for name in names:
+        fitting = usual(columns, name)
+        if name not in columns and len(fitting) == 1:
+            print(f"{path}: {name} = {fitting[0]}", file=sys.stderr)
+            for _, row in located:
+                if fitting[0] in row:
+                    row.setdefault(name, row.pop(fitting[0]))
+    return located
+
+
+def check_input(value, name, where):
+    is_whole = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    if not (is_whole if name == "words" else isinstance(value, str)):
+        form = "list of texts" if name == "words" else "text"
+        raise UserError(f"{where}: {name} is {value!r:.60}, not a {form}; mend the row")
+
+
+def usual(columns, name):
+    """The columns that have a usual name for `name`, which itself is one."""
+    return [column for column in columns if column.lower() in USUAL.get(name, name).split()]
 
 
 def rename(raw, where, kind, chosen, separator):
