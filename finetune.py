@@ -171,16 +171,8 @@ def fine_tune(cfg, dist):
     steps = cfg.max_steps or max(1, round(cfg.epochs * data.steps_per_epoch))
     eval_interval = cfg.eval_interval or data.steps_per_epoch
 
-    # ---- the model: a pretrained trunk and a new head; perhaps frozen in part, perhaps with adapters
-    torch.manual_seed(cfg.seed)
-    model = TaskModel(data.shape, data.task)
-    if source and not cfg.resume:
-        start.take_weights(model, source, path, dist)
-    freezing.freeze(model, cfg)
-    if cfg.resume:
-        checkpoint.load_weights(model, source["model"], path)
-    model.to(dist.device)
-    kernels.tune(model, dist.device)
+    # ---- the model, its optimizers and the state of the run: fresh, or restored from latest.pt
+    model = build_model(cfg, data, source, path, dist)
     optimizers = optim.make_optimizers(model, optim.finetuning_groups(model, cfg), dist)
     run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer, steps, started=started)
     run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * eval_interval, dist.dtype)
@@ -195,15 +187,10 @@ def fine_tune(cfg, dist):
         run.scaler.scale(loss * dist.world_size).backward()  # DDP takes the mean over the ranks
         return loss.detach()
 
-    net = run.wrap(lambda net: forward_backward(net, data.batch("train", np.arange(run.micro), dist), 1.0), 0,
-                   data.task["max_length"])
-    watched = data.batch("val", np.arange(min(len(data.features["val"]), run.micro,
-                                              1024 // data.task["max_length"]) or 1), dist)
-    if run.step == 0:
-        run.watch.look(0, watched)
-
-    model.train()
-    run.start_clock()
+    net = run.wrap(lambda net: forward_backward(net, data.batch("train", np.arange(run.micro), dist), 1.0),
+                   cfg.compile == "true", data.task["max_length"])  # auto: not, for lengths vary
+    watched = data.watched_batch(run.micro, dist)  # validation features whose activations are logged
+    run.start(watched)
     while True:
         progress, epoch = run.progress(), run.step / data.steps_per_epoch
         if run.interrupted:
@@ -291,6 +278,11 @@ class Data:
         epoch, number = divmod(step, self.steps_per_epoch)
         return int(self.features["train"].lengths[self.order(epoch)[number]].sum())
 
+    def watched_batch(self, most, dist):
+        """A few validation features, some 1,024 tokens, the same ones in every run."""
+        rows = min(len(self.features["val"]), most, 1024 // self.task["max_length"]) or 1
+        return self.batch("val", np.arange(rows), dist)
+
     def batch(self, split, index, dist):
         """The features with these numbers as a batch on the device."""
         return distributed.to_device(collate.batch(self.features[split], index, self.task, self.tokenizer,
@@ -311,8 +303,23 @@ def open_data(cfg, dist, source, path):
     collate.check_changes(cfg, task, tokenizer)
     encoded = {split: features.encode(some, task, tokenizer) for split, some in rows.items()}
     if dist.main:
-        examples.report(task, rows, {split: some.full.tolist() for split, some in encoded.items()}, task["max_length"])
+        n_tokens = {split: some.n_tokens.tolist() for split, some in encoded.items()}
+        examples.report(task, rows, n_tokens, task["max_length"])
     return Data(cfg, task, rows, tokenizer, encoded, shape)
+
+
+def build_model(cfg, data, source, path, dist):
+    """A pretrained trunk and a new head; perhaps frozen in part, perhaps with adapters; with a checkpoint's weights."""
+    torch.manual_seed(cfg.seed)
+    model = TaskModel(data.shape, data.task)
+    if source and not cfg.resume:
+        start.take_weights(model, source, path, dist)
+    freezing.freeze(model, cfg)
+    if cfg.resume:
+        checkpoint.load_weights(model, source["model"], path)
+    model.to(dist.device)
+    kernels.tune(model, dist.device)
+    return model
 
 
 # ---- evaluation --------------------------------------------------------------------------------------------------

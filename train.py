@@ -98,9 +98,7 @@ def main():
     data = open_data(cfg, dist)                      # tokenizer, splits, make_batch(rows)
 
     # ---- the model, its optimizers and the state of the run: fresh, or restored from latest.pt
-    torch.manual_seed(cfg.seed)
-    model = build_model(cfg, data, source, path).to(dist.device)
-    kernels.tune(model, dist.device)
+    model = build_model(cfg, data, source, path, dist)
     optimizers = optim.make_optimizers(model, optim.pretraining_groups(model, cfg), dist,
                                        betas=(0.9, cfg.beta2), eps=1e-10)  # 1e-8 would slow rare tokens' embeddings
     run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer, cfg.max_steps,
@@ -122,12 +120,9 @@ def main():
         return losses.detach()
 
     net = run.wrap(lambda net: forward_backward(net, data.first_batch(run.micro, dist), weight),
-                   estimated_minutes(cfg, model), cfg.block_size)
+                   kernels.wants_compile(cfg.compile, estimated_minutes(cfg, model), dist.device), cfg.block_size)
     watched = data.watched_batch(run.micro, dist)  # validation windows whose activations are logged
-    if run.step == 0:
-        run.watch.look(0, watched)
-
-    run.start_clock()  # compilation is not counted
+    run.start(watched)  # compilation is not counted
     while True:
         progress = run.progress()
         if run.interrupted:
@@ -261,8 +256,9 @@ def open_source(cfg):
     return (None, None) if cfg.init_from == "scratch" else open_checkpoint(cfg.init_from)
 
 
-def build_model(cfg, data, source, path):
+def build_model(cfg, data, source, path, dist):
     """The model that the options describe, with the weights of the checkpoint to begin from. Raises UserError."""
+    torch.manual_seed(cfg.seed)
     shape = ModelConfig.from_options(cfg, data.tokenizer.vocab_size, source and source["model_config"])
     model = make_model(shape)
     if source:
@@ -270,6 +266,8 @@ def build_model(cfg, data, source, path):
     if cfg.objective == "mlm" and shape.n_types:  # words alone teach a published BERT's sentence head nothing
         for p in (*model.pooler.parameters(), *model.next.parameters()):
             p.requires_grad_(False)
+    model.to(dist.device)
+    kernels.tune(model, dist.device)
     return model
 
 

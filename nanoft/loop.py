@@ -76,21 +76,27 @@ class Run:
                 f"micro-batch(es) x {self.micro}, on {self.dist.device.type} in "
                 f"{str(self.dist.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
 
-    def wrap(self, try_it: Callable[[nn.Module], object], minutes: float, length: int) -> nn.Module:
-        """The model compiled, where that pays, and with its gradients averaged over the processes.
+    def wrap(self, try_it: Callable[[nn.Module], object], compile: bool, length: int) -> nn.Module:
+        """The model, compiled if wanted, with its gradients averaged over the processes.
 
-        try_it(net): one forward and backward pass; minutes: estimate of the run's length; length: tokens a sequence.
+        try_it(net): one forward and backward pass; length: tokens a sequence.
         """
         net = self.model
-        if kernels.wants_compile(self.cfg.compile, minutes, self.dist.device):  # before DDP: a trial waits for nobody
+        if compile:  # before DDP: a trial waits for nobody
             net = kernels.compiled(net, try_it, self.cfg.compile, self.dist.dtype, length, self.log.say)
             self.model.zero_grad(set_to_none=True)
         return distributed.wrap(net, self.dist)
 
     # ---- clock and signals ---------------------------------------------------------------------------------------
 
-    def start_clock(self) -> None:
-        """From here on a budget in minutes counts, and SIGINT or SIGTERM let the step end, save, and leave."""
+    def start(self, watched: dict[str, torch.Tensor]) -> None:
+        """From here on a budget in minutes counts, and SIGINT or SIGTERM let the step end, save, and leave.
+
+        watched: a validation batch whose activations are logged, before the first step, too.
+        """
+        if self.step == 0:
+            self.watch.look(0, watched)
+        self.model.train()
         self.began = time.monotonic() - self.spent
         self.line = (time.monotonic(), self.step)  # when and where the last status line stood
         self.paused, self.tokens = 0.0, 0  # seconds of evaluation, tokens trained on, since that line
@@ -157,8 +163,7 @@ class Run:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         self.step += 1
-        if self.watch:
-            self.watch.gradients(self.step, self.line_due())
+        self.watch.gradients(self.step, self.line_due())
         norm = nn.utils.clip_grad_norm_(parameters, self.cfg.grad_clip or math.inf)
         if self.scaler.is_enabled() and not norm.isfinite():  # fp16 overflow: every rank skips the step
             self.scaler.update(self.scaler.get_scale() / 2)   # and halves the loss scale
@@ -167,8 +172,7 @@ class Run:
                 self.scaler.step(optimizer)
             self.scaler.update()
         self.model.zero_grad(set_to_none=True)
-        if self.watch:
-            self.watch.updated(self.step)
+        self.watch.updated(self.step)
         return norm
 
     # ---- telling and saving --------------------------------------------------------------------------------------
