@@ -312,8 +312,9 @@ def nanoft_classifier(lengths, pad):
     tokenizer = SimpleNamespace(special={"<|pad|>": 8191, "<|endoftext|>": 8190})
     rows, none = np.arange(n), np.zeros(n, dtype=np.int64)
     encoded = features.Encoded(ids=rng.integers(0, 8000, lengths.sum()), begin=np.cumsum([0, *lengths]), row=rows,
-                             second=lengths, targets=rng.integers(0, 2, n), context=none,
-                             own=np.zeros((n, 2), dtype=np.int64), full=lengths, places=[])
+                             second=lengths, targets=rng.integers(0, 2, n), context_start=none,
+                             max_context=np.zeros((n, 2), dtype=np.int64), n_tokens=lengths,
+                             offsets=[])
     kernels.tune(model, device)
     groups = optim.finetuning_groups(model, finetune.Config())
     optimizers = optim.make_optimizers(model, groups, distributed.Dist(0, 1, device, torch.bfloat16))

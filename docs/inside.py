@@ -191,7 +191,7 @@ def the_classifier(walk, state, run, number):
                 if (row["label"] == guess["prediction"]) == (name == "right")]
         if not some:
             raise UserError(f"{run.folder}: none of {len(rows)} rows is {name}; give another --rows")
-        i = min(some, key=lambda i: pieces.full[i])
+        i = min(some, key=lambda i: pieces.n_tokens[i])
         subject = texts.of_row(model, task, tokenizer, rows[i], guesses[i], "", i, pieces, out)
         units, found = texts.units_of(subject.ids, tokenizer), views.look(model, tokenizer, subject, STEPS)
         (target,), (result,), said = subject.targets, found.integrated, guesses[i]["prediction"]

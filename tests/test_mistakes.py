@@ -119,7 +119,7 @@ def test_mistakes_come_with_how_sure_the_model_was():
 
 def test_a_curve_is_of_the_classs_own_probability():
     class Encoded:
-        row, full = np.arange(2), np.zeros(2)
+        row, n_tokens = np.arange(2), np.zeros(2)
 
     rows = [{"label": "b"}, {"label": "a"}]
     truth, probability = one_against_the_rest(TASK, rows, Encoded, np.log([[0.2, 0.8], [0.7, 0.3]]))

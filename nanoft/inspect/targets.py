@@ -56,8 +56,8 @@ def of_row(model, task, tokenizer, row, guess, said, number, pieces, out):
         places = {"cls": [0], "last": [len(ids) - 1]}.get(task["pool"], list(range(len(ids))))
         targets = [Target(name, score, places) for name, score in text_scores(logits, task, out[mine].mean(0))]
     note = f"Piece {best + 1} of {len(mine)}. " if len(mine) > 1 else ""
-    if pieces.full[number] > len(ids) and len(mine) == 1:
-        note += f"The model reads {len(ids)} of its {pieces.full[number]:,} tokens. "
+    if pieces.n_tokens[number] > len(ids) and len(mine) == 1:
+        note += f"The model reads {len(ids)} of its {pieces.n_tokens[number]:,} tokens. "
     if len(targets) > MOST:
         note += f"The first {MOST} of {len(targets)} words with a label. "
     title = " | ".join(" ".join(value) if isinstance(value, list) else value

@@ -7,7 +7,7 @@ import numpy as np
 
 from nanoft import UserError
 from nanoft.batches import CHANGES, GROUPS, IGNORE, shuffled
-from nanoft.tasks.features import TWO_TEXTS, brackets
+from nanoft.tasks.features import TWO_TEXTS, special_ids
 
 
 def batch(encoded, index, task, tokenizer, multiple=1, class_weights=None, change=None):
@@ -25,7 +25,7 @@ def batch(encoded, index, task, tokenizer, multiple=1, class_weights=None, chang
     if change is not None:
         parts = [change(ids, number) for ids, number in zip(parts, index)]
         if kind in ("pair", "regress"):  # some tokens may be gone
-            _, sep, between = brackets(tokenizer)
+            _, sep, between = special_ids(tokenizer)
             second = np.array([len(between) + int(np.flatnonzero(ids == sep)[0]) for ids in parts])
     lengths = np.array([len(ids) for ids in parts])
     T = min(-(-int(lengths.max()) // multiple) * multiple, task["max_length"])

@@ -36,7 +36,7 @@ def vectors(trunk, texts, tokenizer, device, dtype):
         with distributed.autocast(device, dtype):
             x = trunk(batch["ids"], mask=None if mask is None else mask[:, None, None, :])
         out[index] = F.normalize(pooled(x.float(), mask, "mean"), dim=-1).cpu().numpy()  # (B, T, C) -> (B, C)
-    return out, pieces.full
+    return out, pieces.n_tokens
 
 
 def similarity_table(texts, found):

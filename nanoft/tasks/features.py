@@ -1,16 +1,16 @@
-"""Rows of a task as pieces of token ids, and batches of them.
+"""Rows of a task as features: token ids that fit the model, with their targets.
 
     classify, regress   <|cls|> text <|sep|>
     pair                <|cls|> text <|sep|> pair <|sep|>      (regress with a second text, too)
     tag                 <|cls|> words <|sep|>, each word with a space before it
     answer              <|cls|> question <|sep|> a window of the context <|sep|>
-    generate            prompt, end of line, response, <|endoftext|>
+    generate            prompt, line end, response, <|endoftext|>
 
-Between two texts a RoBERTa has two <|sep|>. A row gives one piece, or several where it is too long. A split lies in a
-few flat arrays, not in a list of lists. What encoding needs to know stands in the task: kind, labels, max_length,
-long_text, doc_stride.
+RoBERTa has two <|sep|> between two texts. A row gives one feature, or several where it is too long. The task's fields
+kind, labels, max_length, long_text and doc_stride decide how.
 """
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,76 +20,69 @@ import numpy as np
 from nanoft.batches import IGNORE
 from nanoft.files import available_cores
 
-TWO_TEXTS = ("pair", "regress", "answer")  # the kinds that have types: 0 for the first text, 1 for the second
-LONGEST_QUESTION = 64  # tokens; of a longer question the rest is left out
+TWO_TEXTS = ("pair", "regress", "answer")  # the kinds that have token types: 0 for the first text, 1 for the second
+MAX_QUESTION = 64  # tokens; the rest of a longer question is cut off
 
 
-class Piece(NamedTuple):
-    row: int                 # number of its row
-    ids: np.ndarray          # (T,)
-    second: int              # place where its second text begins, T if it has none
-    target: object           # a number; (K,) for multi-label; (T,) for tag and generate; (start, end) for answer
-    context: int = 0         # answer: number of the context's token at `second`
-    own: tuple = (0, 0)      # answer: places first, end where an answer may begin in this piece
+class Feature(NamedTuple):
+    ids: np.ndarray            # (T,)
+    second: int                # position where the second text begins, T if there is none
+    target: object             # a number; (K,) for multi-label; (T,) for tag and generate; (start, end) for answer
+    context_start: int = 0     # answer: number of the context's token at `second`
+    max_context: tuple = (0, 0)  # answer: start and end of the positions where an answer of this feature may begin
 
 
 @dataclass
 class Encoded:
-    """The pieces of a split, N of them, in the order of their rows."""
-    ids: np.ndarray          # (tokens,) of all pieces, back to back
-    begin: np.ndarray        # (N + 1,) where each piece begins in them, and the end
-    row: np.ndarray          # (N,)
-    second: np.ndarray       # (N,)
-    targets: np.ndarray      # (N,), (N, K) or (N, 2); for tag and generate (tokens,), IGNORE where nothing is asked
-    context: np.ndarray      # (N,)
-    own: np.ndarray          # (N, 2)
-    full: np.ndarray         # (rows,) tokens of each row before anything is cut
-    places: list             # answer, for each row: the first character of each token of the context, and the one after
+    """The N features of a split in the order of their rows, in a few flat arrays instead of many small ones."""
+    ids: np.ndarray            # (tokens,) of all features, back to back
+    begin: np.ndarray          # (N + 1,) feature i is ids[begin[i]:begin[i + 1]]
+    row: np.ndarray            # (N,) number of the row that a feature is of
+    second: np.ndarray         # (N,)
+    targets: np.ndarray        # (N,), (N, K) or (N, 2); for tag and generate (tokens,), IGNORE where there is no target
+    context_start: np.ndarray  # (N,)
+    max_context: np.ndarray    # (N, 2)
+    n_tokens: np.ndarray       # (rows,) tokens of each row before anything is cut
+    offsets: list              # answer: (start, end) of each row, the characters of the context's tokens, each (n,)
 
     @property
-    def lengths(self):
+    def lengths(self) -> np.ndarray:
         return np.diff(self.begin)
 
     def __len__(self):
         return len(self.row)
 
 
-def encode(rows, task, tokenizer):
-    """The rows as pieces. Rows to predict need no labels."""
-    kind, places = task["kind"], []
-    if kind == "tag":
-        pieces, full = tag_pieces(rows, task, tokenizer)
-    elif kind == "answer":
-        pieces, full, places = answer_pieces(rows, task, tokenizer)
-    elif kind == "generate":
-        pieces, full = generate_pieces(rows, task, tokenizer)
-    else:
-        pieces, full = text_pieces(rows, task, tokenizer)
-    targets = [piece.target for piece in pieces]
-    by_token = kind in ("tag", "generate")
+def encode(rows: list[dict], task: dict, tokenizer) -> Encoded:
+    """The features of rows in the form of examples.py; rows to predict need no labels."""
+    kind = task["kind"]
+    make = {"tag": tag_features, "answer": answer_features, "generate": generate_features}.get(kind, text_features)
+    features_of_rows, n_tokens, offsets = zip(*make(rows, task, tokenizer))
+    features = [feature for of_row in features_of_rows for feature in of_row]
+    targets = [feature.target for feature in features]
     number_type = np.float32 if kind == "regress" or task.get("multi_label") else np.int64
     return Encoded(
-        ids=np.concatenate([piece.ids for piece in pieces]).astype(np.uint32),
-        begin=np.cumsum([0] + [len(piece.ids) for piece in pieces]),
-        row=np.array([piece.row for piece in pieces]),
-        second=np.array([piece.second for piece in pieces]),
-        targets=np.concatenate(targets) if by_token else np.array(targets, dtype=number_type),
-        context=np.array([piece.context for piece in pieces]),
-        own=np.array([piece.own for piece in pieces]),
-        full=np.array(full), places=places)
+        ids=np.concatenate([feature.ids for feature in features]).astype(np.uint32),
+        begin=np.cumsum([0] + [len(feature.ids) for feature in features]),
+        row=np.repeat(np.arange(len(rows)), [len(of_row) for of_row in features_of_rows]),
+        second=np.array([feature.second for feature in features]),
+        targets=np.concatenate(targets) if kind in ("tag", "generate") else np.array(targets, dtype=number_type),
+        context_start=np.array([feature.context_start for feature in features]),
+        max_context=np.array([feature.max_context for feature in features]),
+        n_tokens=np.array(n_tokens), offsets=list(offsets))
 
 
-def encode_all(texts, encode):
-    """{text: encode(text)}, each different text once, by all cores."""
-    different = list(dict.fromkeys(texts))
-    parts = [different[i:i + 256] for i in range(0, len(different), 256)]
-    with ThreadPoolExecutor(available_cores()) as pool:  # the engine leaves Python's lock while it works
-        done = list(pool.map(lambda part: [encode(text) for text in part], parts))
-    return dict(zip(different, (found for part in done for found in part)))
+def encode_all(texts: Iterable[str], encode: Callable) -> dict:
+    """{text: encode(text)}, each distinct text once, on all cores."""
+    distinct = list(dict.fromkeys(texts))
+    chunks = [distinct[i:i + 256] for i in range(0, len(distinct), 256)]
+    with ThreadPoolExecutor(available_cores()) as pool:  # the tokenizer releases Python's lock while it works
+        encoded = list(pool.map(lambda chunk: [encode(text) for text in chunk], chunks))
+    return dict(zip(distinct, (ids for chunk in encoded for ids in chunk)))
 
 
-def brackets(tokenizer):
-    """The ids of <|cls|>, of <|sep|> at the end and of those between two texts: (1,), (1,), (1,) or RoBERTa's (2,).
+def special_ids(tokenizer) -> tuple[list, list, list]:
+    """The ids of <|cls|>, of <|sep|> at the end and between two texts: one id each, or RoBERTa's two between texts.
 
     A vocabulary without them (GPT-2's) has <|endoftext|> for both.
     """
@@ -97,13 +90,16 @@ def brackets(tokenizer):
     return [cls], [sep], [sep] * tokenizer.separators
 
 
-def text_pieces(rows, task, tokenizer):
-    cls, sep, between = brackets(tokenizer)
-    ids = encode_all([row[name] for row in rows for name in ("text", "pair") if name in row],
+# ---- the features of each kind: a generator of (features, n_tokens, offsets) for each row --------------------------
+
+
+def text_features(rows, task, tokenizer):
+    """classify, pair and regress. Of two texts that are too long together, the longer one is cut."""
+    cls, sep, between = special_ids(tokenizer)
+    ids = encode_all((row[name] for row in rows for name in ("text", "pair") if name in row),
                      tokenizer.encode_to_numpy)
     number = {label: i for i, label in enumerate(task.get("labels", ()))}
-    pieces, full = [], []
-    for i, row in enumerate(rows):
+    for row in rows:
         if task.get("multi_label"):
             target = np.isin(task["labels"], row.get("labels", []))
         elif task["kind"] == "regress":
@@ -111,125 +107,123 @@ def text_pieces(rows, task, tokenizer):
         else:
             target = number.get(row.get("label"), 0)
         first = ids[row["text"]]
-        if "pair" in row:
-            second = ids[row["pair"]]
-            full.append(len(first) + len(second) + 2 + len(between))
-            room = task["max_length"] - 2 - len(between)
-            keep = min(len(first), max(room // 2, room - len(second)))  # the longer one is cut
-            (first,) = cut(first, keep, task)
-            (second,) = cut(second, room - keep, task)
-            ids_of_both = np.concatenate((cls, first, between, second, sep))
-            pieces.append(Piece(i, ids_of_both, 1 + keep + len(between), target))
+        if "pair" not in row:
+            parts = truncate(first, task["max_length"] - 2, task)
+            yield ([Feature(np.concatenate((cls, part, sep)), len(part) + 2, target) for part in parts],
+                   len(first) + 2, None)
             continue
-        full.append(len(first) + 2)
-        for part in cut(first, task["max_length"] - 2, task):
-            pieces.append(Piece(i, np.concatenate((cls, part, sep)), len(part) + 2, target))
-    return pieces, full
+        second = ids[row["pair"]]
+        n_tokens = len(first) + len(second) + 2 + len(between)
+        room = task["max_length"] - 2 - len(between)
+        room_first = min(len(first), max(room // 2, room - len(second)))
+        (first,), (second,) = truncate(first, room_first, task), truncate(second, room - room_first, task)
+        yield ([Feature(np.concatenate((cls, first, between, second, sep)), 1 + room_first + len(between), target)],
+               n_tokens, None)
 
 
-def cut(ids, room, task):
-    """What is kept of a text of more than `room` tokens: a list of one part, or of several windows."""
+def truncate(ids: np.ndarray, room: int, task: dict) -> list[np.ndarray]:
+    """What is left of a text of more than `room` tokens by the task's long_text: one part, or several windows."""
     if len(ids) <= room:
         return [ids]
     if task["long_text"] == "windows":
-        return [ids[i:i + room] for i in strides(len(ids), room, task["doc_stride"])]
+        return [ids[i:i + room] for i in window_starts(len(ids), room, task["doc_stride"])]
     head = {"head": room, "tail": 0, "head_tail": room // 4}[task["long_text"]]  # 128 of 512, as in arXiv:1905.05583
     return [np.concatenate((ids[:head], ids[len(ids) - (room - head):]))]
 
 
-def strides(n, room, stride):
-    """Where windows of `room` tokens begin that cover n tokens, the last ending with them: int array."""
+def window_starts(n: int, room: int, stride: int) -> np.ndarray:
+    """Where windows of `room` tokens start so that they cover n tokens; the last one ends with them."""
     return np.append(np.arange(0, n - room, min(stride, room)), n - room) if n > room else np.zeros(1, dtype=np.int64)
 
 
-def tag_pieces(rows, task, tokenizer):
-    """The label of a word stands at its first token, or for pool=last (a GPT, which has seen no more) at its last.
+def tag_features(rows, task, tokenizer):
+    """A word's target stands at its first token, or for pool=last (a GPT, which sees no further) at its last one.
 
-    A row too long is cut between words, so that every word has its label. Rows to predict may have no tags: then the
-    first label marks the places. A word of which nothing is left (a BERT vocabulary knows no accents) is unknown.
+    A row that is too long is split between words, so that every word has its target. Rows to predict may lack tags:
+    then the first label stands at each word. A word without tokens (BERT's vocabulary drops accents) is <|unk|>.
     """
-    cls, sep, _ = brackets(tokenizer)
-    ids = encode_all([f" {word}" for row in rows for word in row["words"]], tokenizer.encode_to_numpy)
-    ids = {word: found if len(found) else np.array([tokenizer.special["<|unk|>"]]) for word, found in ids.items()}
+    cls, sep, _ = special_ids(tokenizer)
+    ids = encode_all((f" {word}" for row in rows for word in row["words"]), tokenizer.encode_to_numpy)
+    ids = {word: tokens if len(tokens) else np.array([tokenizer.special["<|unk|>"]]) for word, tokens in ids.items()}
     number = {label: i for i, label in enumerate(task["labels"])}
     room = task["max_length"] - 2
-    pieces, full = [], []
-    for i, row in enumerate(rows):
+    for row in rows:
         words = [ids[f" {word}"][:room] for word in row["words"]]
         tags = row.get("tags") or [task["labels"][0]] * len(words)
-        lengths = [len(word) for word in words]
-        full.append(sum(lengths) + 2)
-        first = 0
-        while first < len(words) or not words and first == 0:
-            last, used = first, 0
-            while last < len(words) and used + lengths[last] <= room:
-                used += lengths[last]
-                last += 1
-            target, bounds = np.full(used + 2, IGNORE), np.cumsum([0, *lengths[first:last]])
-            at = bounds[1:] if task["pool"] == "last" else bounds[:-1] + 1
-            target[at] = [number.get(tag, 0) for tag in tags[first:last]]
-            pieces.append(Piece(i, np.concatenate((cls, *words[first:last], sep)), used + 2, target))
-            first = max(last, 1)
-    return pieces, full
+        features = []
+        for first, end in split_words([len(word) for word in words], room):
+            bounds = np.cumsum([1, *map(len, words[first:end])])  # positions, after <|cls|>
+            target = np.full(bounds[-1] + 1, IGNORE)
+            target[bounds[1:] - 1 if task["pool"] == "last" else bounds[:-1]] = [
+                number.get(tag, 0) for tag in tags[first:end]]
+            features.append(Feature(np.concatenate((cls, *words[first:end], sep)), len(target), target))
+        yield features, sum(map(len, words)) + 2, None
 
 
-def answer_pieces(rows, task, tokenizer):
-    """Windows of the context after the question. Where a window lacks the answer, its target is place 0, <|cls|>.
+def split_words(lengths: list[int], room: int) -> list[tuple[int, int]]:
+    """(first word, end) of consecutive parts with at most `room` tokens, as long as possible. No length is above it."""
+    starts, used = [0], 0
+    for i, length in enumerate(lengths):
+        if used + length > room:
+            starts.append(i)
+            used = 0
+        used += length
+    return list(zip(starts, [*starts[1:], len(lengths)]))
 
-    Windows overlap; an answer may begin at a token only in the window that shows most on both sides of it.
+
+def answer_features(rows, task, tokenizer):
+    """Overlapping windows of the context after the question; the target of a window without the answer is <|cls|>.
+
+    An answer may begin at a token only in the window with the most context on both sides of the token, the "max
+    context" of BERT's code for SQuAD (arXiv:1810.04805).
     """
-    cls, sep, between = brackets(tokenizer)
-    questions = encode_all([row["question"] for row in rows], tokenizer.encode_to_numpy)
-    contexts = encode_all([row["context"] for row in rows], tokenizer.encode_with_offsets)
-    pieces, full, places = [], [], []
-    for i, row in enumerate(rows):
+    cls, sep, between = special_ids(tokenizer)
+    questions = encode_all((row["question"] for row in rows), tokenizer.encode_to_numpy)
+    contexts = encode_all((row["context"] for row in rows), tokenizer.encode_with_offsets)
+    for row in rows:
         context, char_start, char_end = contexts[row["context"]]
-        question = questions[row["question"]][:min(LONGEST_QUESTION, task["max_length"] // 2 - 2)]
-        places.append((char_start, char_end))
-        full.append(len(context) + len(question) + 2 + len(between))
+        question = questions[row["question"]][:min(MAX_QUESTION, task["max_length"] // 2 - 2)]
         first = last = -1  # tokens of the answer
         if row.get("answers"):
-            begin = row["answers"][0]["start"]
-            first = np.searchsorted(char_end, begin, side="right")
-            last = np.searchsorted(char_start, begin + len(row["answers"][0]["text"])) - 1
+            answer = row["answers"][0]
+            first = np.searchsorted(char_end, answer["start"], side="right")
+            last = np.searchsorted(char_start, answer["start"] + len(answer["text"])) - 1
         n, second = len(context), 1 + len(question) + len(between)
         room = task["max_length"] - second - 1
-        starts = strides(n, room, task["doc_stride"])
+        starts = window_starts(n, room, task["doc_stride"])
         ends = np.minimum(starts + room, n)
         token = np.arange(n)
-        seen = np.minimum(token - starts[:, None], ends[:, None] - 1 - token)  # (windows, n) tokens on the poorer side
-        owner = seen.argmax(axis=0)
+        margin = np.minimum(token - starts[:, None], ends[:, None] - 1 - token)  # (windows, n) on the shorter side
+        best_window = margin.argmax(axis=0)  # (n,)
+        features = []
         for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist())):
-            mine = np.flatnonzero(owner == number)
-            own = (int(mine[0]), int(mine[-1]) + 1) if len(mine) else (start, start)
-            inside = start <= first <= last < end
-            pieces.append(Piece(
-                i, np.concatenate((cls, question, between, context[start:end], sep)), second,
-                (second + first - start, second + last - start) if inside else (0, 0), start,
-                (second + own[0] - start, second + own[1] - start)))
-    return pieces, full, places
+            own = np.flatnonzero(best_window == number)
+            own_start, own_end = (int(own[0]), int(own[-1]) + 1) if len(own) else (start, start)
+            shift = second - start  # from a token of the context to its position
+            target = (first + shift, last + shift) if start <= first <= last < end else (0, 0)
+            features.append(Feature(np.concatenate((cls, question, between, context[start:end], sep)), second, target,
+                                    start, (own_start + shift, own_end + shift)))
+        yield features, n + second + 1, (char_start, char_end)
 
 
-def generate_pieces(rows, task, tokenizer):
-    """Ids and the tokens that follow them; asked for are the response's and <|endoftext|> alone.
+def generate_features(rows, task, tokenizer):
+    """Ids, and as targets the next tokens, of the response and <|endoftext|> alone.
 
-    Too long a row loses the beginning of its prompt, then the end of its response.
+    A row that is too long loses the beginning of its prompt, then the end of its response.
     """
-    ids = encode_all([text for row in rows for text in (prompt_text(row["prompt"]), row["response"])],
+    ids = encode_all((text for row in rows for text in (prompt_text(row["prompt"]), row["response"])),
                      tokenizer.encode_to_numpy)
-    end = tokenizer.special["<|endoftext|>"]
-    pieces, full = [], []
-    for i, row in enumerate(rows):
-        prompt, response = ids[prompt_text(row["prompt"])], np.append(ids[row["response"]], end)
-        full.append(len(prompt) + len(response) - 1)
+    for row in rows:
+        prompt = ids[prompt_text(row["prompt"])]
+        response = np.append(ids[row["response"]], tokenizer.special["<|endoftext|>"])
+        n_tokens = len(prompt) + len(response) - 1
         response = response[:task["max_length"]]
         prompt = prompt[len(prompt) - min(len(prompt), task["max_length"] + 1 - len(response)):]
         both = np.concatenate((prompt, response)).astype(np.int64)
         target = np.where(np.arange(1, len(both)) < len(prompt), IGNORE, both[1:])
-        pieces.append(Piece(i, both[:-1], len(both) - 1, target))
-    return pieces, full
+        yield [Feature(both[:-1], len(both) - 1, target)], n_tokens, None
 
 
-def prompt_text(prompt):
-    """A prompt as the model sees it: ended by a line end, which says that now comes the response."""
+def prompt_text(prompt: str) -> str:
+    """A prompt as the model sees it: ended by a line end, after which the response begins."""
     return prompt.rstrip() + "\n"

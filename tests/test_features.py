@@ -47,7 +47,7 @@ def test_a_text_and_a_pair_stand_between_their_marks(tokenizer):
     rows = [{"text": "one two", "label": "b"}, {"text": "", "label": "a"}]
     encoded = features.encode(rows, task(), tokenizer)
     assert ids_of(encoded, 0) == [cls, *tokenizer.encode("one two"), sep] and ids_of(encoded, 1) == [cls, sep]
-    assert encoded.targets.tolist() == [1, 0] and encoded.full.tolist() == encoded.lengths.tolist()
+    assert encoded.targets.tolist() == [1, 0] and encoded.n_tokens.tolist() == encoded.lengths.tolist()
     encoded = features.encode([{"text": "one", "pair": "two three", "label": "a"}], task("pair"), tokenizer)
     one, two = tokenizer.encode("one"), tokenizer.encode("two three")
     assert ids_of(encoded, 0) == [cls, *one, sep, *two, sep]
@@ -74,7 +74,7 @@ def test_between_two_texts_a_roberta_has_two_marks(roberta):
             {"text": "one " * 40, "pair": "two " * 40, "label": "a"}]
     encoded = features.encode(rows, task("pair"), roberta)
     one, two = roberta.encode("one two"), roberta.encode("three")
-    assert ids_of(encoded, 0) == [0, *one, 2, 2, *two, 2] and encoded.full[0] == len(one) + len(two) + 4
+    assert ids_of(encoded, 0) == [0, *one, 2, 2, *two, 2] and encoded.n_tokens[0] == len(one) + len(two) + 4
     batch = collate.batch(encoded, [0, 1], task("pair"), roberta)
     assert batch["ids"].shape == (2, 32) and (batch["ids"][1, -1], batch["ids"][0, -1]) == (2, 1)
     assert batch["types"][0].tolist() == [0] * (len(one) + 3) + [1] * (len(two) + 1) + [0] * (28 - len(one) - len(two))
@@ -92,7 +92,7 @@ def test_of_a_long_pair_the_longer_text_is_cut_and_no_place_is_wasted(tokenizer,
     texts = ["x" * n for n in lengths]
     a, b = (len(tokenizer.encode(text)) for text in texts)
     encoded = features.encode([{"text": texts[0], "pair": texts[1], "label": "a"}], task("pair"), tokenizer)
-    assert encoded.lengths[0] == min(32, a + b + 3) and encoded.full[0] == a + b + 3
+    assert encoded.lengths[0] == min(32, a + b + 3) and encoded.n_tokens[0] == a + b + 3
     first, second = encoded.second[0] - 2, encoded.lengths[0] - encoded.second[0] - 1
     assert first == a or first >= second - 1 and second == min(b, 29 - first)
     assert second == b or second >= first - 1
@@ -100,16 +100,16 @@ def test_of_a_long_pair_the_longer_text_is_cut_and_no_place_is_wasted(tokenizer,
 
 def test_what_is_kept_of_a_long_text(tokenizer):
     ids = np.arange(100)
-    kept = {how: features.cut(ids, 20, task(long_text=how)) for how in ("head", "tail", "head_tail", "windows")}
+    kept = {how: features.truncate(ids, 20, task(long_text=how)) for how in ("head", "tail", "head_tail", "windows")}
     assert kept["head"][0].tolist() == list(range(20)) and kept["tail"][0].tolist() == list(range(80, 100))
     assert kept["head_tail"][0].tolist() == [*range(5), *range(85, 100)]
     assert all(len(part) == 20 for part in kept["windows"]) and set(np.concatenate(kept["windows"])) == set(range(100))
-    assert all(len(features.cut(ids[:20], 20, task(long_text=how))) == 1 for how in kept)
+    assert all(len(features.truncate(ids[:20], 20, task(long_text=how))) == 1 for how in kept)
 
 
 @pytest.mark.parametrize("n, room, stride", [(100, 20, 5), (21, 20, 30), (20, 20, 5), (100, 30, 30), (0, 5, 5)])
 def test_windows_cover_every_token_even_with_a_stride_that_is_too_long(n, room, stride):
-    starts = features.strides(n, room, stride)
+    starts = features.window_starts(n, room, stride)
     assert set(range(n)) == {i for start in starts for i in range(start, min(start + room, n))}
     assert len(set(starts.tolist())) == len(starts)
 
@@ -168,8 +168,8 @@ def test_answers_lie_at_their_exact_characters_whatever_the_script(kind, request
             continue
         found.add(int(row))
         assert encoded.second[i] <= start <= end < encoded.lengths[i] - 1
-        char_start, char_end = encoded.places[row]
-        shift = encoded.context[i] - encoded.second[i]
+        char_start, char_end = encoded.offsets[row]
+        shift = encoded.context_start[i] - encoded.second[i]
         begin, stop = char_start[start + shift], char_end[end + shift]
         context, answer = QUESTIONS[row]["context"], QUESTIONS[row]["answers"][0]
         assert begin <= answer["start"] and answer["start"] + len(answer["text"]) <= stop
@@ -185,7 +185,7 @@ def test_answers_lie_at_their_exact_characters_whatever_the_script(kind, request
 def test_an_empty_context_is_a_window_without_a_place_for_an_answer(tokenizer):
     row = {"context": "", "question": "which?", "id": "0", "answers": []}
     encoded = features.encode([row], task("answer"), tokenizer)
-    assert len(encoded) == 1 and encoded.own[0, 0] == encoded.own[0, 1]
+    assert len(encoded) == 1 and encoded.max_context[0, 0] == encoded.max_context[0, 1]
     assert collate.batch(encoded, [0], task("answer"), tokenizer)["allowed"].sum() == 1
 
 
@@ -193,12 +193,12 @@ def test_each_token_of_a_context_belongs_to_the_window_that_shows_most_around_it
     encoded = features.encode(QUESTIONS[-1:], task("answer"), tokenizer)
     owned = []
     for i in range(len(encoded)):
-        lo, hi = encoded.own[i] - encoded.second[i] + encoded.context[i]
+        lo, hi = encoded.max_context[i] - encoded.second[i] + encoded.context_start[i]
         owned += range(lo, hi)
-        inner = lo > 0 and hi < len(encoded.places[0][0])
+        inner = lo > 0 and hi < len(encoded.offsets[0][0])
         if inner:  # a window in the middle owns its middle
-            assert encoded.second[i] + 5 < encoded.own[i, 0] and encoded.own[i, 1] < encoded.lengths[i] - 5
-    assert sorted(owned) == list(range(len(encoded.places[0][0])))
+            assert encoded.second[i] + 5 < encoded.max_context[i, 0] and encoded.max_context[i, 1] < encoded.lengths[i] - 5
+    assert sorted(owned) == list(range(len(encoded.offsets[0][0])))
 
 
 def test_a_response_is_asked_for_and_its_prompt_is_not(tokenizer):
