@@ -5,7 +5,7 @@
     python -m bench --peers --nanogpt=../nanoGPT           # beside its peers, in an environment that has them
     python -m bench --only=size                            # the slow part: an hour
     python -m bench --profile                              # where a step's time goes
-    python -m bench --readme                               # the README's table, from bench/results/*.json
+    python -m bench --page                                 # the tables of docs/benchmarks.md, from bench/results/
 
 Contenders take turns, A, B, A, B, ..., each in a process of its own, and medians over the rounds are shown: the rate of
 a machine that others use too can move by a third within minutes. All of it is on the CPU, and on Linux or macOS.
@@ -43,7 +43,7 @@ class Options:
     nanogpt: str = ""         # beside nanoGPT: a folder with its model.py and train.py
     match: str = ""           # only contenders whose name this regular expression finds, such as "nanoft bf16"
     profile: bool = False     # where the time of nanoft's step goes
-    readme: bool = False      # write the README's block from the results; alone: measure nothing
+    page: bool = False        # write the tables of docs/benchmarks.md from the results; alone: measure nothing
     target: float = 1.886     # validation loss to reach on Shakespeare, nats per character: where nanoGPT's recipe ends
     text: str = ""            # a UTF-8 text for the tokenizers; empty is WikiText-2's training text
     vocab_size: int = 8192    # of the tokenizers
@@ -66,9 +66,9 @@ def check(cfg):
 
 
 def parts_of(cfg):
-    """The parts to measure, in order. --profile and --readme without --only ask for nothing else."""
+    """The parts to measure, in order. --profile and --page without --only ask for nothing else."""
     named = [part.strip() for part in cfg.only.split(",") if part.strip()]
-    if not named and not cfg.profile and not cfg.readme:
+    if not named and not cfg.profile and not cfg.page:
         named = [part for part in MEASURE if part not in SLOW]
     return named + ["profile"] * (cfg.profile and "profile" not in named)
 
@@ -100,12 +100,12 @@ def main():
     results.pop("profile", None)  # printed by itself
     if results:
         print("\n" + "\n".join(report.table(results)), flush=True)
-    if cfg.readme:
+    if cfg.page:
         kept = report.load(folder)
         if not kept:
             raise UserError(f"{cfg.results} holds no results yet; measure first, with python -m bench")
-        report.rewrite(ROOT / "README.md", report.readme_block(kept))
-        print("README.md: its block is written anew")
+        report.rewrite(ROOT / "docs" / "benchmarks.md", report.page_block(kept))
+        print("docs/benchmarks.md: its tables are written anew")
 
 
 def shown_command(words):

@@ -1,4 +1,4 @@
-"""Results on disk, as a table on the terminal, as a block of the README, and as a plot."""
+"""Results on disk, as a table on the terminal, as the tables of docs/benchmarks.md, and as a plot."""
 
 import json
 import re
@@ -87,7 +87,7 @@ def load(folder=RESULTS):
     return {machine: results for machine, results in kept.items() if results}
 
 
-def readme_block(kept):
+def page_block(kept):
     """Markdown of all kept results, machine by machine."""
     return "\n\n".join(machine_block(results, folder) for folder, results in kept.items())
 
@@ -116,7 +116,7 @@ def machine_block(results, folder):
         lines += ["", *size_table(results["size"])]
         if (folder / "size.png").exists():
             lines += ["", "![Tokens a second and peak memory against the context]"
-                          f"(bench/results/{folder.name}/size.png)"]
+                          f"(../bench/results/{folder.name}/size.png)"]
     return "\n".join(lines)
 
 

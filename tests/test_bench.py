@@ -58,7 +58,7 @@ def test_a_peer_in_bf16_is_not_set_beside_fp32(result):
     assert [report.beside(result["rows"][0], row) for row in result["rows"]] == [False, True, True]
 
 
-def test_readme_block_is_made_of_what_was_kept(result, tmp_path):
+def test_page_block_is_made_of_what_was_kept(result, tmp_path):
     report.save("step", result, MACHINE, "python -m bench", "2026-11-22", tmp_path)
     other = MACHINE | {"cpu": "Another(R) one", "isa": "AVX512 + amx_bf16"}
     report.save("step", result, other, "python -m bench", "2026-11-23", tmp_path)
@@ -66,20 +66,20 @@ def test_readme_block_is_made_of_what_was_kept(result, tmp_path):
     assert [folder.name for folder in kept] == ["a-processor-avx2-2-cores", "another-one-amx-bf16-2-cores"]
     step = kept[tmp_path / "a-processor-avx2-2-cores"]["step"]
     assert step["rows"] == result["rows"] and step["machine"] == MACHINE
-    block = report.readme_block(kept)
+    block = report.page_block(kept)
     assert "2 cores of Another(R) one (AVX512 + amx_bf16), 8 GB, torch 2.13.0**; 2026-11-23" in block
     assert ("| a step: bf16 compiled | 20.0 tokens/s (70% of bf16 matrix product) "
             "| peer fp32 eager 10.0 (**2.00x**), peer bf16 5.00 (**4.00x**) |") in block
     assert "2 cores of a processor (AVX2), 8 GB, torch 2.13.0**; 2026-11-22" in block
-    readme = tmp_path / "README.md"
-    readme.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow 中文\n", encoding="utf-8")
-    report.rewrite(readme, block)
-    report.rewrite(readme, block)
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow 中文\n", encoding="utf-8")
+    report.rewrite(page, block)
+    report.rewrite(page, block)
     text = f"above\n{report.BEGIN}\n{block}\n{report.END}\nbelow 中文\n"
-    assert readme.read_text(encoding="utf-8") == text
-    readme.write_text(f"{report.END}\n{report.BEGIN}", encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == text
+    page.write_text(f"{report.END}\n{report.BEGIN}", encoding="utf-8")
     with pytest.raises(UserError, match="has no block"):
-        report.rewrite(readme, block)
+        report.rewrite(page, block)
 
 
 def test_size_table_and_plot(tmp_path):
@@ -122,7 +122,7 @@ def test_options_are_checked_and_paths_are_not_kept(tmp_path):
     assert parts_of(Options()) == ["ceilings", "step", "memory", "first_step", "loss", "bpe", "tokenize", "finetune",
                                      "generate"]
     assert parts_of(Options(only="size, bpe")) == ["size", "bpe"]
-    assert parts_of(Options(readme=True)) == [] and parts_of(Options(profile=True)) == ["profile"]
+    assert parts_of(Options(page=True)) == [] and parts_of(Options(profile=True)) == ["profile"]
     problems = check(Options(only="stpe", rounds=0, nanogpt=str(tmp_path), match="("))
     assert len(problems) == 4 and "no part 'stpe'" in problems[0]
     words = ["--nanogpt=/some/where/nanoGPT/", "--peers", "--text=/a/b.txt", "--match=a b"]
