@@ -101,7 +101,7 @@ class Config:
 
 def check(cfg):
     """Sentences on options that cannot be, or cannot go together."""
-    problems = check_model(start.scratch_model(cfg)) + config.run_problems(cfg)
+    problems = check_model(start.scratch_shape(cfg)) + config.run_problems(cfg)
     problems += config.at_least(cfg, 1, "batch_size", "log_interval", "doc_stride", "max_answer")
     problems += config.at_least(cfg, 0, "seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr",
                                 "muon_lr", "patience", "weight_decay", "grad_clip", "eval_interval", "unfreeze_every",
@@ -259,11 +259,11 @@ class Data:
         self.steps_per_epoch = -(-len(self.features["train"]) // self.cfg.batch_size)
         self.multiple = 64 if self.cfg.compile == "true" else 1  # compiled code is made anew for each length
         balanced = self.cfg.class_weights == "balanced"
-        self.weights = collate.balanced(self.features["train"], len(self.task["labels"])) if balanced else None
+        self.weights = collate.balanced_weights(self.features["train"], len(self.task["labels"])) if balanced else None
 
     def order(self, epoch):
         """The features of an epoch in batches of like lengths: int64 (steps, batch_size)."""
-        return collate.grouped(self.features["train"].lengths, self.cfg.batch_size, self.cfg.seed, epoch)
+        return collate.group_by_length(self.features["train"].lengths, self.cfg.batch_size, self.cfg.seed, epoch)
 
     def make_batch(self, rows):
         """The training batch with these global row numbers, a pure function of them and the seed."""
@@ -271,7 +271,7 @@ class Data:
         epoch, number = divmod(step, self.steps_per_epoch)
         index = self.order(epoch)[number][rows % self.cfg.batch_size]
         return collate.batch(self.features["train"], index, self.task, self.tokenizer, self.multiple, self.weights,
-                              collate.changes(self.cfg, self.tokenizer, epoch))
+                              collate.augmentation(self.cfg, self.tokenizer, epoch))
 
     def tokens_of(self, step):
         """How many tokens the batch of a step holds, without padding."""
@@ -291,16 +291,16 @@ class Data:
 
 def open_data(cfg, dist, source, path):
     """The rows, the task and the model's shape; rows as features, always by the pretrained model's tokenizer."""
-    task, rows, tokenizer = start.open_data(cfg, dist, source, path)
+    task, rows, tokenizer = start.open_data(cfg, dist, path)
     shape = None
     if cfg.eval_only:
-        task = start.known_task(source, path, task, rows)
+        task = start.saved_task(source, path, task, rows)
     else:
         shape = start.model_shape(cfg, source, path, tokenizer, task)
         task = start.complete_task(task, cfg, shape, rows)
         if cfg.resume:
-            start.same_task(source, path, task)
-    collate.check_changes(cfg, task, tokenizer)
+            start.check_same_task(source, path, task)
+    collate.check_augmentation(cfg, task, tokenizer)
     encoded = {split: features.encode(some, task, tokenizer) for split, some in rows.items()}
     if dist.main:
         n_tokens = {split: some.n_tokens.tolist() for split, some in encoded.items()}
@@ -380,10 +380,11 @@ def describe(run, data, steps):
     """The first lines of the log: which parameters are trained and when, and the run."""
     per_epoch, lengths = data.steps_per_epoch, data.features["train"].lengths
     lines = freezing.describe_parameters(run.model)
-    for line in lines + freezing.describe_thawing(run.optimizers, steps / per_epoch):
+    for line in lines + freezing.describe_unfreezing(run.optimizers, steps / per_epoch):
         run.log.say(line)
-    run.log.say(f"run    {steps:,} steps, {per_epoch:,} an epoch, {collate.padding(lengths, data.order(0)):.1%} of the "
-                f"tokens padding; {run.describe('features')}")
+    padding = collate.padding_fraction(lengths, data.order(0))
+    run.log.say(f"run    {steps:,} steps, {per_epoch:,} an epoch, {padding:.1%} of the tokens padding; "
+                f"{run.describe('features')}")
 
 
 def described(task, scores):

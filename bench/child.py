@@ -328,7 +328,7 @@ def nanoft_classifier(lengths, pad):
             optimizer.step()
         model.zero_grad(set_to_none=True)
 
-    return collate.grouped(lengths, 32, 1, 0), learn, update
+    return collate.group_by_length(lengths, 32, 1, 0), learn, update
 
 
 def transformers_classifier(lengths, pad):

@@ -1,4 +1,4 @@
-"""Rows to pieces of token ids, and batches of pieces of like lengths."""
+"""Rows to features: special tokens, truncation, windows, and targets at the right tokens."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ def task(kind="classify", **fields):
 
 
 @pytest.fixture(scope="module")
-def pieces():
-    """BERT's kind, without accents: a list of characters and some words."""
+def wordpiece():
+    """As BERT's, without accents: characters and some words."""
     letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789.,—'！？") | set(filter(str.isalpha, TEXT)))
     words = ["capital", "cafe", "##ive", "paris"]
     return WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + c for c in letters), *words],
@@ -42,7 +42,7 @@ def ids_of(encoded, i):
     return encoded.ids[encoded.begin[i]:encoded.begin[i + 1]].tolist()
 
 
-def test_a_text_and_a_pair_stand_between_their_marks(tokenizer):
+def test_a_text_and_a_pair_stand_between_special_tokens(tokenizer):
     cls, sep = tokenizer.special["<|cls|>"], tokenizer.special["<|sep|>"]
     rows = [{"text": "one two", "label": "b"}, {"text": "", "label": "a"}]
     encoded = features.encode(rows, task(), tokenizer)
@@ -55,21 +55,7 @@ def test_a_text_and_a_pair_stand_between_their_marks(tokenizer):
     assert types == [0] * (len(one) + 2) + [1] * (len(two) + 1)
 
 
-def test_a_token_that_both_texts_have_has_a_type_of_its_own(tokenizer):
-    rows = [{"text": "one two", "pair": "three two one", "label": "a"}, {"text": "one", "pair": "six", "label": "a"}]
-    wanted = task("pair", match_types=True)
-    found = collate.batch(features.encode(rows, wanted, tokenizer), [0, 1], wanted, tokenizer)
-    sep = tokenizer.special["<|sep|>"]
-    for ids, types in zip(found["ids"].tolist(), found["types"].tolist()):
-        middle = ids.index(sep) + 1
-        end = ids.index(sep, middle) + 1
-        first, second = ids[:middle], ids[middle:end]
-        assert types[:middle] == [2 * (token in second) for token in first]
-        assert types[middle:] == [1 + 2 * (token in first) for token in second] + [0] * (len(ids) - end)
-    assert 2 in found["types"][0] and found["types"][1].tolist().count(2) == 1  # of the strangers <|sep|> alone
-
-
-def test_between_two_texts_a_roberta_has_two_marks(roberta):
+def test_roberta_has_two_separators_between_two_texts(roberta):
     rows = [{"text": "one two", "pair": "three", "label": "a"},
             {"text": "one " * 40, "pair": "two " * 40, "label": "a"}]
     encoded = features.encode(rows, task("pair"), roberta)
@@ -78,7 +64,7 @@ def test_between_two_texts_a_roberta_has_two_marks(roberta):
     batch = collate.batch(encoded, [0, 1], task("pair"), roberta)
     assert batch["ids"].shape == (2, 32) and (batch["ids"][1, -1], batch["ids"][0, -1]) == (2, 1)
     assert batch["types"][0].tolist() == [0] * (len(one) + 3) + [1] * (len(two) + 1) + [0] * (28 - len(one) - len(two))
-    again = collate.batch(encoded, [0, 1], task("pair"), roberta, change=lambda ids, number: ids)
+    again = collate.batch(encoded, [0, 1], task("pair"), roberta, augment=lambda ids, number: ids)
     assert (again["types"] == batch["types"]).all()
     answer = features.encode([{"question": "one", "context": "two three", "id": "0", "answers": [
         {"text": "three", "start": 4}]}], task("answer"), roberta)
@@ -88,7 +74,7 @@ def test_between_two_texts_a_roberta_has_two_marks(roberta):
 
 
 @pytest.mark.parametrize("lengths", [(3, 50), (50, 3), (50, 50), (0, 40), (14, 15), (15, 15)])
-def test_of_a_long_pair_the_longer_text_is_cut_and_no_place_is_wasted(tokenizer, lengths):
+def test_the_longer_text_of_a_pair_is_cut_and_no_position_is_wasted(tokenizer, lengths):
     texts = ["x" * n for n in lengths]
     a, b = (len(tokenizer.encode(text)) for text in texts)
     encoded = features.encode([{"text": texts[0], "pair": texts[1], "label": "a"}], task("pair"), tokenizer)
@@ -98,13 +84,13 @@ def test_of_a_long_pair_the_longer_text_is_cut_and_no_place_is_wasted(tokenizer,
     assert second == b or second >= first - 1
 
 
-def test_what_is_kept_of_a_long_text(tokenizer):
+def test_what_is_left_of_a_long_text(tokenizer):
     ids = np.arange(100)
-    kept = {how: features.truncate(ids, 20, task(long_text=how)) for how in ("head", "tail", "head_tail", "windows")}
-    assert kept["head"][0].tolist() == list(range(20)) and kept["tail"][0].tolist() == list(range(80, 100))
-    assert kept["head_tail"][0].tolist() == [*range(5), *range(85, 100)]
-    assert all(len(part) == 20 for part in kept["windows"]) and set(np.concatenate(kept["windows"])) == set(range(100))
-    assert all(len(features.truncate(ids[:20], 20, task(long_text=how))) == 1 for how in kept)
+    left = {how: features.truncate(ids, 20, task(long_text=how)) for how in ("head", "tail", "head_tail", "windows")}
+    assert left["head"][0].tolist() == list(range(20)) and left["tail"][0].tolist() == list(range(80, 100))
+    assert left["head_tail"][0].tolist() == [*range(5), *range(85, 100)]
+    assert all(len(part) == 20 for part in left["windows"]) and set(np.concatenate(left["windows"])) == set(range(100))
+    assert all(len(features.truncate(ids[:20], 20, task(long_text=how))) == 1 for how in left)
 
 
 @pytest.mark.parametrize("n, room, stride", [(100, 20, 5), (21, 20, 30), (20, 20, 5), (100, 30, 30), (0, 5, 5)])
@@ -114,7 +100,7 @@ def test_windows_cover_every_token_even_with_a_stride_that_is_too_long(n, room, 
     assert len(set(starts.tolist())) == len(starts)
 
 
-def test_a_label_stands_at_the_first_token_of_its_word_and_no_word_is_lost(tokenizer):
+def test_a_target_stands_at_the_first_token_of_its_word_and_no_word_is_lost(tokenizer):
     words = ["Paris", "extraordinarily", "café", "北京", "is"] * 6
     tags = ["a", "b", "a", "b", "a"] * 6
     encoded = features.encode([{"words": words, "tags": tags}, {"words": [], "tags": []},
@@ -132,17 +118,17 @@ def test_a_label_stands_at_the_first_token_of_its_word_and_no_word_is_lost(token
         assert last.ids[at + 1 - len(ids):at + 1].tolist() == ids
 
 
-def test_a_word_without_a_piece_is_unknown_and_keeps_its_label(pieces):
+def test_a_word_without_tokens_is_unknown_and_keeps_its_target(wordpiece):
     words, tags = ["Café", "\ufe0f", "is", "\u0301", "naïve"], ["a", "b", "a", "b", "b"]
-    encoded = features.encode([{"words": words, "tags": tags}], task("tag"), pieces)
+    encoded = features.encode([{"words": words, "tags": tags}], task("tag"), wordpiece)
     at = np.flatnonzero(encoded.targets != IGNORE)
     assert [task()["labels"][i] for i in encoded.targets[at]] == tags
-    assert [pieces.content["tokens"][i] for i in encoded.ids[at]] == ["cafe", "[UNK]", "i", "[UNK]", "n"]
+    assert [wordpiece.content["tokens"][i] for i in encoded.ids[at]] == ["cafe", "[UNK]", "i", "[UNK]", "n"]
 
 
-def test_an_answer_of_which_nothing_is_left_is_none(pieces):
+def test_an_answer_without_tokens_is_no_answer(wordpiece):
     row = {"context": "one \u200b two", "question": "which?", "id": "0", "answers": [{"text": "\u200b", "start": 4}]}
-    assert features.encode([row], task("answer"), pieces).targets.tolist() == [[0, 0]]
+    assert features.encode([row], task("answer"), wordpiece).targets.tolist() == [[0, 0]]
 
 
 CONTEXTS = {
@@ -156,7 +142,7 @@ QUESTIONS = [{"context": context, "question": "which?", "id": f"{i}", "answers":
                  for at in (context.find(text), context.rfind(text)))]
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "pieces", "roberta"])
+@pytest.mark.parametrize("kind", ["tokenizer", "wordpiece", "roberta"])
 def test_answers_lie_at_their_exact_characters_whatever_the_script(kind, request):
     tokenizer = request.getfixturevalue(kind)
     encoded = features.encode(QUESTIONS, task("answer"), tokenizer)
@@ -173,7 +159,7 @@ def test_answers_lie_at_their_exact_characters_whatever_the_script(kind, request
         begin, stop = char_start[start + shift], char_end[end + shift]
         context, answer = QUESTIONS[row]["context"], QUESTIONS[row]["answers"][0]
         assert begin <= answer["start"] and answer["start"] + len(answer["text"]) <= stop
-        if kind != "pieces":
+        if kind != "wordpiece":
             text = tokenizer.decode(ids_of(encoded, i)[start:end + 1])
             assert text.strip("\ufffd") in context[begin:stop]
         # no token is taken that has nothing of the answer
@@ -182,87 +168,29 @@ def test_answers_lie_at_their_exact_characters_whatever_the_script(kind, request
     assert found == set(range(len(QUESTIONS)))
 
 
-def test_an_empty_context_is_a_window_without_a_place_for_an_answer(tokenizer):
+def test_an_empty_context_is_one_window_that_can_hold_no_answer(tokenizer):
     row = {"context": "", "question": "which?", "id": "0", "answers": []}
     encoded = features.encode([row], task("answer"), tokenizer)
     assert len(encoded) == 1 and encoded.max_context[0, 0] == encoded.max_context[0, 1]
     assert collate.batch(encoded, [0], task("answer"), tokenizer)["allowed"].sum() == 1
 
 
-def test_each_token_of_a_context_belongs_to_the_window_that_shows_most_around_it(tokenizer):
+def test_each_token_of_a_context_has_its_max_context_in_one_window(tokenizer):
     encoded = features.encode(QUESTIONS[-1:], task("answer"), tokenizer)
-    owned = []
+    tokens = []
     for i in range(len(encoded)):
         lo, hi = encoded.max_context[i] - encoded.second[i] + encoded.context_start[i]
-        owned += range(lo, hi)
-        inner = lo > 0 and hi < len(encoded.offsets[0][0])
-        if inner:  # a window in the middle owns its middle
-            assert encoded.second[i] + 5 < encoded.max_context[i, 0] and encoded.max_context[i, 1] < encoded.lengths[i] - 5
-    assert sorted(owned) == list(range(len(encoded.offsets[0][0])))
+        tokens += range(lo, hi)
+        if lo > 0 and hi < len(encoded.offsets[0][0]):  # an inner window has it in its middle
+            start, end = encoded.max_context[i]
+            assert encoded.second[i] + 5 < start and end < encoded.lengths[i] - 5
+    assert sorted(tokens) == list(range(len(encoded.offsets[0][0])))
 
 
-def test_a_response_is_asked_for_and_its_prompt_is_not(tokenizer):
+def test_the_response_has_targets_and_the_prompt_has_none(tokenizer):
     rows = [{"prompt": "one two ", "response": "three"}, {"prompt": "one " * 50, "response": "two " * 50}]
     encoded = features.encode(rows, task("generate"), tokenizer)
     prompt, response = tokenizer.encode("one two\n"), tokenizer.encode("three") + [tokenizer.special["<|endoftext|>"]]
     assert ids_of(encoded, 0) == (prompt + response)[:-1]
     assert encoded.targets[:encoded.begin[1]].tolist() == [IGNORE] * (len(prompt) - 1) + response
     assert encoded.lengths[1] <= 32 and (encoded.targets[encoded.begin[1]:] != IGNORE).all()
-
-
-# --- batches
-
-
-def test_grouped_batches_are_a_pure_function_and_waste_little():
-    lengths = np.random.default_rng(1).lognormal(2.56, 0.7, size=20_000).clip(3, 80).astype(int)  # as those of SST-2
-    groups = collate.grouped(lengths, 32, 1, 0)
-    assert groups.shape == (625, 32) and sorted(groups.ravel()) == list(range(20_000))
-    assert collate.padding(lengths, groups) < 0.05
-    assert (groups == collate.grouped(lengths, 32, 1, 0)).all()
-    for other in (collate.grouped(lengths, 32, 1, 1), collate.grouped(lengths, 32, 2, 0)):
-        assert not {frozenset(batch) for batch in groups.tolist()} & {frozenset(batch) for batch in other.tolist()}
-        assert collate.padding(lengths, other) < 0.05
-    longest = lengths[groups].max(axis=1)
-    assert abs(np.corrcoef(np.arange(len(longest)), longest)[0, 1]) < 0.2  # not from short to long
-
-
-@pytest.mark.parametrize("n", [1, 5, 33])
-def test_a_small_set_fills_its_last_batch_with_rows_of_the_same_epoch(n):
-    groups = collate.grouped(np.arange(n) + 3, 8, 1, 0)
-    assert groups.shape == (-(-n // 8), 8) and set(groups.ravel()) == set(range(n))
-
-
-def test_changed_tokens_are_a_pure_function_of_seed_epoch_and_number():
-    ids, special = np.array([300, *np.arange(200), 301]), np.arange(303) >= 300
-    def change(*key):
-        return collate.changed(ids, special, 302, 0.1, 0.1, 0.1, *key)
-    once = change(1, 2, 3)
-    assert (once == change(1, 2, 3)).all()
-    assert once[0] == 300 and once[-1] == 301 and 150 < len(once) < 200 and 5 < (once == 302).sum() < 40
-    for key in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
-        assert once.tolist() != change(*key).tolist()
-    swapped = collate.changed(ids, special, 302, 0, 0.3, 0, 1, 1, 1)
-    assert sorted(swapped) == sorted(ids) and (swapped != ids).any()
-    assert len(collate.changed(np.array([300, 5, 301]), special, 302, 0.99, 0, 0, 1, 1, 1)) == 3  # something stays
-
-
-def test_a_padded_batch_says_what_is_padding_and_weighs_the_classes(tokenizer):
-    rows = [{"text": "one", "label": "a"}, {"text": "two three four", "label": "b"}, {"text": "six", "label": "a"}]
-    encoded = features.encode(rows, task(), tokenizer)
-    batch = collate.batch(encoded, [0, 1], task(), tokenizer, class_weights=collate.balanced(encoded, 2))
-    assert batch["mask"].sum(1).tolist() == encoded.lengths[:2].tolist()
-    assert (batch["ids"][~batch["mask"]] == tokenizer.special["<|pad|>"]).all()
-    assert batch["weights"].tolist() == [0.75, 1.5]
-    assert "mask" not in collate.batch(encoded, [1], task(), tokenizer)
-    for multiple, length in ((24, 24), (64, 32)):  # never past max_length
-        assert collate.batch(encoded, [1], task(), tokenizer, multiple=multiple)["ids"].shape == (1, length)
-
-
-def test_weights_of_classes_leave_words_without_a_label_at_zero(tokenizer):
-    rows = [{"words": ["Paris", "is", "unbelievably", "closed"], "tags": ["B", "O", "O", "O"]}]
-    tags = task("tag", labels=["O", "B"])
-    encoded = features.encode(rows, tags, tokenizer)
-    batch = collate.batch(encoded, [0], tags, tokenizer, class_weights=collate.balanced(encoded, 2))
-    asked = batch["targets"] != IGNORE
-    assert (batch["weights"] > 0).tolist() == asked.tolist() and not asked.all()
-    assert batch["weights"][batch["targets"] == 1] == pytest.approx(2.0)
