@@ -1,6 +1,13 @@
 """nanoft: pretrain and fine-tune language models, hand-written on PyTorch, made to be read."""
 
-__version__ = "0.1.0"
+from pathlib import Path
+
+__version__ = "0.2.0"
+
+HOME = Path(__file__).resolve().parent / "home"  # pip puts train.py, finetune.py, sample.py, config/ and data/ here
+INSTALLED = HOME.is_dir()
+if not INSTALLED:  # a checkout, where they lie beside nanoft/
+    HOME = HOME.parents[1]
 
 
 class UserError(ValueError):

@@ -22,7 +22,7 @@ import types
 import typing
 from pathlib import Path
 
-from nanoft import UserError
+from nanoft import HOME, UserError
 
 
 def load(cls, argv=None, check=None, others=False):
@@ -116,10 +116,11 @@ def run_problems(cfg) -> list[str]:
 
 def read_file(path):
     """The plain assignments of a config file, by name. Names that start with `_` are the file's own."""
-    if not path.endswith(".py") or not os.path.isfile(path):
+    file = next((file for file in (Path(path), HOME / path) if file.is_file()), None)  # here, or nanoft's own
+    if not path.endswith(".py") or file is None:
         raise UserError(f"{path}: no such config file; give a file such as config/wikitext.py, or --key=value")
     try:
-        found = runpy.run_path(path)
+        found = runpy.run_path(str(file))
     except Exception as error:  # whatever a user's file can raise
         raise UserError(f"{path}: this config file does not run ({type(error).__name__}: {error}); mend it") from None
     return {k: v for k, v in found.items() if not k.startswith("_") and not isinstance(v, types.ModuleType)}

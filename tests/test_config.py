@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 from conftest import command
 
-from nanoft import UserError, config
+from nanoft import UserError, __main__, config
 
 
 @dataclass
@@ -75,3 +75,36 @@ def test_a_reader_who_has_gone_is_no_error():
     done = subprocess.run(command("train.py", "--help"), stdout=writer, stderr=subprocess.PIPE, timeout=300)
     os.close(writer)
     assert done.returncode == 128 + 13 and done.stderr == b""
+
+
+def test_the_list_of_tools(call, capsys):
+    call(__main__)
+    text = capsys.readouterr().out
+    scripts, tools = text.split("\ntools:")
+    assert all(f"\n  {name} " in scripts for name in ("train", "finetune", "sample"))
+    assert [line.split()[0] for line in tools.strip().splitlines()] == list(__main__.TOOLS)
+
+
+@pytest.mark.parametrize("name, hint", [("trian", "did you mean train"), ("repotr", "did you mean report"),
+                                        ("xyzzy", "there are train, finetune")])
+def test_a_tool_by_a_wrong_name(call, capsys, name, hint):
+    with pytest.raises(SystemExit) as stop:
+        call(__main__, name)
+    assert stop.value.code == 2 and hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*__main__.SCRIPTS, *__main__.TOOLS])
+def test_every_script_and_tool_answers_help(call, capsys, name):
+    try:
+        call(__main__, name, "--help")
+    except SystemExit as stop:
+        assert not stop.code
+    assert "error" not in capsys.readouterr().err and "Traceback" not in capsys.readouterr().err
+
+
+def test_config_files_of_the_current_folder_come_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config.read_file("config/wikitext.py")["data"] == "wikitext"  # nanoft's own
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "wikitext.py").write_text("data = 'mine'")
+    assert config.read_file("config/wikitext.py") == {"data": "mine"}

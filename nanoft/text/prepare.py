@@ -7,6 +7,8 @@ last and removed first, so a folder that has it is a whole one.
 import difflib
 import hashlib
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,12 +17,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from nanoft import UserError, bpe
+from nanoft import HOME, INSTALLED, UserError, bpe
 from nanoft.bins import Tokens, find_shards, write_split
 from nanoft.files import progress_bar
 from nanoft.text import vocabulary
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+DATA = HOME / "data"
 USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) nanoft"  # some publishers refuse urllib's own name
 
 
@@ -129,15 +131,35 @@ def install(partial, out):
         os.replace(path, out / path.name)
 
 
-def find_data(name_or_path):
-    """The folder of a data set: its name under data/, or a path. Raises UserError, with near names, if neither."""
-    for folder in (DATA / name_or_path, Path(name_or_path)):
-        if folder.is_dir():
-            return folder
-    names = sorted(path.name for path in DATA.iterdir() if (path / "prepare.py").exists())
-    near = difflib.get_close_matches(name_or_path, names, n=3, cutoff=0.5) or names
-    raise UserError(f"data={name_or_path}: no folder {DATA / name_or_path} and no such path; did you mean "
-                    f"{' or '.join(near)}?")
+def find_data(name_or_path: str) -> Path:
+    """The folder of a data set: its name under data/, in the current folder or beside nanoft, or a path.
+
+    An installed nanoft keeps it in the user's cache. Raises UserError, with near names, if it is none of these.
+    """
+    own = Path.cwd() / "data" / name_or_path
+    if any((own / name).exists() for name in ("prepare.py", "tokenizer.json", "task.json")):
+        return own
+    if (DATA / name_or_path).is_dir():
+        return copy_to_cache(DATA / name_or_path) if INSTALLED else DATA / name_or_path
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    near = difflib.get_close_matches(name_or_path, data_names(), n=3, cutoff=0.5) or data_names()
+    raise UserError(f"data={name_or_path}: no folder {own} and no such path; did you mean {' or '.join(near)}?")
+
+
+def data_names() -> list[str]:
+    """The names of the data sets that come with nanoft, sorted."""
+    return sorted(path.parent.name for path in DATA.glob("*/prepare.py"))
+
+
+def copy_to_cache(folder: Path) -> Path:
+    """The data set's folder in the user's cache, with a copy of its prepare.py, which writes beside itself."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "nanoft", "data", folder.name)
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = cache / f"prepare.{os.getpid()}.tmp"  # several processes of one run may come here at once
+    shutil.copyfile(folder / "prepare.py", partial)
+    os.replace(partial, cache / "prepare.py")
+    return cache
 
 
 def ensure(folder, needed=("train.bin", "val.bin", "tokenizer.json")):
@@ -159,3 +181,16 @@ def ensure(folder, needed=("train.bin", "val.bin", "tokenizer.json")):
         raise UserError(f"{script} failed (its message stands above); mend that, or run it by hand with --help")
     if missing():
         raise UserError(f"{script} ended without writing {' and '.join(missing())} into {folder}; run it by hand")
+
+
+def main() -> None:
+    """python -m nanoft prepare NAME --key=value: run the prepare.py of a data set."""
+    name = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
+    usage = f"python -m nanoft prepare NAME --help, where NAME is a folder or one of {', '.join(data_names())}"
+    if name in ("-h", "--help"):
+        print(usage)
+        return
+    script = find_data(name) / "prepare.py"
+    if not script.exists():
+        raise UserError(f"{script}: no such file; {usage}")
+    runpy.run_path(str(script), run_name="__main__")
