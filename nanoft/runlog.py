@@ -1,4 +1,4 @@
-"""What a run tells: the status line, metrics.jsonl, TensorBoard; and environment.json, by what and on what it was made.
+"""What a run tells: the status line, metrics.jsonl, samples.jsonl, TensorBoard; and environment.json: how it was made.
 
 Only the main process writes; in the others every call does nothing. TensorBoard's tags lie in groups: train, val, test
 (losses and scores), speed, and what nanoft/watch.py and nanoft/mistakes.py add.
@@ -36,16 +36,9 @@ class RunLog:
         before = read_json(starts) if step and starts.exists() else []
         made_on = environment()
         write_json(starts, [*before, {"step": step} | made_on])
-        self.path = Path(folder) / "metrics.jsonl"
-        kept = []
-        if step and self.path.exists():
-            for line in self.path.read_bytes().splitlines(keepends=True):
-                try:
-                    if line.endswith(b"\n") and json.loads(line)["step"] <= step:
-                        kept.append(line)
-                except ValueError:  # a line cut by a crash
-                    pass
-        write_whole(self.path, lambda file: file.writelines(kept))
+        self.path, self.samples = Path(folder) / "metrics.jsonl", Path(folder) / "samples.jsonl"
+        for path in (self.path, self.samples):
+            drop_rows(path, step)
         self.file = open(self.path, "ab", buffering=0)
         if board:
             from tensorboardX import SummaryWriter  # here, not above: --help need not wait for it
@@ -61,8 +54,7 @@ class RunLog:
         if not self.main:
             return
         figures = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        # one write of a whole line in append mode: a reader never sees a part of it
-        os.write(self.file.fileno(), (json.dumps({"step": step, **figures}) + "\n").encode())
+        append_row(self.file, {"step": step, **figures})
         for name, value in figures.items():
             group = "speed" if name in SPEED else "train"
             if name.startswith(("val_", "test_")):
@@ -76,7 +68,10 @@ class RunLog:
                 self.board.add_scalar(f"{group}/{name}", value, step)
 
     def text(self, tag, text, step=0):
-        """A text shown as it is, every space and line of it."""
+        """A text, every space and line of it: a line of samples.jsonl, and in the TEXT tab of TensorBoard."""
+        if self.main:
+            with open(self.samples, "ab", buffering=0) as file:
+                append_row(file, {"step": step, "tag": tag, "text": text})
         if self.board:
             self.board.add_text(tag, "    " + text.replace("\n", "\n    "), step)
 
@@ -126,6 +121,25 @@ class RunLog:
             self.file.close()
         if self.board:
             self.board.close()
+
+
+def append_row(file, row: dict) -> None:
+    """Add a JSON line to an unbuffered file in append mode, in one write: a reader never sees a part of it."""
+    os.write(file.fileno(), (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+
+
+def drop_rows(path: Path, step: int) -> None:
+    """Remove the rows past this step from a JSONL file (for step 0 all), and a line that a crash has cut."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True) if step else ():
+        try:
+            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:  # cut by a crash
+            pass
+    write_whole(path, lambda file: file.writelines(kept))
 
 
 def markdown(rows):

@@ -1,19 +1,16 @@
-"""Figures of data sets: one page and its pictures for every kind of data, with the right numbers in them."""
+"""Pages on data sets: one page and its figures for every kind of data, with the right numbers in them."""
 
 import json
 import random
 import re
 
-import numpy as np
 import pytest
 from conftest import read_page
 from test_finetune import write_folder
 from test_story_finetune import KINDS
 
 from nanoft import UserError
-from nanoft.bpe import train
-from nanoft.pages import coloured, data_report
-from nanoft.pages.html import words
+from nanoft.pages import data_report
 from nanoft.text import prepare
 
 
@@ -26,7 +23,7 @@ def make(call, capsys, *args):
 def test_a_folder_for_pretraining(corpus, tmp_path, call, capsys):
     out = make(call, capsys, corpus, f"--out={tmp_path / 'f'}")
     text = read_page(tmp_path / "f" / "figures.html")
-    assert "Zipf" in out and "bytes a token by vocabulary size" in out and "copies of one before" in out
+    assert "Zipf" in out and "bytes per token by vocabulary size" in out and "copies of one before" in out
     known = {split: float(re.search(rf"{split}: ([\d.]+)% of its runs", out)[1]) for split in ("val", "test")}
     assert known["val"] < 20 < known["test"] < 100  # one of the two test documents is a training document, too
     for heading in ("Lengths", "Frequencies", "Compression", "Copies", "as a GPT sees them", "as an encoder sees them",
@@ -74,8 +71,9 @@ def test_without_matplotlib_the_page_is_made_all_the_same(corpus, tmp_path, call
 
 
 def test_what_cannot_be_shown(tmp_path, call):
-    for args, sentence in (((), "give one data folder"), ((tmp_path,), "neither task.json nor train.bin"),
-                           ((tmp_path / "none",), "no folder"), ((tmp_path, "--block_size=2"), "at least 16")):
+    for args, sentence in (((), "usage: python -m nanoft figures"), ((tmp_path,), "neither task.json nor train.bin"),
+                           ((tmp_path / "none",), "no folder"),
+                           ((tmp_path, "--block_size=2"), "block_size=2 must be 16 or more")):
         with pytest.raises(UserError, match=sentence):
             call(data_report, *args)
 
@@ -84,14 +82,3 @@ def test_one_document_alone(tmp_path, call, capsys):
     prepare.write_data(tmp_path, {"train": lambda: ["a text of one document " * 40]}, 270)
     make(call, capsys, tmp_path)
     assert "Pairs of segments" not in read_page(tmp_path / "figures" / "figures.html")
-
-
-def test_characters_of_several_tokens_stand_whole():
-    tokenizer = train(["plain text only"], 262, progress=False)
-    ids = tokenizer.encode("x中\n") + [tokenizer.special["<|sep|>"]] + [tokenizer.special["<|pad|>"]] * 5
-    ids = np.array(ids)
-    shown = words(*coloured.coloured(ids, coloured.tinted(ids, tokenizer), tokenizer))
-    assert ">中<" in shown and "↵" in shown and "&lt;|pad|&gt; x 5" in shown and "�" not in shown
-    cut = words(*coloured.coloured(ids[:3], [0.1] * 3, tokenizer))  # inside the character
-    assert "�" in cut
-    assert coloured.shown(tokenizer, ids[1]).startswith("<e4") and coloured.shown(tokenizer, ord(" ")) == "␣"

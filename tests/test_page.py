@@ -1,4 +1,4 @@
-"""Pages and pictures: whole, escaped, without the network; and what happens without matplotlib."""
+"""Pages and plots: whole, escaped, without the network; and what happens without matplotlib."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def test_colours():
     assert html.colour(3) == html.colour(1)
 
 
-def test_pictures_take_the_pages_colour_and_keep_letters(tmp_path):
+def test_plots_take_the_pages_colour_and_keep_letters(tmp_path):
     pytest.importorskip("matplotlib")
     assert plots.can_draw()
     ax = plots.axes("标题 & <title>", "step", "loss")
@@ -43,24 +43,8 @@ def test_pictures_take_the_pages_colour_and_keep_letters(tmp_path):
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_coloured_words_are_drawn_in_their_colours(tmp_path):
-    Image = pytest.importorskip("PIL.Image")
-    assert plots.can_draw()
-    figure = plots.words([("a heading", ["good ", "$1 ", "$2", "中文\n"], [1, 0, -1, 0.5]),
-                             ("", ["long "] * 8, [0] * 8)], width=15)
-    drawn = figure.axes[0].texts
-    cells = {text.get_text(): text.get_position() for text in drawn}
-    assert cells["$2"][0] == 8 and cells["中文↵"][0] == 10  # which takes 5 cells, two for each Chinese letter
-    assert len({text.get_position()[1] for text in drawn}) == 1 + 1 + 3  # 3 words a line
-    assert not any(text.get_parse_math() for text in drawn)
-    plots.save(figure, tmp_path / "p.png")
-    found = {colour for _, colour in Image.open(tmp_path / "p.png").convert("RGB").getcolors()}
-    for colour in (html.BLUE, html.ORANGE):  # at 70 % on white
-        assert min(max(abs(255 - 0.7 * (255 - x) - y) for x, y in zip(colour, seen)) for seen in found) < 3
-
-
 def test_without_matplotlib_one_line_says_so():
-    code = ("import sys; sys.modules['matplotlib'] = None; from nanoft import pictures; "
+    code = ("import sys; sys.modules['matplotlib'] = None; from nanoft.pages import plots; "
             "print([plots.can_draw(), plots.can_draw()])")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()

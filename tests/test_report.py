@@ -1,4 +1,4 @@
-"""Reports of runs: whole pages without the network, with the right figures, for every kind of task, and comparisons."""
+"""Reports of runs: whole pages without the network, with the right numbers, for every kind of task, and comparisons."""
 
 import json
 import random
@@ -14,7 +14,8 @@ from test_story_finetune import KINDS
 import finetune
 import train
 from nanoft import UserError
-from nanoft.pages import curves, run_report
+from nanoft.pages import run_report
+from nanoft.runlog import RunLog
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,30 @@ def test_a_pretraining_run(runs, call, capsys):
     assert "report.html" in capsys.readouterr().out
 
 
-def test_the_samples_are_those_of_the_run(runs):
-    texts = curves.load(runs / "bert").texts
-    assert sorted(texts) == [4, 8, 12] and all("[" in text for text in texts.values())
+def test_the_samples_are_those_of_the_run(runs, call):
+    samples = run_report.load(runs / "bert").samples
+    assert sorted(samples) == [4, 8, 12] and all("[" in text for text in samples.values())
+    rows = [json.loads(line) for line in (runs / "bert" / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["tag"] for row in rows] == ["sample"] * 3 + ["final sample"] and samples[12] == rows[-1]["text"]
+
+
+def test_samples_past_the_step_of_resuming_are_dropped(tmp_path):
+    for step, texts in ((0, ["a", "b\n  中\u2028"]), (1, ["c"])):  # the second time, step 2 is made anew
+        log = RunLog(tmp_path, step=step, board=False)
+        for i, text in enumerate(texts, step + 1):
+            log.text("sample", text, i)
+        log.close()
+        with open(tmp_path / "samples.jsonl", "a", encoding="utf-8") as file:
+            file.write('{"step": 1, "tag": "sam')  # a line cut by a crash
+    for name in ("metrics.jsonl", "config.json"):
+        (tmp_path / name).write_text("{}")
+    assert run_report.read_log(tmp_path / "samples.jsonl") == [
+        {"step": 1, "tag": "sample", "text": "a"}, {"step": 2, "tag": "sample", "text": "c"}]
+    assert run_report.load(tmp_path).samples == {1: "a", 2: "c"}
+    RunLog(tmp_path, main=False, step=2, board=False).text("sample", "of another rank", 2)
+    assert run_report.load(tmp_path).samples == {1: "a", 2: "c"}
+    (tmp_path / "samples.jsonl").unlink()
+    assert run_report.load(tmp_path).samples == {}
 
 
 def test_a_resumed_runs_clock_goes_on(tmp_path):
@@ -49,7 +71,7 @@ def test_a_resumed_runs_clock_goes_on(tmp_path):
             {"step": 3, "tokens": 30, "seconds": 30.0, "loss": 1.0}, {"step": 4, "seconds": 90.0, "val_loss": None}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "lo')
     (tmp_path / "config.json").write_text("{}")
-    run = curves.load(tmp_path)
+    run = run_report.load(tmp_path)
     assert [row["minutes"] * 60 for row in run.rows] == pytest.approx([5, 65, 95, 155])
     assert run.curve("val_loss", "tokens").tolist() == [[20], [1.5]]
     assert np.array_equal(run.curve("loss", "step"), [[1, 3], [2, 1]]) and run.curve("f1", "step").shape == (2, 0)
@@ -101,7 +123,7 @@ def test_runs_side_by_side(runs, call, capsys):
 
 
 def test_what_cannot_be_reported(runs, tmp_path, call):
-    for args, sentence in (((tmp_path,), "no metrics.jsonl"), ((), "give one run folder"),
+    for args, sentence in (((tmp_path,), "no metrics.jsonl"), ((), "usage: python -m nanoft report"),
                            ((runs / "gpt", runs / "bert"), "several after --compare")):
         with pytest.raises(UserError, match=sentence):
             call(run_report, *args)

@@ -1,33 +1,35 @@
-"""A data set in pictures: lengths, frequencies, compression, classes, copies, oddities, and what the model is shown.
+"""A data set as a page: lengths, frequencies, compression, labels, copies, oddities, and what the model is shown.
 
     python -m nanoft figures data/wikitext                   # a folder for pretraining or for fine-tuning
     python -m nanoft figures reviews.csv --label_column=stars --tokenizer=out/wikitext
 
-Writes figures.html and a PNG of each picture into `figures` beside the data, and prints the main figures. Without a
-tokenizer one is learned from the rows.
+Writes figures.html and a PNG file of each figure into `figures` beside the data, and prints the main numbers. A data
+set without a tokenizer gets one learned from its rows.
 """
 
-import sys
-from collections import Counter
-from contextlib import redirect_stdout
+from collections import Counter, defaultdict
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from nanoft import UserError, bpe, config, files
+from nanoft import UserError, batches, bpe, config, files
 from nanoft.bins import Tokens
-from nanoft.pages import corpus, plots
-from nanoft.pages.coloured import pairs_shown, pieces_shown, shown, windows_shown
+from nanoft.pages import plots
+from nanoft.pages import text_statistics as statistics
 from nanoft.pages.html import escape, table, words, write
-from nanoft.tasks import examples
+from nanoft.tasks import collate, examples, features
 from nanoft.text import prepare, vocabulary
 
-MOST = 20_000_000       # tokens of a split that are looked at
-LEARN, MEASURE = 2_000_000, 500_000  # bytes of training and validation text that the vocabulary sizes are tried on
-SHOWN = 300              # characters of a row in a table
+MAX_TOKENS = 20_000_000  # of a split that are looked at
+LEARN_BYTES, MEASURE_BYTES = 2_000_000, 500_000  # of training and validation text for the vocabulary sizes
 SIZES = (512, 1024, 2048, 4096, 8192, 16384)
+MAX_CHARACTERS = 300     # of a text in a table
+
+# how tokens are coloured, as values for html.colour
+SPECIAL, SECOND_TEXT, TARGET, REPLACED, UNCHANGED = 1.0, 0.25, -1.0, -0.6, -0.25
 
 
 @dataclass
@@ -43,289 +45,344 @@ class Options:
     separator: str = ""      # what stands between several labels of a text
 
 
-def check(cfg):
-    return [f"{name}={getattr(cfg, name)} must be at least 16" for name in ("block_size", "max_length")
-            if getattr(cfg, name) < 16]
-
-
 class Page:
-    """The parts of a page as they come, each picture also a PNG in its folder."""
+    """The fragments of a page as they come, and its figures, of which each also becomes a PNG file."""
 
-    def __init__(self, folder):
-        self.folder, self.parts, self.drawn = folder, [], []
+    def __init__(self):
+        self.parts, self.figures = [], {}
 
-    def add(self, *parts):
+    def add(self, *parts: str) -> None:
         self.parts += parts
 
-    def heading(self, text, *lines):
-        """A section; its lines, the figures in words, are printed too."""
+    def heading(self, text: str, *lines: str) -> None:
+        """Begin a section. Its lines, the main numbers, are printed too."""
         print("\n".join(lines), end="\n" * bool(lines))
         self.add(f"<h2>{escape(text)}</h2>", *(f"<p>{escape(line)}</p>" for line in lines))
 
-    def words(self, texts, values, notes=()):
-        """Coloured words, as nanoft.page has them."""
+    def words(self, texts, values, notes=()) -> None:
+        """Coloured words, see html.words."""
         self.add(words(texts, values, notes))
 
-    def draw(self, name, title, x, y, caption=""):
-        """The axes of a picture that `finish` puts where the page now ends."""
+    @contextmanager
+    def plot(self, name: str, title: str, x: str, y: str, caption: str = ""):
+        """A figure with its labels and its legend: yields the axes to draw on."""
         ax = plots.axes(title, x, y)
-        self.drawn.append((name, ax, caption, len(self.parts)))
-        self.parts.append("")
-        return ax
-
-    def finish(self, title):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name, ax, caption, place in self.drawn:
-            self.parts[place] = plots.svg(ax.figure, caption)
-            plots.save(ax.figure, self.folder / f"{name}.png")
-        write(self.folder / "figures.html", title, *self.parts)
-        print(f"{self.folder}: figures.html" + (f" and {len(self.drawn)} PNG files" if self.drawn else ""))
+        yield ax
+        if not ax.figure.legends:
+            ax.legend()
+        self.figures[name] = ax.figure
+        self.add(plots.svg(ax.figure, caption))
 
 
 def main():
-    named = [word for word in sys.argv[1:] if not word.startswith("-")]
-    cfg = config.load(Options, [word for word in sys.argv[1:] if word.startswith("-")], check)
-    if len(named) != 1:
-        raise UserError("give one data folder or file, as python -m nanoft figures data/wikitext")
-    is_file = Path(named[0]).is_file()
-    place = Path(named[0]) if is_file else prepare.find_data(named[0])
-    is_task = is_file or (place / "task.json").exists()
-    if not is_task and not Tokens.exists(place, "train"):
-        raise UserError(f"{place} holds neither task.json nor train.bin; prepare the data set first, by its prepare.py")
-    page = Page(Path(cfg.out) if cfg.out else
-                place.with_name(f"{place.stem}_figures") if is_file else place / "figures")
+    cfg, (name,) = config.load_tool(Options, "figures FOLDER, or figures FILE", most=1)
+    if problems := config.at_least(cfg, 16, "block_size", "max_length"):
+        raise UserError("\n".join(problems))
+    path = Path(name) if Path(name).is_file() else prepare.find_data(name)
+    is_file = path.is_file()
+    is_task, page = is_file or (path / "task.json").exists(), Page()
+    if not is_task and not Tokens.exists(path, "train"):
+        raise UserError(f"{path} holds neither task.json nor train.bin; prepare the data set first, by its prepare.py")
     if is_task:
-        with redirect_stdout(None):  # what it says of columns and answers, finetune.py says again
-            task, rows = examples.from_table(place, cfg.kind, cfg.text_column, cfg.pair_column, cfg.label_column,
-                                             separator=cfg.separator) if is_file else examples.load_task(place)
-        tokenizer = find_tokenizer(cfg, place.parent if is_file else place, rows["train"])
-        parts = {split: corpus.of_rows(some, tokenizer) for split, some in rows.items()}
-        what = "row"
-        about_rows(page, task, rows, parts)
-
-        def text_of(i):
-            return " | ".join(" ".join(x) if isinstance(x, tuple) else x for x in examples.inputs_of(rows["train"][i]))
+        with redirect_stdout(None):  # finetune.py prints it all
+            task, rows = examples.from_table(path, cfg.kind, cfg.text_column, cfg.pair_column, cfg.label_column,
+                                             separator=cfg.separator) if is_file else examples.load_task(path)
+        unit, tokenizer = "row", find_tokenizer(cfg, path.parent if is_file else path, rows["train"])
+        splits = {split: statistics.from_rows(rows_of, tokenizer) for split, rows_of in rows.items()}
+        about_rows(page, task, rows, splits)
     else:
-        tokenizer, what = find_tokenizer(cfg, place), "document"
-        tokens = {split: Tokens.open(place, split) for split in examples.SPLITS if Tokens.exists(place, split)}
+        unit, tokenizer = "document", find_tokenizer(cfg, path)
+        tokens = {split: Tokens.open(path, split) for split in examples.SPLITS if Tokens.exists(path, split)}
         end = tokenizer.special["<|endoftext|>"]
-        parts = {split: corpus.of_tokens(some, end, MOST) for split, some in tokens.items()}
+        splits = {split: statistics.from_tokens(some, end, MAX_TOKENS) for split, some in tokens.items()}
         about_tokens(page, tokens)
 
-        def text_of(i):
-            return tokenizer.decode(parts["train"].document(i)[:SHOWN].tolist())
-    lengths(page, parts, what)
-    frequencies(page, parts["train"], tokenizer)
-    vocabulary_sizes(page, parts, tokenizer)
+    def text(i):
+        """The beginning of training document i, on one line."""
+        if is_task:
+            text = " | ".join(texts_of(rows["train"][i]))
+        else:
+            text = tokenizer.decode(splits["train"].document(i)[:MAX_CHARACTERS].tolist())
+        return text[:MAX_CHARACTERS].replace("\n", "↵ ") + (" …" if len(text) > MAX_CHARACTERS else "")
+
+    counts = statistics.frequencies(splits["train"], tokenizer.vocab_size)
+    lengths(page, splits, counts, tokenizer, unit)
+    frequencies(page, counts, tokenizer)
+    compression(page, splits, tokenizer)
     if is_task:
-        classes(page, task, rows, parts)
-    repeated(page, parts, text_of, what)
-    unusual(page, parts["train"], tokenizer.vocab_size, text_of, what)
+        labels(page, task, rows, splits["train"].lengths)
+    copies(page, splits, text, unit)
+    oddities(page, splits["train"], counts, text, unit)
     if is_task:
-        pieces_shown(page, task, rows["train"], tokenizer, cfg.max_length)
-    windows_shown(page, parts["train"], tokenizer, cfg.block_size)
+        show_rows(page, task, rows["train"], tokenizer, cfg.max_length)
+    show_windows(page, splits["train"], tokenizer, cfg.block_size)
     if not is_task:
-        pairs_shown(page, tokens["train"], tokenizer, cfg.block_size)
-    page.finish(place.name)
+        show_pairs(page, tokens["train"], tokenizer, cfg.block_size)
+    folder = Path(cfg.out) if cfg.out else path.with_name(f"{path.stem}_figures") if is_file else path / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in page.figures:
+        plots.save(page.figures[figure], folder / f"{figure}.png")
+    write(folder / "figures.html", path.name, *page.parts)
+    print(f"{folder}: figures.html" + (f" and {len(page.figures)} PNG files" if page.figures else ""))
 
 
-def find_tokenizer(cfg, folder, rows=()):
+def find_tokenizer(cfg, folder: Path, rows=()):
+    """The tokenizer of the options or of the folder; without one, a tokenizer learned from the rows of a task."""
     path = Path(cfg.tokenizer or folder)
     path = path / "tokenizer.json" if path.is_dir() else path
     if path.exists() or cfg.tokenizer or not rows:
         return vocabulary.load(path)
     print(f"{path}: no such file; a tokenizer is learned from the rows (--tokenizer=out/NAME takes that of a run)")
-    texts = [" ".join(x) if isinstance(x, tuple) else x for row in rows for x in examples.inputs_of(row)]
-    return bpe.train(texts, 4096, progress=False)
+    return bpe.train([text for row in rows for text in texts_of(row)], 4096, progress=False)
+
+
+def texts_of(row: dict) -> list[str]:
+    return [" ".join(x) if isinstance(x, tuple) else x for x in examples.inputs_of(row)]
 
 
 # ---- what there is -----------------------------------------------------------------------------------------------
 
 
-def about_tokens(page, tokens):
-    rows = [(split, f"{len(some):,}", f"{some.num_bytes:,}", f"{some.num_documents:,}", f"{some.num_words:,}",
-             f"{some.num_bytes / len(some):.3f}") for split, some in tokens.items()]
-    head = ("", "tokens", "bytes", "documents", "words (as published)", "bytes a token")
-    print(files.aligned([head, *rows]))
-    page.add(table(head, rows))
-    long = [split for split, some in tokens.items() if len(some) > MOST]
+def about_tokens(page, tokens: dict[str, Tokens]) -> None:
+    rows = [("", "tokens", "bytes", "documents", "words (as published)", "bytes per token")]
+    rows += [(split, f"{len(some):,}", f"{some.num_bytes:,}", f"{some.num_documents:,}", f"{some.num_words:,}",
+              f"{some.num_bytes / len(some):.3f}") for split, some in tokens.items()]
+    print(files.aligned(rows))
+    page.add(table(rows[0], rows[1:]))
+    long = [split for split, some in tokens.items() if len(some) > MAX_TOKENS]
     if long:
-        page.add(f"<p>Of {' and '.join(long)}, what follows looks at the first {MOST:,} tokens.</p>")
+        page.add(f"<p>All below is about the first {MAX_TOKENS:,} tokens of {' and '.join(long)}.</p>")
 
 
-def about_rows(page, task, rows, parts):
-    """The rows of each split: how many, blank, copied, contradicting each other, and known from training."""
+def about_rows(page, task, rows: dict[str, list[dict]], splits) -> None:
+    """The rows of each split: how many, empty, duplicate, with several labels, and known from training."""
     train = {examples.inputs_of(row) for row in rows["train"]}
-    table_rows = []
-    for split, some in rows.items():
-        figures = examples.clean(some)[1]
-        leaks = sum(examples.inputs_of(row) in train for row in some) if split != "train" else 0
-        table_rows.append((split, *(f"{figures[name]:,}" for name in ("rows", "empty", "duplicates", "conflicts")),
-                           f"{leaks:,}", f"{parts[split].lengths.sum():,}"))
-    head = ("", "rows", "empty", "duplicates", "texts with several labels", "also in train", "tokens")
-    print(files.aligned([head, *table_rows]))
-    page.add(f"<p>Kind {escape(task['kind'])}, measured by {escape(task['metric'])}.</p>", table(head, table_rows))
+    lines = [("", "rows", "empty", "duplicates", "texts with several labels", "also in train", "tokens")]
+    for split, rows_of in rows.items():
+        counts = examples.clean(rows_of)[1]
+        leaks = sum(examples.inputs_of(row) in train for row in rows_of) if split != "train" else 0
+        numbers = (*(counts[name] for name in ("rows", "empty", "duplicates", "conflicts")), leaks,
+                   splits[split].lengths.sum())
+        lines.append((split, *(f"{number:,}" for number in numbers)))
+    print(files.aligned(lines))
+    page.add(f"<p>Kind {escape(task['kind'])}, measured by {escape(task['metric'])}.</p>", table(lines[0], lines[1:]))
 
 
-def lengths(page, parts, what):
-    page.heading("Lengths", *(f"{split}: {examples.describe_lengths(part.lengths.tolist())}"
-                              for split, part in parts.items()))
+def lengths(page, splits, counts, tokenizer, unit: str) -> None:
+    """How long the documents and the tokens are. counts: (V,) how often each token occurs in training."""
+    ordinary = np.flatnonzero(~tokenizer.is_special)
+    sizes, used = np.array([len(tokenizer.token_bytes[i]) for i in ordinary]), counts[ordinary]
+    page.heading("Lengths", *(f"{split}: {examples.describe_lengths(documents.lengths.tolist())}"
+                              for split, documents in splits.items()),
+                 f"a token has {sizes.mean():.1f} bytes on average in the vocabulary, "
+                 f"{(sizes * used).sum() / used.sum():.1f} in the text; the longest is "
+                 f"{statistics.token_text(tokenizer, ordinary[sizes.argmax()])}")
     if not plots.can_draw():
         return
     page.add('<div class="row">')
-    whole = np.concatenate([part.lengths for part in parts.values()])
-    cuts = np.unique(np.geomspace(max(whole.min(), 1), whole.max() + 1, 40).round())
-    ax = page.draw("lengths", f"Length of a {what}", "tokens", f"part of the {what}s (%)",
-                   "Without the special tokens. The axis is logarithmic, and so are the widths of the bars.")
-    for split, part in parts.items():
-        share = np.histogram(part.lengths, cuts)[0] / len(part.lengths) * 100
-        ax.stairs(share, cuts, label=f"{split} ({len(part.lengths):,})", fill=split == "train",
-                  alpha=0.5 if split == "train" else 1)
-    ax.set_xscale("log")
-    ax.legend()
-    plots.plain_ticks(ax.xaxis)
-
-
-def frequencies(page, part, tokenizer):
-    """Tokens by frequency and by length."""
-    counts = corpus.frequencies(part, tokenizer.vocab_size)
-    ordered = np.sort(counts)[::-1]
-    plain = ~tokenizer.is_special
-    unused = int((counts[plain] == 0).sum())
-    top = ordered[:100].sum() / ordered.sum()
-    widths = np.array([len(token) for token in tokenizer.token_bytes])[plain]
-    used = counts[plain]
-    lines = [f"tokens: the 100 commonest are {top:.1%} of the training text, {unused:,} of {len(widths):,} do not "
-             f"occur; frequency falls with rank to the power {corpus.zipf_exponent(counts):.2f} (Zipf's law: 1)",
-             f"a token has {widths.mean():.1f} bytes on average in the vocabulary, "
-             f"{(widths * used).sum() / used.sum():.1f} in the text; the longest is "
-             f"{shown(tokenizer, int(np.flatnonzero(plain)[widths.argmax()]))}"]
-    if plots.can_draw():
-        shares = np.bincount(widths, minlength=2), np.bincount(widths, weights=used)
-        ax = page.draw("token_lengths", "Length of a token", "bytes", "part (%)")
-        for values, label in zip(shares, ("of the vocabulary", "of the text")):
-            ax.stairs(values[1:25] / values.sum() * 100, np.arange(len(values[1:25]) + 1) + 0.5, label=label, lw=1.6)
-        ax.legend()
-        page.add("</div>")
-    page.heading("Frequencies", *lines)
-    if plots.can_draw():
-        page.add('<div class="row">')
-        ax = page.draw("zipf", "How often tokens occur", "rank of the token", "times in the training text",
-                       "Both axes are logarithmic: Zipf's law is a straight line, here drawn through rank 10.")
-        ranks = np.unique(np.geomspace(1, max((ordered > 0).sum(), 1), 300).astype(int))
-        ax.loglog(ranks, ordered[ranks - 1], label="tokens")
-        middle = min(10, len(ranks))
-        ax.loglog(ranks, ordered[middle - 1] * middle / ranks, "--", label="Zipf's line: 1 / rank")
-        ax.legend()
-        plots.plain_ticks(ax.xaxis, ax.yaxis)
-    by_count = np.argsort(-counts, kind="stable")
-    common = [(shown(tokenizer, i), f"{counts[i]:,}") for i in by_count[:15]]
-    rare = [(shown(tokenizer, i), f"{counts[i]:,}") for i in by_count[:(counts > 0).sum()][:-16:-1]]
-    page.add(f"<div><h3>Commonest, and rarest of those that occur</h3>"
-             f'<div class="row" style="grid-template-columns:1fr 1fr">{table(("token", "times"), common)}'
-             f"{table(('token', 'times'), rare)}</div></div>", "</div>" * plots.can_draw())
-
-
-def vocabulary_sizes(page, parts, tokenizer):
-    """How well vocabularies of several sizes would compress the text."""
-    train = corpus.texts(parts["train"], tokenizer, LEARN)
-    val = corpus.texts(parts.get("val", parts["train"]), tokenizer, MEASURE)
-    found = corpus.compression(train, val, tokenizer.content.get("pattern", "gpt4"), SIZES)
-    own = sum(len(text.encode()) for text in val) / sum(len(tokenizer.encode_to_numpy(text)) for text in val)
-    read = sum(len(text.encode()) for text in train) / 1e6
-    seen = sum(len(text.encode()) for text in val) / 1e6
-    page.heading("Compression", f"bytes a token by vocabulary size, learned on the first {read:.1f} MB of training "
-                 f"text, measured on the first {seen:.1f} MB of validation: " +
-                 ", ".join(f"{size:,}: {rate:.2f}" for size, rate in found.items()) +
-                 f"; the tokenizer of the data ({tokenizer.vocab_size:,}): {own:.2f}")
-    if found and plots.can_draw():
-        ax = page.draw("compression", "Compression by vocabulary size", "tokens in the vocabulary",
-                       "bytes of text a token")
-        ax.plot(found.keys(), found.values(), "o-", label=f"learned on {read:.1f} MB")
-        ax.plot([tokenizer.vocab_size], [own], "D", label="the tokenizer of the data")
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(list(found))
-        ax.legend()
+    every = np.concatenate([documents.lengths for documents in splits.values()])
+    edges = np.unique(np.geomspace(max(every.min(), 1), every.max() + 1, 40).round())
+    with page.plot("lengths", f"Length of a {unit}", "tokens", f"{unit}s (%)",
+                   "Without the special tokens. The axis is logarithmic, and so are the widths of the bars.") as ax:
+        for split, documents in splits.items():
+            percent = 100 * np.histogram(documents.lengths, edges)[0] / len(documents.lengths)
+            ax.stairs(percent, edges, label=f"{split} ({len(documents.lengths):,})", fill=split == "train",
+                      alpha=0.5 if split == "train" else 1)
+        ax.set_xscale("log")
         plots.plain_ticks(ax.xaxis)
+    with page.plot("token_lengths", "Length of a token", "bytes", "tokens (%)") as ax:
+        for weights, label in ((None, "of the vocabulary"), (used, "of the text")):
+            shares = np.bincount(sizes, weights, minlength=2)
+            ax.stairs(100 * shares[1:25] / shares.sum(), np.arange(len(shares[1:25]) + 1) + 0.5, label=label, lw=1.6)
+    page.add("</div>")
 
 
-def classes(page, task, rows, parts):
-    """How many rows each label has, how long they are; numbers of a regression; answers."""
+def frequencies(page, counts, tokenizer) -> None:
+    """The tokens by frequency. counts: (V,)"""
+    by_count = np.argsort(-counts, kind="stable")
+    ordered, occur = counts[by_count], int((counts > 0).sum())
+    ordinary = ~tokenizer.is_special
+    page.heading("Frequencies", f"tokens: the 100 commonest are {ordered[:100].sum() / ordered.sum():.1%} of the "
+                 f"training text, {(counts[ordinary] == 0).sum():,} of {ordinary.sum():,} do not occur; frequency "
+                 f"falls with rank to the power {statistics.zipf_exponent(counts):.2f} (Zipf's law: 1)")
+    page.add('<div class="row">')
+    if plots.can_draw():
+        with page.plot("zipf", "How often tokens occur", "rank of the token", "times in the training text",
+                       "Both axes are logarithmic: Zipf's law is a straight line, here drawn through rank 10.") as ax:
+            ranks = np.unique(np.geomspace(1, max(occur, 1), 300).astype(int))
+            ax.loglog(ranks, ordered[ranks - 1], label="tokens")
+            middle = min(10, len(ranks))
+            ax.loglog(ranks, ordered[middle - 1] * middle / ranks, "--", label="Zipf's law: 1 / rank")
+            plots.plain_ticks(ax.xaxis, ax.yaxis)
+    common, rare = (table(("token", "times"), [(statistics.token_text(tokenizer, i), f"{counts[i]:,}") for i in ids])
+                    for ids in (by_count[:15], by_count[:occur][:-16:-1]))
+    page.add("<div><h3>Commonest, and rarest of those that occur</h3>"
+             f'<div class="row" style="grid-template-columns:1fr 1fr">{common}{rare}</div></div></div>')
+
+
+def compression(page, splits, tokenizer) -> None:
+    """How well vocabularies of several sizes would compress the text."""
+    train = statistics.decode(splits["train"], tokenizer, LEARN_BYTES)
+    val = statistics.decode(splits.get("val", splits["train"]), tokenizer, MEASURE_BYTES)
+    rates = statistics.compression(train, val, tokenizer.content.get("pattern", "gpt4"), SIZES)
+    own = statistics.bytes_per_token(val, tokenizer)
+    learned, measured = (f"{sum(len(text.encode()) for text in texts) / 1e6:.1f} MB" for texts in (train, val))
+    page.heading("Compression", f"bytes per token by vocabulary size, learned on the first {learned} of training text, "
+                 f"measured on the first {measured} of validation: " +
+                 ", ".join(f"{size:,}: {rate:.2f}" for size, rate in rates.items()) +
+                 f"; the tokenizer of the data ({tokenizer.vocab_size:,}): {own:.2f}")
+    if rates and plots.can_draw():
+        with page.plot("compression", "Compression by vocabulary size", "tokens in the vocabulary",
+                       "bytes of text per token") as ax:
+            ax.plot(rates.keys(), rates.values(), "o-", label=f"learned on {learned}")
+            ax.plot([tokenizer.vocab_size], [own], "D", label="the tokenizer of the data")
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(list(rates))
+            plots.plain_ticks(ax.xaxis)
+
+
+def labels(page, task, rows: dict[str, list[dict]], train_lengths) -> None:
+    """How many rows each label has and how long they are; the numbers of a regression; answers."""
     if task["kind"] == "generate":
         return
-    page.heading("Labels", *(f"{split}: {examples.describe_labels(task, some)}" for split, some in rows.items()))
+    page.heading("Labels", *(f"{split}: {examples.describe_labels(task, rows_of)}" for split, rows_of in rows.items()))
     if task["kind"] == "regress" and plots.can_draw():
-        ax = page.draw("labels", "Labels", "label", "part of the rows (%)")
-        values = {split: np.array([row["label"] for row in some]) for split, some in rows.items()}
-        cuts = np.histogram_bin_edges(values["train"], 30)
-        for split, some in values.items():
-            ax.stairs(np.histogram(some, cuts)[0] / len(some) * 100, cuts, label=split)
-        ax.legend()
+        with page.plot("labels", "Labels", "label", "rows (%)") as ax:
+            values = {split: np.array([row["label"] for row in rows_of]) for split, rows_of in rows.items()}
+            edges = np.histogram_bin_edges(values["train"], 30)
+            for split, numbers in values.items():
+                ax.stairs(100 * np.histogram(numbers, edges)[0] / len(numbers), edges, label=split)
     if task["kind"] not in examples.LABELLED:
         return
-    counts = {split: Counter(label for row in some for label in examples.labels_of(row))
-              for split, some in rows.items()}
-    labels = [label for label, _ in counts["train"].most_common()]
-    median = {}
-    if task["kind"] != "tag":
-        by_label = {}
-        for row, length in zip(rows["train"], parts["train"].lengths.tolist()):
-            for label in examples.labels_of(row):
-                by_label.setdefault(label, []).append(length)
-        median = {label: f"{np.median(some):,.0f}" for label, some in by_label.items()}
-    page.add(table(("label", *counts, *(["median tokens"] if median else [])), [
-        (label, *(f"{counts[split][label]:,}" for split in counts), *([median[label]] if median else []))
-        for label in labels]))
+    counts = {split: Counter(label for row in rows_of for label in examples.labels_of(row))
+              for split, rows_of in rows.items()}
+    names, by_label = [label for label, _ in counts["train"].most_common()], defaultdict(list)
+    for row, length in zip(rows["train"], train_lengths.tolist()) if task["kind"] != "tag" else ():
+        for label in examples.labels_of(row):
+            by_label[label].append(length)
+    median = {label: [f"{np.median(numbers):,.0f}"] for label, numbers in by_label.items()}
+    page.add(table(("label", *counts, *["median tokens"] * bool(median)), [
+        (label, *(f"{count[label]:,}" for count in counts.values()), *median.get(label, ())) for label in names]))
     if plots.can_draw():
-        some = [label for label in labels if label != "O"][:24]
-        what = "words that have one (O left out)" if "O" in labels else "rows"
-        ax = page.draw("labels", "How the labels are spread", f"part of the {what}, %", "")
-        high = 0.8 / len(counts)
-        for i, (split, count) in enumerate(counts.items()):
-            share = [100 * count[label] / max(count.total() - count["O"], 1) for label in some]
-            ax.barh(np.arange(len(some)) + i * high, share, high, label=split)
-        ax.set_yticks(np.arange(len(some)) + 0.4 - high / 2, [label[:24] for label in some])
-        ax.invert_yaxis()
-        ax.figure.set_figheight(max(2.2, 0.9 + 0.28 * len(some)))
-        ax.figure.legend(loc="outside right upper")
+        names = [label for label in names if label != "O"][:24]
+        what = "words with a label other than O" if task["kind"] == "tag" else "rows"
+        with page.plot("labels", "Labels", f"{what} (%)", "") as ax:
+            height = 0.8 / len(counts)
+            for i, (split, count) in enumerate(counts.items()):
+                percent = [100 * count[label] / max(count.total() - count["O"], 1) for label in names]
+                ax.barh(np.arange(len(names)) + i * height, percent, height, label=split)
+            ax.set_yticks(np.arange(len(names)) + 0.4 - height / 2, [label[:24] for label in names])
+            ax.invert_yaxis()
+            ax.figure.set_figheight(max(2.2, 0.9 + 0.28 * len(names)))
+            ax.figure.legend(loc="outside right upper")
 
 
 # ---- copies and oddities -------------------------------------------------------------------------------------------
 
 
-def repeated(page, parts, text_of, what):
-    train, lines, first = parts["train"], [], corpus.copies(parts["train"])
+def copies(page, splits, text, unit: str) -> None:
+    """Documents that occur several times, and what other splits share with training. text(i): of document i."""
+    first = statistics.first_copies(splits["train"])
     again = np.flatnonzero(first != np.arange(len(first)))
-    lines.append(f"train: {len(again):,} of {len(first):,} {what}s are copies of one before" +
-                 ", whatever their label" * (what == "row"))
-    for split in (split for split in parts if split != "train"):
-        lines.append(f"{split}: {corpus.shared(parts[split], train):.2%} of its runs of {corpus.WINDOW} tokens stand "
-                     "in train, too")
-    page.heading("Copies", *lines)
+    page.heading("Copies", f"train: {len(again):,} of {len(first):,} {unit}s are copies of one before" +
+                 ", whatever their label" * (unit == "row"), *(
+        f"{split}: {statistics.overlap(documents, splits['train']):.2%} of its runs of {statistics.RUN} tokens are in "
+        "train, too" for split, documents in splits.items() if split != "train"))
     times = Counter(first[again].tolist()).most_common(8)
     if times:
-        page.add(table(("times", f"the {what}s that occur most often"),
-                       [(f"{n + 1:,}", start_of(text_of(i))) for i, n in times]))
+        page.add(table(("times", f"the {unit}s that occur most often"), [(f"{n + 1:,}", text(i)) for i, n in times]))
 
 
-def unusual(page, part, vocab_size, text_of, what):
+def oddities(page, documents, counts, text, unit: str) -> None:
     """The longest documents, and those whose tokens are the rarest or the commonest."""
-    odd = corpus.oddness(part, corpus.frequencies(part, vocab_size))
-    order = np.argsort(-part.lengths, kind="stable")
-    page.heading(f"The longest and the oddest {what}s")
-    page.add(table(("tokens", "the longest"), [(f"{part.lengths[i]:,}", start_of(text_of(i)))
-                                               for i in order[:5]]))
-    whole = np.flatnonzero(part.lengths >= 8)
-    ranked = whole[np.argsort(odd[whole], kind="stable")]
-    for name, some in (("the rarest tokens", ranked[::-1][:6]), ("the commonest tokens", ranked[:6])):
-        page.add(table(("nats a token", "tokens", f"{what}s of {name}"), [
-            (f"{odd[i]:.2f}", f"{part.lengths[i]:,}", start_of(text_of(i))) for i in some]))
-    page.add('<p class="dim">Nats a token: how surprising the tokens are if only their frequencies are known.</p>')
+    nats = statistics.surprise(documents, counts)
+    page.heading(f"The longest and the oddest {unit}s")
+    longest = np.argsort(-documents.lengths, kind="stable")
+    ranked = np.argsort(nats, kind="stable")
+    ranked = ranked[documents.lengths[ranked] >= 8]
+    for what, ids in (("the longest", longest[:5]), (f"{unit}s of the rarest tokens", ranked[::-1][:6]),
+                      (f"{unit}s of the commonest tokens", ranked[:6])):
+        page.add(table(("nats per token", "tokens", what), [
+            (f"{nats[i]:.2f}", f"{documents.lengths[i]:,}", text(i)) for i in ids]))
+    page.add('<p class="dim">Nats per token: how surprising the tokens are if only their frequencies are known.</p>')
 
 
-def start_of(text):
-    return text[:SHOWN].replace("\n", "↵ ") + (" …" if len(text) > SHOWN else "")
+# ---- as the model sees it ------------------------------------------------------------------------------------------
 
 
-if __name__ == "__main__":
-    config.run(main)
+def show_rows(page, task, rows: list[dict], tokenizer, max_length: int) -> None:
+    """A batch of rows: special tokens, second texts, targets, padding."""
+    task = task | {"max_length": max_length, "long_text": "head", "doc_stride": max_length // 2, "pool": "mean",
+                   "mean": 0.0, "deviation": 1.0}
+    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:4]]
+    encoded = features.encode(rows, task, tokenizer)
+    batch = collate.batch(encoded, np.unique(encoded.row, return_index=True)[1], task, tokenizer)  # first features
+    page.heading(f"{len(rows)} rows as the model sees them, cut at {max_length} tokens")
+    what = {"tag": "words with a tag", "answer": "the answer", "generate": "what it is to write"}.get(task["kind"])
+    legend(page, {"special token": SPECIAL} | ({"second text": SECOND_TEXT} if "types" in batch else {})
+           | ({what: TARGET} if what else {}))
+    for i, (row, ids, target) in enumerate(zip(rows, batch["ids"], batch["targets"])):
+        values, notes = background(ids, tokenizer), ()
+        if "types" in batch:
+            values[(batch["types"][i] > 0) & (values != SPECIAL)] += SECOND_TEXT
+        if task["kind"] == "answer" and target[1]:
+            values[target[0]:target[1] + 1] = TARGET
+        elif task["kind"] == "tag":
+            notes = ["" if number == batches.IGNORE else task["labels"][number] for number in target]
+            values[[note not in ("", "O") for note in notes]] = TARGET
+        elif task["kind"] == "generate":
+            values[np.flatnonzero(target[:-1] != batches.IGNORE) + 1] = TARGET
+        label = row.get("label", row.get("labels", ""))
+        page.add(f"<h3>{escape(label)}</h3>")
+        page.words(*statistics.readable(ids, values, tokenizer, notes))
+
+
+def show_windows(page, documents, tokenizer, block_size: int) -> None:
+    """Windows of the text: for a GPT, and with masked words for an encoder."""
+    if len(documents.ids) <= block_size:
+        return
+    starts = np.random.default_rng(0).integers(len(documents.ids) - block_size, size=2)
+    windows = documents.ids[starts[:, None] + np.arange(block_size)]  # (2, T)
+    page.heading(f"Windows of {block_size} tokens, as a GPT sees them: at each it predicts the next")
+    for ids in windows:
+        page.words(*statistics.readable(ids, background(ids, tokenizer), tokenizer))
+    if "<|mask|>" not in tokenizer.special:
+        return
+    masked, targets = batches.mask_words(windows, batches.masking(tokenizer, 0.15), 0, starts)
+    page.heading("The same windows as an encoder sees them: it predicts 15 % of the tokens")
+    legend(page, {"masked": TARGET, "replaced by another": REPLACED, "unchanged, but predicted": UNCHANGED})
+    for ids, target in zip(masked, targets):
+        show_masked(page, ids, target, tokenizer)
+
+
+def show_pairs(page, tokens: Tokens, tokenizer, block_size: int) -> None:
+    """Two pairs of segments as objective=mlm_nsp makes them."""
+    try:
+        pairs = batches.Pairs(tokens, tokenizer, block_size, 2, 0, batches.masking(tokenizer, 0.15))
+    except (UserError, KeyError):  # a single document, or a tokenizer without <|mask|>: no such objective either
+        return
+    batch = pairs.batch(np.arange(2))
+    page.heading("Pairs of segments, as an encoder sees them that learns whether the second follows the first")
+    for ids, target, is_random in zip(batch["ids"], batch["targets"], batch["next_targets"]):
+        page.add(f"<h3>{'the second does not follow' if is_random else 'the second follows'}</h3>")
+        show_masked(page, ids, target, tokenizer)
+
+
+def show_masked(page, ids, targets, tokenizer) -> None:
+    """A window with masked words, ids and targets (T,); the tooltips say what was there."""
+    values, notes = background(ids, tokenizer), [""] * len(ids)
+    for i in np.flatnonzero(targets != batches.IGNORE):
+        is_mask = ids[i] == tokenizer.special["<|mask|>"]
+        values[i] = UNCHANGED if ids[i] == targets[i] else TARGET if is_mask else REPLACED
+        notes[i] = f"was {statistics.token_text(tokenizer, targets[i])}"
+    page.words(*statistics.readable(ids, values, tokenizer, notes))
+
+
+def background(ids, tokenizer) -> np.ndarray:
+    """Colours that tell one token from the next, (T,): pale in turn; special tokens strong, padding none."""
+    values = np.where(tokenizer.is_special[ids], SPECIAL, 0.1 + 0.28 * (np.arange(len(ids)) % 2))
+    return np.where(ids == tokenizer.special.get("<|pad|>", -1), 0.0, values)
+
+
+def legend(page, colours: dict[str, float]) -> None:
+    page.words([f" {text} " for text in colours], colours.values())

@@ -1,6 +1,6 @@
-"""A page: one HTML file that needs no network. Text, tables, coloured words; light or dark as the reader has it.
+"""A page: one HTML file that needs no network. Text, tables, coloured words; light or dark as the reader's system is.
 
-nanoft/pictures.py draws what else stands in it. Every function here but `write` gives a piece of HTML.
+plots.py makes the plots of a page. Every function here but `write` returns a fragment of HTML.
 """
 
 import html
@@ -8,7 +8,7 @@ import re
 
 from nanoft.files import write_whole
 
-# The policy forbids the page to ask for anything, from anywhere.
+# the policy forbids every request, whatever the texts on the page contain
 HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">
 <meta http-equiv="Content-Security-Policy"
@@ -31,43 +31,43 @@ pre{font:13px/1.45 ui-monospace,monospace;background:var(--soft);margin:6px 0;pa
 .words{line-height:1.75;margin:6px 0}.words span{border-radius:3px;padding:1px 0}
 </style>
 """
-BLUE, ORANGE = (59, 130, 196), (217, 119, 43)  # of values above and below 0
-NUMBER = re.compile(r"([-+]?[\d,.]+(e[-+]?\d+)?( ?%)?)?|<td.*", re.S)
+BLUE, ORANGE = (59, 130, 196), (217, 119, 43)  # (red, green, blue) of values above and below 0
+NUMBER = re.compile(r"([-+]?[\d,.]+(e[-+]?\d+)?( ?%)?)?|<td.*", re.S)  # or nothing, or what `cell` returns
 
 
-def write(path, title, *parts):
-    """A page of these pieces of HTML in a file, whole or not at all."""
+def write(path, title: str, *parts: str) -> None:
+    """Write a page of these fragments, whole or not at all."""
     text = f"{HEAD}<title>{escape(title)}</title>\n<h1>{escape(title)}</h1>\n" + "\n".join(parts) + "\n</html>\n"
     write_whole(path, lambda file: file.write(text.encode("utf-8", "replace")))
 
 
-def escape(text):
-    """Any text, its control characters made visible."""
+def escape(text) -> str:
+    """Any value as text, with visible symbols for control characters."""
     return html.escape(str(text)).translate({i: 0x2400 + i for i in range(32) if i not in (9, 10)})
 
 
-def table(head, rows):
-    """Rows of texts, numbers and what `cell` gives, under the columns' names. Columns of numbers stand to the right."""
-    right = [' class="n"' * all(NUMBER.fullmatch(str(row[i])) for row in rows) for i in range(len(head))]
-    lines = ["".join(f"<th{side}>{escape(name)}" for name, side in zip(head, right))] if any(head) else []
-    lines += ["".join(str(x) if str(x).startswith("<td") else f"<td{side}>{escape(x)}" for x, side in zip(row, right))
+def table(head, rows) -> str:
+    """Rows of texts, numbers and cells made by `cell`, under their columns' names. Columns of numbers align right."""
+    align = [' class="n"' * all(NUMBER.fullmatch(str(row[i])) for row in rows) for i in range(len(head))]
+    lines = ["".join(f"<th{side}>{escape(name)}" for name, side in zip(head, align))] if any(head) else []
+    lines += ["".join(str(x) if str(x).startswith("<td") else f"<td{side}>{escape(x)}" for x, side in zip(row, align))
               for row in rows]
     return '<div class="wide"><table>' + "".join(f"<tr>{line}\n" for line in lines) + "</table></div>"
 
 
-def cell(text, value):
-    """A table's cell, coloured by a value of -1 to 1."""
+def cell(text, value: float) -> str:
+    """A cell of a table, coloured by a value of -1 to 1."""
     return f'<td class="n" style="background:{colour(value)}">{escape(text)}'
 
 
-def colour(value):
-    """The background for a value of -1 (orange) over 0 (none) to 1 (blue). Letters stay readable on it."""
+def colour(value: float) -> str:
+    """The CSS background for a value from -1 (orange) over 0 (none) to 1 (blue), pale enough to read text on it."""
     red, green, blue = BLUE if value >= 0 else ORANGE
     return f"rgba({red},{green},{blue},{min(abs(value), 1) * 0.7:.3f})"
 
 
-def words(pieces, values, notes=()):
-    """A text in pieces, each coloured by its value of -1 to 1. notes: what shows under the mouse, a text a piece."""
-    notes = [f' title="{escape(note)}"' for note in notes] or [""] * len(pieces)
-    return '<div class="words">' + "".join(f'<span style="background:{colour(value)}"{note}>{escape(piece)}</span>'
-                                           for piece, value, note in zip(pieces, values, notes)) + "</div>"
+def words(texts, values, notes=()) -> str:
+    """Consecutive parts of a text, each coloured by its value of -1 to 1. notes: their tooltips, or nothing."""
+    tooltips = [f' title="{escape(note)}"' for note in notes] or [""] * len(texts)
+    return '<div class="words">' + "".join(f'<span style="background:{colour(value)}"{tooltip}>{escape(text)}</span>'
+                                           for text, value, tooltip in zip(texts, values, tooltips)) + "</div>"

@@ -1,44 +1,41 @@
-"""Pictures by matplotlib, which is optional: `can_draw` tells whether it is there, and how to install it.
+"""Plots by matplotlib, which is optional: `can_draw` tells whether it is installed.
 
-A picture is drawn once. In a page it stands as SVG whose letters stay letters, in the page's own colour and fonts, so
-that any script shows; as a PNG it brings its own white ground.
+A figure is drawn once and written in two forms: as SVG inside a page, where text stays text in the page's own colour
+and fonts, so that every script is shown; and as a PNG file on a white background.
 """
 
 import functools
 import io
 import re
-import unicodedata
 import warnings
 from pathlib import Path
 
-import numpy as np
-
 from nanoft.files import write_whole
-from nanoft.pages.html import BLUE, ORANGE, escape
+from nanoft.pages.html import escape
 
-INK = "#010203"  # of axes and letters: near black in a PNG, taken out of the SVG for the page's own colour
-COLOURS = ("#3b82c4", "#d9772b", "#3a9d5d", "#b0529e", "#9a7b2f", "#738091")  # seen on white and on black
-# files of fonts with Chinese characters, best first: on Linux, macOS and Windows
+INK = "#010203"  # axes and text: nearly black in a PNG; in SVG the page's own colour replaces it
+COLOURS = ("#3b82c4", "#d9772b", "#3a9d5d", "#b0529e", "#9a7b2f", "#738091")  # visible on white and on black
+# beginnings of the file names of fonts with Chinese characters, best first: Linux, macOS, Windows
 CJK = ("notosanscjk", "notosanssc", "sourcehansans", "wqy", "droidsansfallback", "pingfang", "hiragino sans gb",
        "arial unicode", "msyh", "simhei")
 
 
 @functools.cache
-def can_draw():
-    """Is matplotlib there? Where it is not, says so once. Sets the look of all pictures."""
+def can_draw() -> bool:
+    """Is matplotlib installed? If not, prints that once. Sets the style of all plots."""
     try:
         import matplotlib
         from matplotlib import font_manager
     except ImportError:
-        print("no pictures, for matplotlib is missing: pip install matplotlib")
+        print("no plots: matplotlib is missing; pip install matplotlib")
         return False
-    # by file, for the list of names that matplotlib keeps does not know fonts installed since
+    # searched by file, because matplotlib's cached list of names lacks fonts installed since
     paths = sorted(font_manager.findSystemFonts(), key=lambda path: ("Regular" not in path, path))
-    found = [path for start in CJK for path in paths if Path(path).name.lower().startswith(start)]
+    chinese = [path for start in CJK for path in paths if Path(path).name.lower().startswith(start)]
     fonts = ["DejaVu Sans"]
-    if found:
-        font_manager.fontManager.addfont(found[0])
-        fonts.append(font_manager.get_font(found[0]).family_name)
+    if chinese:
+        font_manager.fontManager.addfont(chinese[0])
+        fonts.append(font_manager.get_font(chinese[0]).family_name)
     dark = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
     matplotlib.rcParams.update(dark | {
         "font.family": fonts, "font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "svg.fonttype": "none",
@@ -48,52 +45,17 @@ def can_draw():
     return True
 
 
-def axes(title, x, y, width=4.8, height=3.0):
-    """The axes of a new figure of so many inches, `ax.figure`. Only where can_draw()."""
+def axes(title: str, x: str, y: str):
+    """The axes of a new figure (4.8 x 3 inches), which is `ax.figure`. x, y: labels. Only after can_draw()."""
     from matplotlib.figure import Figure
 
-    ax = Figure(figsize=(width, height), layout="constrained").subplots()
+    ax = Figure(figsize=(4.8, 3.0), layout="constrained").subplots()
     ax.set(title=title, xlabel=x, ylabel=y)
     return ax
 
 
-def words(texts, width=92):
-    """Coloured words as a figure, as page.words has them in a page. texts: (heading, pieces, values of -1 to 1) each.
-
-    Letters are of equal width, `width` of them a line, so that none need be measured; a Chinese one has room for two.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    placed, line = [], 0  # (line, column, cells, text, value)
-    for heading, pieces, values in texts:
-        if heading:
-            placed.append((line, 0, 0, heading, 0.0))
-            line += 1
-        column = 0
-        for piece, value in zip(pieces, values):
-            piece = piece.replace("↵\n", "↵").replace("\n", "↵")
-            cells = sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in piece)
-            if column + cells > width:
-                line, column = line + 1, 0
-            placed.append((line, column, cells, piece, value))
-            column += cells
-        line += 1.6
-    figure = Figure(figsize=(0.08 * (width + 4), 0.2 * (line + 0.3)))  # inches: 0.08 is a letter of 9.5 points
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(-2, width + 2), ylim=(line - 0.5, -0.8))
-    ax.axis("off")
-    family = ["DejaVu Sans Mono", *matplotlib.rcParams["font.family"]]
-    for line, column, cells, text, value in placed:
-        colour = np.array(BLUE if value >= 0 else ORANGE) / 255
-        ax.add_patch(Rectangle((column, line - 0.45), cells, 0.9, color=colour, alpha=0.7 * min(abs(value), 1), lw=0))
-        ax.text(column, line + 0.2, text, fontsize=9.5, family=family if cells else None)
-    return figure
-
-
-def svg(figure, caption=""):
-    """A figure for a page."""
+def svg(figure, caption: str = "") -> str:
+    """A figure as a fragment of HTML."""
     file = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has fonts of its own
@@ -107,22 +69,22 @@ def svg(figure, caption=""):
            f"<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def save(figure, path):
-    """The same as a PNG. Says so where no font here has all of its characters."""
+def save(figure, path) -> None:
+    """Write a figure as a PNG file. Prints a line if no installed font has all of its characters."""
     from PIL import Image  # matplotlib brings it
 
-    drawn = io.BytesIO()
+    full = io.BytesIO()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure.savefig(drawn, format="png", facecolor="white")
-    few = Image.open(drawn).convert("RGB").quantize(256, kmeans=1)  # enough for a drawing, in a third of the bytes
-    write_whole(path, lambda file: few.save(file, format="png", optimize=True))
+        figure.savefig(full, format="png", facecolor="white")
+    small = Image.open(full).convert("RGB").quantize(256, kmeans=1)  # 256 colours do for a plot: a third of the bytes
+    write_whole(path, lambda file: small.save(file, format="png", optimize=True))
     if any("missing from font" in str(warning.message) for warning in caught):
-        print(f"{path}: some characters are boxes, for no font here has them; install one such as Noto Sans CJK")
+        print(f"{path}: some characters are drawn as boxes, because no installed font has them; install Noto Sans CJK")
 
 
-def plain_ticks(*axes):
-    """Numbers as people write them at the ticks of these axes (ax.xaxis, ax.yaxis): 0.5, 20,000, 1.5M."""
+def plain_ticks(*axes) -> None:
+    """Write the ticks of these axes (ax.xaxis, ax.yaxis) as people write numbers: 0.5, 20,000, 1.5M."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     for axis in axes:
@@ -130,7 +92,8 @@ def plain_ticks(*axes):
         axis.set_minor_formatter(NullFormatter())
 
 
-def short(x):
+def short(x: float) -> str:
+    """A number for a tick."""
     if abs(x) < 1e5:
         return f"{x:,.4g}" if abs(x) < 1e3 else f"{x:,.0f}"
     return f"{x / 1e3:,.4g}k" if abs(x) < 1e6 else f"{x / 1e6:,.4g}M"

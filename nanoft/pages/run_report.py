@@ -1,27 +1,32 @@
-"""A run as one page: what was asked for, how it went, what came out, where it errs; and several runs side by side.
+"""A run as one page: its options, how it went, what came out and where it errs; or several runs side by side.
 
     python -m nanoft report out/imdb                           # writes out/imdb/report.html
     python -m nanoft report --compare out/a out/b out/c        # writes compare.html beside the first of them
 
-A page needs nothing but itself: no network, no other file. It is made of what the run folder holds: config.json,
-metrics.jsonl, result.json, environment.json, predictions.jsonl, best.pt, and the texts in the TensorBoard events.
+A page needs no network and no other file. It is made from the run folder: config.json, metrics.jsonl, samples.jsonl,
+result.json, environment.json, predictions.jsonl and best.pt; all but the first two may be missing.
 """
 
-import sys
-from contextlib import redirect_stdout
+import json
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nanoft import UserError, config
+from nanoft.files import read_json
 from nanoft.inspect import summary
 from nanoft.pages import plots
-from nanoft.pages.curves import SCORES, curves, load, side_by_side
 from nanoft.pages.html import cell, escape, table, write
 from nanoft.runlog import clock
 from nanoft.tasks import examples, metrics, tables
 from nanoft.text import prepare
+
+AXES = {"step": "steps", "tokens": "tokens", "epoch": "epochs", "minutes": "minutes since the start"}
+SCORES = ("accuracy", "f1", "macro_f1", "mcc", "exact", "pearson", "spearman", "mlm_accuracy", "nsp_accuracy")
+OTHERS = {"val_bits_per_byte": "bits per byte", "lr": "learning rate", "grad_norm": "norm of the gradient",
+          "tokens_per_s": "tokens per second", "rows_per_s": "rows per second", "memory_gb": "memory (GB)"}
 
 
 @dataclass
@@ -30,36 +35,89 @@ class Options:
     out: str = ""          # the page; empty: report.html in the run's folder, or compare.html beside the first run's
 
 
+@dataclass
+class Run:
+    """What a run folder holds. rows: of metrics.jsonl, each with its `minutes` and, where they are known, `tokens`."""
+    folder: Path
+    config: dict
+    rows: list[dict]
+    result: dict              # empty until the run has ended
+    starts: list[dict]        # of environment.json: one for each time that the run was started or resumed
+    samples: dict[int, str]   # by step
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def curve(self, metric: str, axis: str) -> np.ndarray:
+        """(2, points): where on the axis the metric was logged, and its values."""
+        points = [(row.get(axis), row.get(metric)) for row in self.rows]
+        return np.array([point for point in points if None not in point], dtype=float).reshape(-1, 2).T
+
+
+def load(folder) -> Run:
+    """The run in a folder, ended or not. Raises UserError if there is none."""
+    folder = Path(folder)
+    if not (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder}: no metrics.jsonl there; give the folder of a run, such as out/wikitext")
+    rows, offset, before = read_log(folder / "metrics.jsonl"), 0.0, 0.0
+    for row in rows:
+        if "seconds" in row:
+            offset += before if row["seconds"] < before else 0.0  # resumed: the clock of another process
+            row["minutes"], before = (offset + row["seconds"]) / 60, row["seconds"]
+    tokens_per_step = [row["tokens"] / row["step"] for row in rows if row.get("tokens")]
+    for row in rows if tokens_per_step else []:
+        row["tokens"] = row["step"] * tokens_per_step[-1]
+    result, starts = (read_json(folder / name) if (folder / name).exists() else default
+                      for name, default in (("result.json", {}), ("environment.json", [])))
+    samples = {row["step"]: row["text"] for row in read_log(folder / "samples.jsonl")
+               if row["tag"] in ("sample", "final sample")}
+    return Run(folder, read_json(folder / "config.json"), rows, result, starts, samples)
+
+
+def read_log(path: Path) -> list[dict]:
+    """The rows of a log that may be missing; a last line that is still being written is left out."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
 # ---- one run -----------------------------------------------------------------------------------------------------
 
 
-def report(run):
-    """The pieces of HTML of a run's page."""
+def report(run: Run) -> list[str]:
+    """The fragments of HTML of a run's page."""
     checkpoint = run.folder / "best.pt"
     shape, cfg, task = summary.of_run(checkpoint) if checkpoint.exists() else (None, None, None)
     parts = [head(run), "<h2>Result</h2>", results(run)]
     if plots.can_draw():
         parts += ["<h2>Curves</h2>", '<div class="row">', *map(plots.svg, curves(run)), "</div>",
-                  '<p class="dim">Pale: each logged value; strong: the mean over a sixtieth of the run. The first '
-                  "losses, far above the others, are out of sight.</p>"]
+                  '<p class="dim">Pale: each logged value; strong: the mean over a sixtieth of the run. First losses '
+                  "far above the others are not shown.</p>"]
     if task:
         parts += errors(run, task)
-    if run.texts:
-        *earlier, last = sorted(run.texts)
-        some = [earlier[i] for i in np.unique(np.linspace(0, len(earlier) - 1, 4).astype(int))] if earlier else []
-        parts += ["<h2>What it writes</h2>", *(f"<h3>step {step:,}</h3><pre>{escape(run.texts[step])}</pre>"
-                                               for step in (last, *reversed(some)))]
+    if run.samples:
+        *earlier, last = sorted(run.samples)
+        steps = [earlier[i] for i in np.unique(np.linspace(0, len(earlier) - 1, 4).astype(int))] if earlier else []
+        parts += ["<h2>Samples</h2>", *(f"<h3>step {step:,}</h3><pre>{escape(run.samples[step])}</pre>"
+                                        for step in (last, *reversed(steps)))]
     if shape:
         parts += ["<h2>Model</h2>", '<div class="wide"><pre style="white-space:pre;width:max-content">'
                   f"{escape(summary.described(shape, cfg, task))}</pre></div>"]
     options = [(name, str(value)) for name, value in run.config.items()]
     third = -(-len(options) // 3)
     parts += ["<h2>Options</h2>", '<div class="row">',
-              *(table(("", ""), options[i:i + third]) for i in range(0, len(options), third)), "</div>"]
-    return parts + ["<h2>Made by</h2>", starts(run)]
+              *(table(("", ""), options[i:i + third]) for i in range(0, len(options), third)), "</div>",
+              "<h2>Command and environment</h2>"]
+    for start in run.starts:
+        parts += [f"<pre>{escape(start['command'])}</pre>", table(("", ""), [
+            (name, str(value)) for name, value in start.items() if name != "command" and value != ""])]
+    return parts if run.starts else [*parts, "<p>The run has no environment.json: an older nanoft made it.</p>"]
 
 
-def head(run):
+def head(run: Run) -> str:
     kind = run.config.get("objective") or "fine-tuned"
     done = f"{run.rows[-1]['step']:,} steps" if run.rows else "no step yet"
     minutes = [row["minutes"] for row in run.rows if "minutes" in row]
@@ -68,32 +126,97 @@ def head(run):
     return f'<p class="dim">{escape(kind)}, {done}</p>{command}'
 
 
-def results(run):
-    """The final figures: those of each split beside each other, then what is said once."""
+def results(run: Run) -> str:
+    """The final metrics: those of the splits beside each other, then what the run has once."""
     if not run.result:
-        return "<p>The run has no result.json yet: its final figures come at its end.</p>"
+        return "<p>The run has no result.json yet: it is written at the end.</p>"
     splits = [split for split in ("val", "test") if any(key.startswith(split + "_") for key in run.result)]
     names = dict.fromkeys(key.partition("_")[2] for key in run.result if key.partition("_")[0] in splits)
-    figures = [(name.replace("_", " "), *(shown(run.result.get(f"{split}_{name}")) for split in splits))
-               for name in names if not any(isinstance(run.result.get(f"{split}_{name}"), (dict, list))
-                                            for split in splits)]
+    by_split = [(name, [run.result.get(f"{split}_{name}") for split in splits]) for name in names]
+    rows = [(name.replace("_", " "), *map(shown, values)) for name, values in by_split
+            if not any(isinstance(value, (dict, list)) for value in values)]
     times = {"train_seconds": "time of training", "seconds": "time in all"}
     once = [(times.get(key, key.replace("_", " ")), clock(value) if key in times else shown(value))
             for key, value in run.result.items() if key.partition("_")[0] not in splits]
-    return f'<div class="row"><div>{table(("", *splits), figures)}</div><div>{table(("", ""), once)}</div></div>'
+    return f'<div class="row"><div>{table(("", *splits), rows)}</div><div>{table(("", ""), once)}</div></div>'
 
 
-def shown(value):
+def shown(value) -> str:
+    """A value for a table."""
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}" if isinstance(value, float) else str(value)
 
 
+# ---- curves --------------------------------------------------------------------------------------------------------
+
+
+def curves(run: Run) -> list:
+    """The figures of a run: its loss over each axis, its scores, then every other metric over the steps."""
+    figures = [line_plot(f"Loss over {label.partition(' ')[0]}", loss_label(run),
+                         [("training", run, "loss"), ("validation", run, "val_loss")], axis)
+               for axis, label in AXES.items()]
+    figures.append(line_plot("Scores on validation", "score (1 is best)",
+                             [(name.replace("_", " "), run, f"val_{name}") for name in SCORES]))
+    figures += [line_plot(title(name), label, [(None, run, name)]) for name, label in OTHERS.items()]
+    return [figure for figure in figures if figure]
+
+
+def line_plot(title: str, label: str, lines, axis: str = "step"):
+    """A figure of lines (name or None, run, metric) over an axis; None if no run has such a metric.
+
+    Validation metrics are drawn with their points, the noisy ones of training steps pale with their mean.
+    """
+    drawn = [(name, metric, *run.curve(metric, axis)) for name, run, metric in lines]
+    drawn = [line for line in drawn if len(line[2])]
+    if not drawn:
+        return None
+    ax = plots.axes(title, AXES[axis], label)
+    for i, (name, metric, x, y) in enumerate(drawn):
+        style = {"color": plots.COLOURS[i % len(plots.COLOURS)], "label": name}
+        if metric.startswith("val_"):
+            ax.plot(x, y, "o-", ms=3.5, **style)
+            continue
+        if len(x) >= 120:
+            step = -(-len(x) // 1500)
+            ax.plot(x[::step], y[::step], lw=0.8, alpha=0.35, color=style["color"])
+            cuts = np.linspace(0, len(x), 61).astype(int)[1:-1]
+            x, y = ([part.mean() for part in np.split(values, cuts)] for values in (x, y))
+        ax.plot(x, y, lw=1.5, **style)
+    if drawn[0][0]:
+        ax.legend()
+    ax.locator_params(axis="x", nbins=6)
+    plots.plain_ticks(ax.xaxis, ax.yaxis)
+    if drawn[0][1] in ("loss", "val_loss"):  # the first losses would press all others to the ground
+        losses = np.concatenate([y for *_, y in drawn])
+        low, high = losses.min(), np.percentile(losses, 97)
+        if losses.max() > high + 0.5 * (high - low):
+            ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    return ax.figure
+
+
+def label_of(metric: str) -> str:
+    return OTHERS.get(metric, metric.removeprefix("val_").replace("_", " "))
+
+
+def title(metric: str) -> str:
+    """The title of a metric's plot."""
+    label = label_of(metric)
+    if metric.startswith("val_"):
+        return f"Validation: {label}"
+    return "Training loss" if metric == "loss" else label[0].upper() + label[1:]
+
+
+def loss_label(run: Run) -> str:
+    unit = {"causal": " (nats per token)", "mlm": " (nats per masked token)"}.get(run.config.get("objective"), "")
+    return f"loss{unit}"
+
+
 # ---- where a fine-tuned model errs --------------------------------------------------------------------------------
 
 
-def errors(run, task):
-    """The confusion matrix, the figures of each class, and the rows furthest from the truth."""
+def errors(run: Run, task: dict) -> list[str]:
+    """The confusion matrix, the scores of each class, and the rows furthest from the truth."""
     split = "test" if any(key.startswith("test_") for key in run.result) else "val"
     parts, matrix = [], run.result.get(f"{split}_confusion")
     if matrix:
@@ -117,8 +240,8 @@ def errors(run, task):
     return parts
 
 
-def confusion(matrix, labels, most=20):
-    """Rows are true classes; the colour is the part of its row. With many classes the commonest mistakes."""
+def confusion(matrix: np.ndarray, labels, most: int = 20) -> str:
+    """A row of the matrix is a true class, coloured by its fractions. With many classes only the commonest mistakes."""
     if len(labels) > most:
         return f"<pre>{escape(metrics.confusion_table(matrix, labels, most))}</pre>"
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -128,10 +251,10 @@ def confusion(matrix, labels, most=20):
         for label, counts, values in zip(labels, matrix.tolist(), share.tolist())])
 
 
-def original_rows(run, predictions, split):
-    """The rows that were predicted, read again from the data; [] if they are gone, or are others by now."""
+def original_rows(run: Run, predictions: list[dict], split: str) -> list[dict]:
+    """The rows that were predicted, read again from the data; [] if they are gone or have changed."""
     try:
-        rows = rows_of(run.config).get(split, [])
+        rows = read_splits(run.config).get(split, [])
     except UserError:
         return []
     same = len(rows) == len(predictions) and all(
@@ -139,14 +262,14 @@ def original_rows(run, predictions, split):
     return rows if same else []
 
 
-def rows_of(cfg):
+def read_splits(options: dict) -> dict[str, list[dict]]:
     """The rows of a fine-tuning run's data, by split. Raises UserError if they are gone."""
     with redirect_stdout(None):
-        if not cfg["train_file"]:
-            return examples.load_task(prepare.find_data(cfg["data"]))[1]
-        return examples.from_table(*(cfg[name] for name in (
+        if not options["train_file"]:
+            return examples.load_task(prepare.find_data(options["data"]))[1]
+        return examples.from_table(*(options[name] for name in (
             "train_file", "kind", "text_column", "pair_column", "label_column", "val_file", "test_file",
-            "val_fraction")), separator=cfg["separator"])[1]
+            "val_fraction")), separator=options["separator"])[1]
 
 
 def worst(task, predictions, rows, most=20):
@@ -199,57 +322,46 @@ def wrongness(kind, task, guess):
     return (guess["label"] != guess["prediction"]) * (1 - guess["probabilities"][guess["label"]])
 
 
-# ---- what it was asked for, and by which command -------------------------------------------------------------------
-
-
-def starts(run):
-    if not run.starts:
-        return "<p>The run has no environment.json: it was made before nanoft wrote one.</p>"
-    parts = [f"<pre>{escape(start['command'])}</pre>" + table(("", ""), [
-        (name, str(value)) for name, value in start.items() if name != "command" and value != ""])
-        for start in run.starts]
-    return "".join(parts)
-
-
 # ---- several runs --------------------------------------------------------------------------------------------------
 
 
-def compare(runs):
-    """The pieces of HTML of a page on several runs; only what can be compared is drawn together."""
-    parts = []
+def compare(runs: list[Run]) -> list[str]:
+    """The fragments of HTML of a page on several runs; only what can be compared is drawn together."""
+    parts, names = [], [run.name for run in runs]
     same_data = len({tuple(run.config.get(key, "") for key in ("data", "train_file", "val_file")) for run in runs}) == 1
     same_task = len({run.config.get("objective") or run.result.get("metric") for run in runs}) == 1
-    texts = {(run.folder / "tokenizer.json").read_bytes() for run in runs if (run.folder / "tokenizer.json").exists()}
-    figures = []
+    tokenizers = [run.folder / "tokenizer.json" for run in runs]
+    same_tokenizer = len({path.read_bytes() for path in tokenizers if path.exists()}) == 1
+    compared = ["loss", "val_loss"] * same_tokenizer + [f"val_{name}" for name in ("bits_per_byte", *SCORES)]
     if not same_data or not same_task:
+        compared = []
         parts.append("<p>These runs had different data or different tasks, so their losses and scores cannot be "
                      "compared and are not drawn together.</p>")
-    else:
-        figures = ["loss", "val_loss"] if len(texts) == 1 else []
-        if not figures:
-            parts.append("<p>These runs have different tokenizers, so their losses a token cannot be compared; "
-                         "bits a byte can.</p>")
-        figures += [f"val_{name}" for name in ("bits_per_byte", *SCORES)]
-    drawn = [drawing for name in [*figures, "tokens_per_s", "rows_per_s"] if (drawing := side_by_side(runs, name))]
-    if drawn and plots.can_draw():
-        parts += ["<h2>Curves</h2>", *('<div class="row">' + "".join(map(plots.svg, draw())) + "</div>"
-                                       for draw in drawn)]
-    names = dict.fromkeys(name for run in runs for name in run.config)
-    differing = [(name, *(str(run.config.get(name, "")) for run in runs)) for name in names if name != "out_dir"
-                 and len({str(run.config.get(name)) for run in runs}) > 1]
-    parts += ["<h2>Options that differ</h2>", table(("", *(run.name for run in runs)), differing)
-              if differing else "<p>None but the folder.</p>"]
-    names = dict.fromkeys(name for run in runs for name, value in run.result.items()
+    elif not same_tokenizer:
+        parts.append("<p>These runs have different tokenizers, so their losses per token cannot be compared; "
+                     "bits per byte can.</p>")
+    compared = [metric for metric in (*compared, "tokens_per_s", "rows_per_s")
+                if sum(len(run.curve(metric, "step")[0]) > 0 for run in runs) > 1]
+    if compared and plots.can_draw():
+        parts.append("<h2>Curves</h2>")
+    for metric in compared if plots.can_draw() else ():
+        label = loss_label(runs[0]) if "loss" in metric else label_of(metric)
+        figures = [line_plot(title(metric), label, [(run.name, run, metric) for run in runs], axis) for axis in AXES]
+        parts += ['<div class="row">', *(plots.svg(figure) for figure in figures if figure), "</div>"]
+    options = dict.fromkeys(option for run in runs for option in run.config if option != "out_dir")
+    rows = [(option, *(str(run.config.get(option, "")) for run in runs)) for option in options]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    parts += ["<h2>Options that differ</h2>", table(("", *names), rows) if rows else "<p>None but the folder.</p>"]
+    final = dict.fromkeys(metric for run in runs for metric, value in run.result.items()
                           if not isinstance(value, (dict, list)))
-    final = [(name.replace("_", " "), *(shown(run.result.get(name)) for run in runs)) for name in names]
-    return [*parts, "<h2>Final figures</h2>", table(("", *(run.name for run in runs)), final)]
+    rows = [(metric.replace("_", " "), *(shown(run.result.get(metric)) for run in runs)) for metric in final]
+    return [*parts, "<h2>Final metrics</h2>", table(("", *names), rows)]
 
 
 def main():
-    folders = [word for word in sys.argv[1:] if not word.startswith("-")]
-    cfg = config.load(Options, [word for word in sys.argv[1:] if word.startswith("-")])
-    if not folders or not cfg.compare and len(folders) > 1:
-        raise UserError("give one run folder, as python -m nanoft report out/imdb; or several after --compare")
+    cfg, folders = config.load_tool(Options, "report FOLDER, or report --compare FOLDER FOLDER ...")
+    if len(folders) > 1 and not cfg.compare:
+        raise UserError(f"{len(folders)} run folders given; give one, or several after --compare")
     runs = [load(folder) for folder in folders]
     out = Path(cfg.out or (runs[0].folder.parent / "compare.html" if cfg.compare else runs[0].folder / "report.html"))
     if cfg.compare:
@@ -257,7 +369,3 @@ def main():
     else:
         write(out, str(runs[0].folder), *report(runs[0]))
     print(f"{out}: {out.stat().st_size / 1e3:,.0f} kB; open it in a browser")
-
-
-if __name__ == "__main__":
-    config.run(main)
