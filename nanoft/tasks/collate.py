@@ -102,27 +102,22 @@ def check_augmentation(cfg, task: dict, tokenizer):
 
 
 def augmentation(cfg, tokenizer, epoch: int) -> Callable | None:
-    """The function augment(ids, number) of an epoch for `batch`, or None if the options ask for none."""
+    """The function augment(ids, number) of an epoch, or None if the options ask for none.
+
+    It drops tokens of a feature's ids (T,), swaps them with their neighbour or masks them, each with the probability
+    token_drop, token_swap, token_mask. Its random numbers are a function of the seed, the epoch and the feature's
+    number. Special tokens stay where they are, and at least one other token stays.
+    """
     if not (cfg.token_drop or cfg.token_swap or cfg.token_mask):
         return None
-    mask_id = tokenizer.special.get("<|mask|>", 0)
-    return lambda ids, number: augmented(ids, tokenizer.is_special, mask_id, cfg.token_drop, cfg.token_swap,
-                                         cfg.token_mask, (cfg.seed, epoch, number))
 
+    def augment(ids, number):
+        rng = np.random.default_rng((cfg.seed, epoch, number, CHANGES))
+        draw, is_ordinary = rng.random((3, len(ids))), ~tokenizer.is_special[ids]
+        ids = np.where((draw[0] < cfg.token_mask) & is_ordinary, tokenizer.special.get("<|mask|>", 0), ids)
+        for i in np.flatnonzero((draw[1, 1:] < cfg.token_swap) & is_ordinary[1:] & is_ordinary[:-1]):
+            ids[i], ids[i + 1] = ids[i + 1], ids[i]
+        dropped = (draw[2] < cfg.token_drop) & is_ordinary
+        return ids if dropped.sum() == is_ordinary.sum() else ids[~dropped]
 
-def augmented(ids: np.ndarray, is_special: np.ndarray, mask_id: int, drop: float, swap: float, mask: float,
-              key: tuple) -> np.ndarray:
-    """A feature's ids (T,) with tokens dropped, swapped with their neighbour or masked, each with its probability.
-
-    The random numbers are a function of `key`: seed, epoch and the feature's number. Special tokens, of which
-    is_special (vocabulary,) tells, stay where they are; at least one other token stays.
-    """
-    rng = np.random.default_rng((*key, CHANGES))
-    draw, is_ordinary = rng.random((3, len(ids))), ~is_special[ids]
-    ids = np.where((draw[0] < mask) & is_ordinary, mask_id, ids)
-    for i in np.flatnonzero((draw[1, 1:] < swap) & is_ordinary[1:] & is_ordinary[:-1]):
-        ids[i], ids[i + 1] = ids[i + 1], ids[i]
-    dropped = (draw[2] < drop) & is_ordinary
-    if dropped.sum() == is_ordinary.sum():
-        dropped[:] = False
-    return ids[~dropped]
+    return augment

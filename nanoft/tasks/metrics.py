@@ -67,19 +67,19 @@ def precision_recall_f1(hits, predicted, actual) -> tuple[np.ndarray, np.ndarray
     return ratio(hits, predicted), ratio(hits, actual), ratio(2 * hits, predicted + actual)
 
 
-def averages(hits, predicted, actual) -> dict[str, float]:
-    """micro: from the sums of the counts (K,); macro: the mean over classes; weighted: the mean by support."""
+def class_scores(names, hits, predicted, actual, averaged=slice(None)) -> dict:
+    """From counts (K,): precision, recall and f1 as micro_, macro_ and weighted_ averages, and `per_class` by name.
+
+    micro: from the sums of the counts; macro: the mean over the classes `averaged`; weighted: the mean by support, the
+    number of true examples. per_class: {name: {precision, recall, f1, support}}.
+    """
     each = np.array(precision_recall_f1(hits, predicted, actual))  # (3, K)
     rows = {"micro": precision_recall_f1(hits.sum(), predicted.sum(), actual.sum()),
-            "macro": each.mean(axis=1),
+            "macro": each[:, averaged].mean(axis=1),
             "weighted": each @ actual / max(actual.sum(), 1)}
-    return {f"{kind}_{name}": float(value) for kind, row in rows.items() for name, value in zip(PRF, row)}
-
-
-def by_class(names, hits, predicted, actual) -> dict[str, dict]:
-    """{name: {precision, recall, f1, support}} from counts (K,); support is the number of true examples."""
-    rows = zip(names, *precision_recall_f1(hits, predicted, actual), actual)
-    return {name: dict(zip(PRF, map(float, row)), support=int(support)) for name, *row, support in rows}
+    scores = {f"{kind}_{name}": float(value) for kind, row in rows.items() for name, value in zip(PRF, row)}
+    return scores | {"per_class": {name: dict(zip(PRF, row), support=support) for name, row, support in
+                                   zip(names, each.T.tolist(), actual.tolist())}}
 
 
 def check_names(names, n_classes):
@@ -100,8 +100,7 @@ def classification(labels, predictions, names: list) -> dict:
     scores = {"accuracy": accuracy(labels, predictions), "mcc": matthews(matrix)}
     if len(names) == 2:
         scores["f1"] = float(precision_recall_f1(*counts)[2][1])
-    occurs = counts[1] + counts[2] > 0
-    return scores | averages(*counts[:, occurs]) | {"per_class": by_class(names, *counts)}
+    return scores | class_scores(names, *counts, averaged=counts[1] + counts[2] > 0)
 
 
 def matthews(matrix: np.ndarray) -> float:
@@ -139,9 +138,8 @@ def multi_label(labels, predictions, names: list) -> dict:
     arrays = (labels & predictions, predictions, labels)
     counts = [array.sum(axis=0) for array in arrays]  # each (K,)
     of_examples = precision_recall_f1(*(array.sum(axis=1) for array in arrays))  # each (N,)
-    return ({"accuracy": float((labels == predictions).all(axis=1).mean())} | averages(*counts)
-            | {f"samples_{name}": float(row.mean()) for name, row in zip(PRF, of_examples)}
-            | {"per_class": by_class(names, *counts)})
+    scores = {"accuracy": float((labels == predictions).all(axis=1).mean())} | class_scores(names, *counts)
+    return scores | {f"samples_{name}": float(row.mean()) for name, row in zip(PRF, of_examples)}
 
 
 # ---- numbers -----------------------------------------------------------------------------------------------------
@@ -233,8 +231,8 @@ def entity_scores(true_sentences: list, predicted_sentences: list, strict: bool 
         raise UserError("there is nothing to score: no entity in the truth, and none among the predictions"
                         + (" (strict ones begin with B-)" if strict else ""))
     counts = [np.array([counter[kind] for kind in types]) for counter in (hits, predicted, actual)]
-    scores = averages(*counts)
-    return {name: scores[f"micro_{name}"] for name in PRF} | scores | {"per_class": by_class(types, *counts)}
+    scores = class_scores(types, *counts)
+    return {name: scores[f"micro_{name}"] for name in PRF} | scores
 
 
 # ---- answers -----------------------------------------------------------------------------------------------------
