@@ -2,15 +2,16 @@
 
 A file is a header of 256 bytes and then the ids, little-endian uint16 (uint32 for a vocabulary above 65,536). Every
 document ends with `<|endoftext|>`. A split (train, val, test) is one file, `train.bin`, or shards `train_000.bin`,
-`train_001.bin`, ..., which are read as one row of ids. Nothing here holds a corpus in memory.
+`train_001.bin`, ..., which are read as one sequence. Nothing here holds a corpus in memory.
 
-    python -m nanoft bins FILE          # prints what a token file holds
+    python -m nanoft bins FILE          # prints what a token file contains
 """
 
 import itertools
 import os
 import re
 import struct
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,22 +24,23 @@ from nanoft.pretokenize import BATCH, cut_safely
 # magic, version, bytes per id, shard number, shards, tokens, vocabulary, fingerprint, bytes of text, words, documents
 HEADER = struct.Struct("<8sIIIIQQ32sQQQ")
 HEADER_BYTES = 256
-MAGIC, VERSION = b"nanoft\r\n", 1  # the line end shows a transfer that "mended" line ends
+MAGIC, VERSION = b"nanoft\r\n", 1  # the line end shows a transfer that converted line ends
 FIELDS = ("magic", "version", "id_bytes", "shard", "shards", "tokens", "vocab_size", "fingerprint", "bytes", "words",
           "documents")
 
 
-def write_split(folder, split, documents, tokenizer, num_words=0, shard_tokens=2**30):
-    """Tokenize documents into the files of a split, on all cores; gives the Tokens written.
+def write_split(folder: str | Path, split: str, documents: Iterable, tokenizer, num_words: int = 0,
+                shard_tokens: int = 2**30) -> "Tokens":
+    """Tokenize documents into the files of a split, on all cores; returns them opened.
 
     documents: an iterable of texts, each a str or an iterable of strs (its consecutive parts); read as a stream.
-    num_words: words of the whole split as its publishers count them (0: the corpus has no words).
+    num_words: of the whole split as its publisher counts words, or 0. shard_tokens: the most tokens in a file.
     Every file is written under a temporary name and all are renamed at the end, so a failure leaves an earlier split
     as it was. Raises UserError for an empty split.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = []  # of each file: its header's fields
+    shards: list[dict[str, int]] = []  # the counts in each file's header
     stem = f".{split}.{os.getpid()}"
     try:
         write_shards(folder / stem, shards, encode_documents(documents, tokenizer), tokenizer, shard_tokens, split)
@@ -62,8 +64,8 @@ def write_split(folder, split, documents, tokenizer, num_words=0, shard_tokens=2
     return Tokens.open(folder, split)
 
 
-def write_shards(stem, shards, arrays, tokenizer, shard_tokens, split):
-    """Write the ids to the files stem.0, stem.1, ..., leaving room for headers; appends each file's figures."""
+def write_shards(stem: Path, shards: list[dict[str, int]], arrays, tokenizer, shard_tokens: int, split: str) -> None:
+    """Write the ids to files stem.0, stem.1, ..., leaving room for headers; append each file's counts to shards."""
     show = progress_bar(f"tokenizing {split}", unit="MB")
     total, file = 0, None
     try:
@@ -89,10 +91,10 @@ def write_shards(stem, shards, arrays, tokenizer, shard_tokens, split):
             file.close()
 
 
-def encode_documents(documents, tokenizer):
-    """Encode on all cores, in order: yields (ids of a million characters or so, their bytes of text, documents ended).
+def encode_documents(documents: Iterable, tokenizer) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Encode on all cores, in order: yields (ids of a quarter of a million characters, their bytes, documents ended).
 
-    tiktoken's engine is a thread's work, not a process's: it lets go of Python's lock while it encodes.
+    Threads are enough: tiktoken's engine releases Python's lock while it encodes.
     """
     end = np.array([tokenizer.special["<|endoftext|>"]], dtype=np.uint32)
 
@@ -110,8 +112,8 @@ def encode_documents(documents, tokenizer):
         yield from map_ahead(pool, encode, document_batches(documents, tokenizer.pattern), ahead=2 * cores)
 
 
-def document_batches(documents, pattern, size=BATCH // 4):
-    """Lists of (part of a document, is it its last part), of about `size` characters each; empty documents left out."""
+def document_batches(documents: Iterable, pattern: str, size: int = BATCH // 4) -> Iterator[list[tuple[str, bool]]]:
+    """Lists of (part of a document, is it the last part), of about `size` characters; empty documents are left out."""
     batch, length = [], 0
     for document in documents:
         parts = cut_safely(document, pattern, size)
@@ -128,19 +130,19 @@ def document_batches(documents, pattern, size=BATCH // 4):
         yield batch
 
 
-def id_type(vocab_size):
+def id_type(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
-def pack_header(header, shard, shards, tokenizer):
+def pack_header(header: dict[str, int], shard: int, shards: int, tokenizer) -> bytes:
     fixed = {"magic": MAGIC, "version": VERSION, "id_bytes": id_type(tokenizer.vocab_size).itemsize, "shard": shard,
              "shards": shards, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint.encode()}
     values = fixed | header
     return HEADER.pack(*[values[name] for name in FIELDS]).ljust(HEADER_BYTES, b"\0")
 
 
-def read_header(path):
-    """The header of a token file as a dictionary. Raises UserError for a file that is none, or that was cut short."""
+def read_header(path: str | Path) -> dict:
+    """The header of a token file, {field: value}. Raises UserError for another file, or one that was cut short."""
     again = "prepare the data set again"
     try:
         with open(path, "rb") as file:
@@ -162,20 +164,20 @@ def read_header(path):
     return header
 
 
-def find_shards(folder, split):
-    """The files of a split in order; none when it is not there."""
+def find_shards(folder: str | Path, split: str) -> list[Path]:
+    """The files of a split in order; empty if there are none."""
     pattern = re.compile(re.escape(split) + r"(_\d{3,})?\.bin")
     paths = [path for path in Path(folder).glob(f"{split}*.bin") if pattern.fullmatch(path.name)]
     return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
 class Tokens:
-    """A split's ids, read as one row whatever its number of files.
+    """The ids of a split, read as one sequence whatever its number of files.
 
     len(): number of ids. vocab_size, fingerprint: of the tokenizer. num_bytes, num_words, num_documents: of the text.
     """
 
-    def __init__(self, paths):
+    def __init__(self, paths: list[Path]):
         headers = [read_header(path) for path in paths]
         first = headers[0]
         for i, (path, header) in enumerate(zip(paths, headers, strict=True)):
@@ -189,29 +191,29 @@ class Tokens:
         self.num_words = sum(header["words"] for header in headers)
         self.num_documents = sum(header["documents"] for header in headers)
         self.maps, self.calls = {}, 0
-        self.begins = np.array([0, *itertools.accumulate(header["tokens"] for header in headers)])  # of each shard
+        self.begins = np.array([0, *itertools.accumulate(header["tokens"] for header in headers)])  # first id of each
 
     @classmethod
-    def open(cls, folder, split):
-        """Raises UserError when the split is missing, cut short or mixed from several preparations."""
+    def open(cls, folder: str | Path, split: str) -> "Tokens":
+        """Raises UserError if the split is missing, cut short or mixed from several preparations."""
         paths = find_shards(folder, split)
         if not paths:
             raise UserError(f"{Path(folder) / split}.bin: no such file; prepare the data set first")
         return cls(paths)
 
     @staticmethod
-    def exists(folder, split):
+    def exists(folder: str | Path, split: str) -> bool:
         return bool(find_shards(folder, split))
 
     def __len__(self):
         return int(self.begins[-1])
 
-    def read(self, start, stop):
-        """The ids from start to stop, as int64 (stop - start,)."""
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The ids from start up to stop, as int64 (stop - start,)."""
         return self.gather([start], stop - start)[0]
 
-    def map(self, shard):
-        """The memory map of a shard, made anew now and then: one that lives on keeps every page it read resident."""
+    def map(self, shard: int) -> np.ndarray:
+        """The memory map of a shard, renewed now and then: an old map keeps every page that it has read in memory."""
         if self.calls % 1000 == 0:
             self.maps = {}
         self.calls += 1
@@ -220,8 +222,8 @@ class Tokens:
                 np.ndarray)
         return self.maps[shard]
 
-    def gather(self, starts, length):
-        """Windows of ids: starts (B,) -> int64 (B, length). Every window must lie inside the row of ids."""
+    def gather(self, starts, length: int) -> np.ndarray:
+        """Windows of ids: starts (B,) -> int64 (B, length). Every window must lie inside the sequence."""
         starts = np.asarray(starts, dtype=np.int64)
         out = np.empty((len(starts), length), dtype=np.int64)
         first = np.searchsorted(self.begins, starts, side="right") - 1
@@ -232,7 +234,7 @@ class Tokens:
                 continue
             ids = self.map(shard)
             for row in rows:
-                offset = starts[row] - self.begins[shard]  # negative where the window began in an earlier shard
+                offset = starts[row] - self.begins[shard]  # negative if the window begins in an earlier shard
                 part = ids[max(offset, 0) : max(offset + length, 0)]
                 begin = max(-offset, 0)
                 out[row, begin : begin + len(part)] = part

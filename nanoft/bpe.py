@@ -1,9 +1,9 @@
 """Byte-level byte-pair encoding: learning the merges, and turning text into token ids and back.
 
 A text is first cut into *chunks* (a word with its leading space, up to three digits, a run of punctuation, ...)
-by a split pattern, and each chunk is a row of bytes. Learning then repeats one step: the most frequent pair of
-neighbours inside chunks becomes a new token. Only counts of distinct chunks matter, so 10 MB of English is
-some 30,000 short words. The idea is Sennrich et al. 2016 (arXiv:1508.07909); bytes and split pattern are those of
+by a split pattern, and each chunk is a sequence of bytes. Learning then repeats one step: the most frequent pair of
+adjacent tokens inside chunks becomes a new token. Only the counts of distinct chunks matter, so 10 MB of English are
+some 30,000 short words. The method is Sennrich et al. 2016 (arXiv:1508.07909); bytes and split pattern are those of
 GPT-2 (Radford et al. 2019) and GPT-4. Encoding with the learned merges is done by tiktoken's engine.
 
     python -m nanoft tokenizer FILE... --vocab_size=8192 --out=tokenizer.json
@@ -16,6 +16,7 @@ import itertools
 import json
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -24,28 +25,23 @@ import regex
 import tiktoken
 
 from nanoft import UserError, config
-from nanoft.files import available_cores, map_ahead, progress_bar, read_blocks, read_json, write_whole
-from nanoft.pretokenize import (
-    COARSE,
-    PATTERNS,
-    batches,
-    check_pattern,
-    check_text,
-)
+from nanoft.files import available_cores, map_ahead, progress_bar, read_blocks, write_whole
+from nanoft.pretokenize import COARSE, PATTERNS, batches, check_pattern, check_text
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|cls|>", "<|sep|>")
-# what RoBERTa calls them (arXiv:1907.11692); a document ends as a text does
+# RoBERTa's names for them (arXiv:1907.11692); a document ends with the token that ends a text
 ROBERTA = {"<|endoftext|>": "</s>", "<|pad|>": "<pad>", "<|mask|>": "<mask>", "<|cls|>": "<s>", "<|sep|>": "</s>",
            "<|unk|>": "<unk>"}
 
 
-def train(texts, vocab_size, pattern="gpt4", processes=0, progress=True):
+def train(texts: Iterable, vocab_size: int, pattern: str = "gpt4", processes: int = 0,
+          progress: bool = True) -> "Tokenizer":
     """Learn a tokenizer.
 
     texts: an iterable of texts, each a str or an iterable of strs (its consecutive parts); read once, as a stream.
-    vocab_size: number of ids in all: 256 bytes + merges + 5 special tokens.
-    pattern: "gpt4", "gpt2", or a regular expression. processes: for counting; 0 is one a core.
-    Equal counts are ordered by the pair's ids, so the result does not depend on the number of processes.
+    vocab_size: 256 bytes + merges + 5 special tokens. pattern: "gpt4", "gpt2", or a regular expression.
+    processes: for counting; 0 means one per core. Pairs with equal counts are ordered by their ids, so the result does
+    not depend on the number of processes.
     Raises UserError for a vocabulary below 261 ids, an empty text, a pattern that is no regular expression.
     """
     smallest = 256 + len(SPECIAL_TOKENS)
@@ -63,24 +59,24 @@ def train(texts, vocab_size, pattern="gpt4", processes=0, progress=True):
     return tokenizer
 
 
-def count_chunks(texts, pattern, processes, progress):
+def count_chunks(texts: Iterable, pattern: str, processes: int, progress: bool) -> Counter:
     """How often each chunk of the split pattern occurs in the texts: {chunk as str: count}."""
-    todo = batches(texts, pattern)
-    head = [batch for batch in (next(todo, None), next(todo, None)) if batch]
-    todo = (batch for part in (head, todo) for batch in part)
+    stream = batches(texts, pattern)
+    first_two = [batch for batch in (next(stream, None), next(stream, None)) if batch]
+    todo = itertools.chain(first_two, stream)
     count = functools.partial(count_batch, pattern)
     processes = processes or available_cores()
     show = progress_bar("counting words", unit="MB") if progress else lambda done: None
     total, done = Counter(), 0
-    if processes == 1 or len(head) < 2:  # a pool is not worth its start
+    if processes == 1 or len(first_two) < 2:  # starting a pool would take longer
         results, pool = map(count, todo), None
     else:
         pool = ProcessPoolExecutor(processes)
         results = map_ahead(pool, count, todo, ahead=2 * processes)
     try:
-        for number, counts in results:
+        for length, counts in results:
             total.update(counts)
-            done += number
+            done += length
             show(done / 1e6)
     finally:
         show(None)
@@ -89,89 +85,89 @@ def count_chunks(texts, pattern, processes, progress):
     return total
 
 
-def count_batch(pattern, texts):
+def count_batch(pattern: str, texts: Sequence[str]) -> tuple[int, dict[str, int]]:
     """Count the chunks of a few texts: (number of characters, {chunk: count})."""
     pieces, find = Counter(), regex.compile(pattern).finditer
     for text in texts:
         check_text(text)
         pieces.update(COARSE[pattern].findall(text) if pattern in COARSE else [m.group() for m in find(text)])
     counts = defaultdict(int)
-    for piece, number in pieces.items():
+    for piece, count in pieces.items():
         for match in find(piece):
-            counts[match.group()] += number
+            counts[match.group()] += count
     return sum(map(len, texts)), dict(counts)
 
 
-def learn_merges(chunks, num_merges, progress=True):
+def learn_merges(chunks: dict[str, int], num_merges: int, progress: bool = True) -> list[tuple[int, int]]:
     """Merge the most frequent pair, `num_merges` times or until none is left: a list of pairs of ids.
 
     A token id is a character here and a chunk is a str of them, so that finding a pair and joining it are
-    str.partition and +, which run in C. Per merge only the chunks holding the pair are touched, and only the
-    counts of the pairs around it change. Counts in the heap may be out of date; they are put right when they surface.
-    No two pairs give the same bytes: until it is one token, a row of bytes is merged alike wherever it stands.
+    str.partition and +, which run in C. A merge touches only the chunks that contain the pair and changes only the
+    counts of the pairs around it. Counts in the heap may be out of date; they are corrected when they reach its top.
+    No two pairs give the same bytes: a sequence of bytes is merged the same way wherever it occurs.
     """
     words, counts = [], []
-    pair_counts, where = defaultdict(int), defaultdict(list)  # pair -> its count; -> numbers of words that had it
-    for chunk, number in chunks.items():
+    pair_counts, where = defaultdict(int), defaultdict(list)  # of each pair: its count, and indices of words with it
+    for chunk, count in chunks.items():
         word = chunk.encode().decode("latin-1")
         for pair in map("".join, itertools.pairwise(word)):
-            pair_counts[pair] += number
+            pair_counts[pair] += count
             where[pair].append(len(words))
         words.append(word)
-        counts.append(number)
-    heap = [(-number, pair) for pair, number in pair_counts.items()]
+        counts.append(count)
+    heap = [(-count, pair) for pair, count in pair_counts.items()]
     heapq.heapify(heap)
     merges = []
     show = progress_bar("learning merges", num_merges) if progress else lambda done: None
     while heap and len(merges) < num_merges:
-        number, pair = heap[0]
+        priority, pair = heap[0]
         current = -pair_counts.get(pair, 0)
-        if current != number:  # an entry from before other merges took some of its occurrences
+        if current != priority:  # out of date: other merges have taken some of its occurrences
             if current:
                 heapq.heapreplace(heap, (current, pair))
             else:
                 heapq.heappop(heap)
             continue
         heapq.heappop(heap)
-        made = merge_pair(pair, chr(256 + len(merges)), where.pop(pair), words, counts, pair_counts, where)
+        new = merge_pair(pair, chr(256 + len(merges)), where.pop(pair), words, counts, pair_counts, where)
         merges.append((ord(pair[0]), ord(pair[1])))
-        pair_counts.update(made)
-        for new_pair, number in made.items():
-            heapq.heappush(heap, (-number, new_pair))
+        pair_counts.update(new)
+        for new_pair, count in new.items():
+            heapq.heappush(heap, (-count, new_pair))
         if len(merges) % 256 == 0:
             show(len(merges))
     show(None)
     return merges
 
 
-def merge_pair(pair, token, numbers, words, counts, pair_counts, where):
-    """Replace the pair by the token in the words with these numbers; gives the counts of the pairs that arose."""
+def merge_pair(pair: str, token: str, indices, words, counts, pair_counts, where) -> dict[str, int]:
+    """Replace the pair by the token in the words with these indices; returns the counts of the new pairs."""
     first, second = pair
     swapped = second + first
-    made = defaultdict(int)
-    for i in numbers:
+    new = defaultdict(int)
+    for i in indices:
         head, found, tail = words[i].partition(pair)
         if not found:  # an earlier merge took it, or the word is listed twice
             continue
-        number = counts[i]
+        count = counts[i]
         left = head[-1:]
         head += token
         while True:
             if left:
-                pair_counts[left + first] -= number
-                made[left + token] += number
+                pair_counts[left + first] -= count
+                new[left + token] += count
                 where[left + token].append(i)
             while tail.startswith(pair):  # the next occurrence follows at once: two tokens side by side
-                pair_counts[swapped] -= number
-                made[token + token] += number
+                pair_counts[swapped] -= count
+                new[token + token] += count
                 where[token + token].append(i)
                 head += token
                 tail = tail[2:]
             if not tail:
                 break
             right = tail[0]
-            pair_counts[second + right] -= number
-            made[token + right] += number
+            pair_counts[second + right] -= count
+            new[token + right] += count
             where[token + right].append(i)
             between, found, rest = tail.partition(pair)
             if not found:
@@ -180,7 +176,7 @@ def merge_pair(pair, token, numbers, words, counts, pair_counts, where):
             left, tail = between[-1], rest
         words[i] = head + tail
     del pair_counts[pair]
-    return made
+    return new
 
 
 class Tokenizer:
@@ -189,30 +185,31 @@ class Tokenizer:
     In a published vocabulary they may have other ids: then `ids` has one for each byte and merge, and special_tokens is
     {text: id}.
 
-    vocab_size: number of ids. special: {text: id}; a token of RoBERTa's has two names, nanoft's and its own.
-    is_special: bool (vocabulary,). fingerprint: 32 hexadecimal digits, equal for equal content. token_bytes: id ->
-    bytes. separators: how many <|sep|> stand between two texts. published: encoders of this vocabulary know texts
-    between <|cls|> and <|sep|> only.
+    vocab_size: number of ids. special: {text: id}; RoBERTa's tokens have two names, nanoft's and RoBERTa's.
+    is_special: bool (V,). fingerprint: 32 hexadecimal digits, equal for equal content. token_bytes: id -> bytes.
+    separators: number of <|sep|> between two texts. published: a published encoder's vocabulary, whose texts always
+    stand between <|cls|> and <|sep|>.
     """
 
-    def __init__(self, pattern, merges, special_tokens=SPECIAL_TOKENS, byte_order=range(256), ids=None):
+    def __init__(self, pattern: str, merges: Iterable[Sequence[int]], special_tokens=SPECIAL_TOKENS,
+                 byte_order: Iterable[int] = range(256), ids: Iterable[int] | None = None):
         self.content = {"format": "nanoft tokenizer", "version": 1, "pattern": PATTERNS.get(pattern, pattern),
                         "special_tokens": list(special_tokens), "byte_order": list(byte_order),
                         "merges": [list(pair) for pair in merges]}
         tokens = [bytes([byte]) for byte in byte_order]
         for a, b in merges:
             tokens.append(tokens[a] + tokens[b])
-        self.ranks = {token: i for i, token in enumerate(tokens)}  # the earlier learned, the earlier merged
+        self.ranks = {token: i for i, token in enumerate(tokens)}  # the order of merging when a text is encoded
         if ids is None:
             ids = range(len(tokens))
             special_tokens = {text: len(tokens) + i for i, text in enumerate(special_tokens)}
         else:
             self.content |= {"version": 2, "special_tokens": special_tokens, "ids": list(ids)}
-        own = {name: special_tokens[theirs] for name, theirs in ROBERTA.items() if theirs in special_tokens}
+        aliases = {name: special_tokens[roberta] for name, roberta in ROBERTA.items() if roberta in special_tokens}
         self.published = "<s>" in special_tokens
         self.separators = 1 + self.published
-        self.special = special_tokens | own
-        self.ids = np.array([*ids, *self.special.values()], dtype=np.uint32)  # the engine's numbers -> ids
+        self.special = special_tokens | aliases
+        self.ids = np.array([*ids, *self.special.values()], dtype=np.uint32)  # tiktoken's ids -> ours
         self.vocab_size = len(tokens) + len(special_tokens)
         self.token_bytes = [b""] * self.vocab_size
         for i, token in (*zip(ids, tokens), *((i, text.encode()) for text, i in special_tokens.items())):
@@ -222,28 +219,28 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:32]
 
     @functools.cached_property
-    def encoding(self):
+    def encoding(self) -> tiktoken.Encoding:
         """tiktoken's engine for this vocabulary; built from the merges alone, never from the network."""
-        numbers = {text: len(self.ranks) + i for i, text in enumerate(self.special)}
-        return tiktoken.Encoding("nanoft", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=numbers)
+        special = {text: len(self.ranks) + i for i, text in enumerate(self.special)}
+        return tiktoken.Encoding("nanoft", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=special)
 
-    def encode(self, text, allow_special=False):
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Text to a list of ids. `<|endoftext|>` in a text is plain text unless allow_special.
 
         Raises UserError for lone surrogates, which are no text.
         """
         return self.encode_to_numpy(text, allow_special).tolist()
 
-    def encode_to_numpy(self, text, allow_special=False):
-        """As encode(text), to an array of uint32; it leaves other threads running meanwhile."""
+    def encode_to_numpy(self, text: str, allow_special: bool = False) -> np.ndarray:
+        """As encode(text), to an array of uint32; other threads can run meanwhile."""
         check_text(text)
         return self.ids[self.encoding.encode_to_numpy(text, allowed_special="all" if allow_special else set(),
                                                       disallowed_special=())]
 
-    def encode_with_offsets(self, text):
-        """The ids of a text (T,), the first character that each token covers (T,), and the one after its last (T,).
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ids of a text, and the start and end of each token in it, in characters: three arrays (T,).
 
-        A token may hold a part of a character; then it covers that character.
+        A token that holds only some bytes of a character covers that character.
         """
         ids = self.encode_to_numpy(text)
         codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
@@ -253,30 +250,21 @@ class Tokenizer:
         return ids, character[ends - self.token_lengths[ids]], character[ends - 1] + 1
 
     @functools.cached_property
-    def token_lengths(self):
+    def token_lengths(self) -> np.ndarray:
+        """The number of bytes of each token, (V,)."""
         return np.array([len(token) for token in self.token_bytes])
 
-    def encode_bytes(self, data):
-        """Any bytes to a list of ids: as encode() where they are UTF-8, one token a byte where they are not."""
-        ids = []
-        for part in regex.split(r"([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape")):
-            if part and "\udc80" <= part[0] <= "\udcff":
-                ids += [int(self.ids[self.ranks[bytes([byte])]]) for byte in part.encode("utf-8", "surrogateescape")]
-            else:
-                ids += self.encode(part)
-        return ids
-
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join([self.token_bytes[i] for i in ids])
 
-    def decode(self, ids):
-        """Ids to text; bytes that are no UTF-8 (a character cut in two, say) become U+FFFD."""
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids to text; bytes that are not UTF-8 (half of a character, say) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def chunk_starts(self, ids):
-        """Where the split pattern's chunks (words, mostly) begin: (T,) ids -> (T,) bool, True at a first token.
+    def chunk_starts(self, ids: Sequence[int]) -> np.ndarray:
+        """Which tokens begin a chunk of the split pattern (mostly a word): ids (T,) -> bool (T,).
 
-        The ids may be cut anywhere out of a text. Special tokens, and the tokens after them, begin a chunk.
+        The ids may start and end anywhere in a text. Special tokens, and the tokens after them, begin a chunk.
         """
         ids = np.asarray(ids, dtype=np.int64)
         is_special = self.is_special[ids]
@@ -284,34 +272,30 @@ class Tokenizer:
         bounds = [-1, *np.flatnonzero(is_special).tolist(), len(ids)]
         for before, after in itertools.pairwise(bounds):
             if after - before > 1:
-                starts[before + 1 : after] = self._segment_starts(ids[before + 1 : after].tolist())
+                starts[before + 1 : after] = self.segment_starts(ids[before + 1 : after].tolist())
         return starts
 
-    def _segment_starts(self, ids):
+    def segment_starts(self, ids: list[int]) -> np.ndarray:
+        """chunk_starts of ids without special tokens."""
         tokens = [self.token_bytes[i] for i in ids]
         text = b"".join(tokens).decode("utf-8", "surrogateescape")
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-        stray = (codes >= 0xDC80) & (codes <= 0xDCFF)  # bytes of a character that was cut
+        stray = (codes >= 0xDC80) & (codes <= 0xDCFF)  # bytes of an incomplete character
         width = np.where(stray, 1, 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000))  # bytes per character
         position = np.cumsum(width) - width
         begins = np.zeros(int(width.sum()), dtype=bool)
         begins[position[[match.start() for match in regex.finditer(self.pattern, text)]]] = True
-        length = np.array([len(token) for token in tokens])
+        length = self.token_lengths[ids]
         return begins[np.cumsum(length) - length]
 
-    def save(self, path):
+    def save(self, path) -> None:
         """Write tokenizer.json, whole or not at all."""
         text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":")) + "\n"
         write_whole(path, lambda file: file.write(text.encode("utf-8")))
 
     @classmethod
-    def load(cls, path):
-        """Read a tokenizer.json. Raises UserError when there is none, or when it is not a whole one."""
-        return cls.from_content(read_json(path), path)
-
-    @classmethod
-    def from_content(cls, content, path):
-        """The tokenizer that a tokenizer.json holds. Raises UserError when it is not a whole one."""
+    def from_content(cls, content, path) -> "Tokenizer":
+        """The tokenizer in the content of a tokenizer.json; path: of the file, for messages. Raises UserError."""
         problem = find_problem(content)
         if problem:
             raise UserError(f"{path}: not a nanoft tokenizer file ({problem}); prepare the data set again, or train "
@@ -320,8 +304,8 @@ class Tokenizer:
                    content.get("ids"))
 
 
-def find_problem(content):
-    """What is wrong with the content of a tokenizer file, in a few words; "" when nothing is."""
+def find_problem(content) -> str:
+    """What is wrong with the content of a tokenizer file, in a few words; "" if nothing is."""
     if not isinstance(content, dict) or content.get("format") != "nanoft tokenizer":
         return "the format line is missing"
     if content.get("version") not in (1, 2):
@@ -350,9 +334,9 @@ def find_problem(content):
 
 @dataclass
 class Options:
-    vocab_size: int = 8192  # ids in all: 256 bytes, merges, 5 special tokens
+    vocab_size: int = 8192  # number of ids: 256 bytes, merges, 5 special tokens
     pattern: str = "gpt4"  # gpt4, gpt2, or a regular expression
-    processes: int = 0  # for counting words; 0 is one a core
+    processes: int = 0  # for counting words; 0 means one per core
     out: str = "tokenizer.json"  # where the tokenizer goes
 
 

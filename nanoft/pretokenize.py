@@ -1,10 +1,11 @@
-"""Split patterns, which cut a text into chunks before byte-pair encoding, and the places where a long text may be cut.
+"""Split patterns, which cut a text into chunks before byte-pair encoding, and where a long text may be cut in parts.
 
 Texts are processed in parts of about a million characters, so that a file may be larger than memory and several cores
 can share one document. The split patterns are those of GPT-2 (Radford et al. 2019) and GPT-4.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 
 import regex  # comes with tiktoken
 import tiktoken
@@ -18,32 +19,32 @@ PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s",
 }
 
-# Counting two million words with the patterns above takes seconds; with `re` and a simpler pattern, a quarter. So
-# text is counted in coarse pieces, whose ends are also chunk ends for the pattern whatever stands around them,
-# and only the distinct pieces are split finely. Coarse pieces end between a letter or sign and a (horizontal) space,
-# and for gpt4 after the last line end of a run. (`re` takes \x1c-\x1f for white space, the patterns do not.)
+# Counting the chunks of two million words with these patterns takes seconds; `re` with a simpler pattern takes a
+# quarter of that. So text is first counted in coarse pieces, which end where a chunk ends too, whatever surrounds them,
+# and only distinct pieces are split into chunks. Coarse pieces end between a letter or sign and a (horizontal) space,
+# and for gpt4 also after the last of several line ends. (`re` counts \x1c-\x1f as white space, the patterns do not.)
 COARSE = {
     PATTERNS["gpt4"]: re.compile(r"[^\S\r\n\x1c-\x1f]*[\S\x1c-\x1f]*(?:[^\S\x1c-\x1f]*[\r\n])?"),
     PATTERNS["gpt2"]: re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]*"),
 }
-# The same places, as a search: a long text may be cut after such a match without changing any chunk.
+# The same ends to search for: cutting a long text after such a match changes no chunk.
 SAFE_CUT = {
     PATTERNS["gpt4"]: re.compile(r"[\S\x1c-\x1f](?= )|[\r\n](?=[\S\x1c-\x1f])"),
     PATTERNS["gpt2"]: re.compile(r"[\S\x1c-\x1f](?=[ \n])"),
     "wordpiece": re.compile("[ \n\u4e00-\u9fff]"),
 }
-BATCH = 2**20  # characters that one worker gets at a time
+BATCH = 2**20  # characters for one worker at a time
 
 
-def check_pattern(pattern):
-    """The regular expression that `pattern` names or is. Raises UserError when no engine can use it."""
+def check_pattern(pattern: str) -> str:
+    """The regular expression that `pattern` names or is. Raises UserError if it cannot be used."""
     if pattern in PATTERNS or pattern in COARSE:
         return PATTERNS.get(pattern, pattern)
     try:
         if regex.compile(pattern).fullmatch(""):
             raise UserError(f"pattern {pattern!r} matches the empty text; every chunk needs a character")
         if not pattern.endswith("|(?s:.)"):
-            pattern = f"(?:{pattern})|(?s:.)"  # what the pattern leaves out is a chunk too, or text would be lost
+            pattern = f"(?:{pattern})|(?s:.)"  # text that the pattern skips becomes chunks too, and is not lost
         tiktoken.Encoding("check", pat_str=pattern, mergeable_ranks={b"a": 0}, special_tokens={})
     except (regex.error, TypeError, ValueError) as error:
         if isinstance(error, UserError):
@@ -53,8 +54,8 @@ def check_pattern(pattern):
     return pattern
 
 
-def check_text(text):
-    """Raise UserError for a str that is no text: one with lone surrogates, which UTF-8 cannot write."""
+def check_text(text: str) -> None:
+    """Raise UserError for a str with lone surrogates, which UTF-8 cannot encode."""
     if text.isascii():
         return
     try:
@@ -64,11 +65,11 @@ def check_text(text):
                         "or read the text's file as UTF-8") from None
 
 
-def cut_safely(text, pattern, size=BATCH):
+def cut_safely(text: str | Iterable[str], pattern: str, size: int = BATCH) -> Iterator[str]:
     """A text (str, or an iterable of its consecutive parts) in parts of about `size` characters.
 
-    The cuts lie where the split pattern has a chunk's end in any case, so encoding the parts gives the ids of the
-    whole. Where no such place is known (a pattern of the user's own) the text stays whole.
+    It is cut only where the split pattern always ends a chunk, so the ids of the parts are those of the whole text.
+    With the user's own pattern, for which no such ends are known, the text stays whole.
     """
     rest = ""
     safe = SAFE_CUT.get(pattern)
@@ -76,17 +77,17 @@ def cut_safely(text, pattern, size=BATCH):
         rest += block
         start = 0
         while safe and len(rest) - start > size:
-            found = safe.search(rest, start + size - 1)
-            if not found:
+            cut = safe.search(rest, start + size - 1)
+            if not cut:
                 break
-            yield rest[start : found.end()]
-            start = found.end()
+            yield rest[start : cut.end()]
+            start = cut.end()
         rest = rest[start:]
     if rest:
         yield rest
 
 
-def batches(texts, pattern):
+def batches(texts: Iterable, pattern: str) -> Iterator[list[str]]:
     """The texts, long ones cut, in lists of about a million characters."""
     batch, size = [], 0
     for text in texts:

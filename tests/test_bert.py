@@ -9,16 +9,16 @@ import torch.nn.functional as F
 
 from nanoft import UserError, batches, distributed, generate
 from nanoft.bins import Tokens, write_split
-from nanoft.bpe import Tokenizer
 from nanoft.evaluate import masked_metrics
 from nanoft.model import BERT, CLASSIC, GPT, ModelConfig
+from nanoft.text import vocabulary
 
 TINY = dict(vocab_size=100, block_size=16, n_layer=2, n_head=4, n_embd=32, causal=False)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(corpus):
-    return Tokenizer.load(corpus / "tokenizer.json")
+    return vocabulary.load(corpus)
 
 
 @pytest.fixture(scope="module")

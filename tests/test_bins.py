@@ -75,7 +75,7 @@ def test_a_failure_leaves_the_earlier_split(tokenizer, tmp_path):
 
 def test_long_documents_keep_their_ids(tmp_path):
     tokenizer = train([read_blocks(ROOT / "nanoft/bpe.py")], 600, progress=False)
-    text = "".join((ROOT / f"nanoft/{name}.py").read_text(encoding="utf-8") for name in ("bpe", "bins", "text"))
+    text = "".join((ROOT / f"nanoft/{name}.py").read_text(encoding="utf-8") for name in ("bpe", "bins", "pretokenize"))
     text = (text + "\r\n \n  naïve 中文🙂  \t x" * 50) * 30
     blocks = [text[i : i + 100_003] for i in range(0, len(text), 100_003)]
     assert len(text) > 1_000_000

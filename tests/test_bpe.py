@@ -16,6 +16,7 @@ from nanoft import UserError
 from nanoft.bpe import SPECIAL_TOKENS, Tokenizer, train
 from nanoft.files import read_blocks
 from nanoft.pretokenize import COARSE, PATTERNS, cut_safely
+from nanoft.text import vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 # every kind of character that a split pattern tells apart, unicode spaces and the separators \x1c-\x1f included
@@ -100,10 +101,7 @@ def test_round_trips(tokenizer):
     for length in list(range(20)) + [3000]:
         text = random_text(generator, length)
         assert tokenizer.decode(tokenizer.encode(text)) == text
-        assert tokenizer.encode_bytes(text.encode()) == tokenizer.encode(text)
         assert tokenizer.encode_to_numpy(text).tolist() == tokenizer.encode(text)
-        data = generator.randbytes(length)
-        assert tokenizer.decode_bytes(tokenizer.encode_bytes(data)) == data
     assert tokenizer.decode(tokenizer.encode("中文🙂")[:1]) != ""  # a character cut in two is replaced, not refused
 
 
@@ -146,7 +144,7 @@ def test_bad_input_is_one_sentence(call, words):
 def test_save_and_load(tokenizer, tmp_path):
     path = tmp_path / "tokenizer.json"
     tokenizer.save(path)
-    again = Tokenizer.load(path)
+    again = vocabulary.load(path)
     assert again.fingerprint == tokenizer.fingerprint and len(again.fingerprint) == 32
     assert again.encode("def f(x): 模型") == tokenizer.encode("def f(x): 模型")
     assert os.listdir(tmp_path) == ["tokenizer.json"]
@@ -168,13 +166,13 @@ def test_a_damaged_tokenizer_file_is_refused(tokenizer, tmp_path, damage):
     path = tmp_path / "tokenizer.json"
     path.write_text(damage(tokenizer.content), encoding="utf-8")
     with pytest.raises(UserError, match="tokenizer.json"):
-        Tokenizer.load(path)
+        vocabulary.load(path)
     with pytest.raises(UserError, match="no such file"):
-        Tokenizer.load(tmp_path / "none.json")
+        vocabulary.load(tmp_path / "none.json")
 
 
 def test_chunk_starts(tokenizer):
-    text = "def encode_bytes(data): return 中文, données  x = 12345\n\n    pass"
+    text = "def encode_text(data): return 中文, données  x = 12345\n\n    pass"
     ids = tokenizer.encode(text)
     starts = tokenizer.chunk_starts(ids)
     chunks = regex.findall(tokenizer.pattern, text)
@@ -207,7 +205,7 @@ def test_command(tmp_path):
     source.write_text("to be or not to be " * 20, encoding="utf-8")
     command = [sys.executable, "-m", "nanoft", "tokenizer", str(source), "--vocab_size=270", f"--out={out}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "270 tokens" in done.stdout and Tokenizer.load(out).vocab_size == 270
+    assert "270 tokens" in done.stdout and vocabulary.load(out).vocab_size == 270
     source.write_text("", encoding="utf-8")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "empty" in done.stderr and Tokenizer.load(out).vocab_size == 270
+    assert done.returncode == 2 and "empty" in done.stderr and vocabulary.load(out).vocab_size == 270

@@ -62,7 +62,7 @@ def test_roberta_has_ids_and_special_tokens_of_its_own(roberta, learned, tmp_pat
     assert tokenizer.encode("a<mask></s><|cls|>", allow_special=True)[1:] == [len(ids) - 1, 2, 0]
     assert tokenizer.separators == 2 and tokenizer.published
     assert tokenizer.is_special.sum() == 7 and not tokenizer.is_special[expected].any()
-    assert tokenizer.encode_bytes(b"ok \xff") == [*tokenizer.encode("ok "), ids[names[255]]]
+    assert tokenizer.decode_bytes([*tokenizer.encode("ok "), ids[names[255]]]) == b"ok \xff"
     assert tokenizer.chunk_starts(expected).tolist() == learned.chunk_starts(learned.encode(TEXT)).tolist()
     tokenizer.save(tmp_path / "tokenizer.json")
     again = vocabulary.load(tmp_path)
@@ -193,7 +193,6 @@ def test_gpt2_ids_are_the_published_ones(gpt2, tmp_path):
     gpt2.save(tmp_path / "tokenizer.json")
     again = vocabulary.load(tmp_path)
     assert again.encode(TEXT) == gpt2.encode(TEXT) and again.decode(again.encode(TEXT)) == TEXT
-    assert again.decode_bytes(again.encode_bytes(b"\x00\xff ok")) == b"\x00\xff ok"
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "encoder.json").write_bytes((DATA / "gpt2" / "encoder.json").read_bytes())
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\nh zz\n", encoding="utf-8")
