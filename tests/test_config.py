@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
-from conftest import command
+from conftest import ROOT, command
 
+import finetune
+import train
 from nanoft import UserError, __main__, config
 
 
@@ -108,3 +110,14 @@ def test_config_files_of_the_current_folder_come_first(tmp_path, monkeypatch):
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "wikitext.py").write_text("data = 'mine'")
     assert config.read_file("config/wikitext.py") == {"data": "mine"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda path: path.name)
+def test_every_config_fits_a_script(path):
+    problems = []
+    for script in (train, finetune):
+        try:
+            config.load(script.Config, [str(path)], script.check)
+        except UserError as error:
+            problems.append(str(error))
+    assert len(problems) == 1, problems
