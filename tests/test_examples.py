@@ -1,4 +1,4 @@
-"""Labelled examples: tables and folders in, what is refused and in which words, splits, and the report's figures."""
+"""Labelled examples: tables and folders in, what is refused and in which words, splits, and the report's counts."""
 
 import gzip
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 
 from nanoft import UserError
-from nanoft.tasks import examples, tables
+from nanoft.tasks import examples
 
 REVIEWS = [(f"film number {i} was {'fine' if i % 2 else 'dull'}", "pos" if i % 2 else "neg") for i in range(40)]
 CLASSIFY = {"kind": "classify", "labels": ["neg", "pos"], "metric": "accuracy"}
@@ -240,7 +240,7 @@ def test_conll(tmp_path):
     assert examples.order_labels(["I-b", "B-b", "O", "B-a"]) == ["O", "B-a", "B-b", "I-b"]
 
 
-def test_squad_moves_answers_to_their_place(tmp_path, capsys):
+def test_squad_answers_move_to_their_offset(tmp_path, capsys):
     articles = [squad(("right", [("Ada", 0), ("Ada Lovelace", 0)]), ("near", [("Babbage", 40)]),
                       ("first", [("Babbage", 9)]), ("gone", [("Byron", 3)]), ("half", [("Byron", 3), ("Ada", 0)]),
                       ("negative", [("Ada", -62)]), ("none", []))]
@@ -267,88 +267,15 @@ def test_copies_of_a_text_stay_on_one_side(tmp_path):
     assert abs(sum(x < 0.1 for x in hashes) - 200) < 60 and 0 <= min(hashes) and max(hashes) < 1
 
 
-# --- rows to predict ---------------------------------------------------------------------------------------------
-
-def test_a_line_of_a_file_has_its_number(tmp_path):
-    path = write(tmp_path / "in.txt", "\ufefflovely\r\n\n \n\x0c2nd\u2028half\n")
-    assert tables.prediction_rows("classify", str(path)) == [{"line": 1, "text": "lovely"},
-                                                               {"line": 4, "text": "\x0c2nd\u2028half"}]
-    with pytest.raises(UserError, match="in.txt line 4: no pair for a model of kind pair, only line, text; give it as"):
-        tables.prediction_rows("pair", str(write(path, "\n\n\nlovely\n")))
-    with pytest.raises(UserError, match="in.txt holds no prompt"):
-        tables.prediction_rows("", str(write(path, "\n\n")))
-
-
-@pytest.mark.parametrize("kind, name, content, rows", [
-    ("classify", "in.csv", 'id,review,label\n1,"good, ""so""\nto say",pos\n',
-     [{"id": "1", "label": "pos", "text": 'good, "so"\nto say'}]),
-    ("classify", "in.csv", "text,review\na,b\n", [{"text": "a", "review": "b"}]),
-    ("embed", "in.tsv", "Sentence\tn\ngood, so\t1\n", [{"n": "1", "text": "good, so"}]),
-    ("pair", "in.csv", "sentence1,sentence2\na,b\n", [{"text": "a", "pair": "b"}]),
-    ("regress", "in.csv", "text,score\na,3\n", [{"text": "a", "score": "3"}]),
-    ("regress", "in.csv", "text,text2\na,b\n", [{"text": "a", "pair": "b"}]),
-    ("tag", "in.csv", "text\nin Rome\n", [{"text": "in Rome", "words": ["in", "Rome"]}]),
-    ("answer", "in.csv", "question,context\na,b\n", [{"question": "a", "context": "b"}]),
-    ("generate", "in.csv", "instruction,output\na,b\n", [{"output": "b", "prompt": "a"}]),
-    ("", "in.csv", "prompt\na\n", [{"prompt": "a"}]),
-    ("classify", "in.jsonl", '{"review": "a"}\n{"text": "b"}\n', [{"text": "a"}, {"text": "b"}]),
-    ("classify", "in.jsonl", '{"text": "a", "pair": 3}\n', [{"text": "a"}]),  # it would be a second text
-    ("regress", "in.jsonl", '{"text": "a", "pair": "b"}\n{"text": "c"}\n', [{"text": "a", "pair": "b"}, {"text": "c"}]),
-    ("tag", "in.jsonl", '{"words": ["\u6f14\u5458", "a b"]}\n', [{"words": ["\u6f14\u5458", "a b"]}]),
-])
-def test_columns_to_predict_are_recognised_and_the_others_stay(tmp_path, kind, name, content, rows):
-    assert tables.prediction_rows(kind, str(write(tmp_path / name, content))) == rows
-    compressed = write(tmp_path / f"{name}.gz", gzip.compress(content.encode("utf-8")))
-    assert tables.prediction_rows(kind, str(compressed)) == rows
-
-
-@pytest.mark.parametrize("kind, options, rows", [
-    ("classify", {"text": ("a", "b")}, [{"text": "a"}, {"text": "b"}]),
-    ("pair", {"text": ["a"], "pair": "b"}, [{"text": "a", "pair": "b"}]),
-    ("regress", {"text": ["a"], "pair": ""}, [{"text": "a"}]),
-    ("answer", {"question": "a", "context": "b"}, [{"question": "a", "context": "b"}]),
-    ("generate", {"text": ["a", "b"]}, [{"prompt": "a"}, {"prompt": "b"}]),
-    ("", {"prompt": ""}, [{"prompt": ""}]),
-    ("", {}, [{"prompt": "<|endoftext|>"}]),  # a new document
-    ("tag", {"text": ["演员很好看。（iPhone 12）don't go了"]}, [
-        {"text": "演员很好看。（iPhone 12）don't go了",  # each Chinese character is a word
-         "words": [*"演员很好看。（", "iPhone", "12", "）", "don't", "go", "了"]}]),
-])
-def test_options_spell_out_rows_to_predict(kind, options, rows):
-    assert tables.prediction_rows(kind, options=options) == rows
-
-
-@pytest.mark.parametrize("kind, given, words", [
-    ("classify", {"text": ["a"], "pair": "b"}, "--pair means nothing to a model of kind classify; give --text=..."),
-    ("embed", {"pair": "b"}, "--pair means nothing"),
-    ("pair", {"question": "a"}, "give --text=... --pair=..."),
-    ("", {"text": ["a"]}, "--text means nothing to a model that is not fine-tuned for a task; give --prompt=..."),
-    ("pair", {"text": ["a"]}, "the command line: no pair for a model of kind pair; give --text=... --pair=..., or an"),
-    ("tag", {}, "the command line: no words for a model of kind tag; give --text=..."),
-    ("classify", {"text": [""]}, "the command line: no text"),
-    ("generate", '{"prompt": "a"}\n\n{"response": "b"}', "in.jsonl line 3: no prompt"),
-    ("generate", '{"prompt": 3}', "in.jsonl line 1: prompt is 3, not a text; mend the row"),
-    ("regress", '{"text": "a", "pair": null}', "pair is None, not a text"),
-    ("tag", '{"words": ["a", 3]}', "words is ['a', 3], not a list of texts"),
-    ("classify", '{"text": "a"', "in.jsonl line 1: broken JSON"),
-    ("classify", '{"review": "a", "tweet": "b"}', "no text for a model of kind classify, only review, tweet"),
-])
-def test_what_gives_no_rows_to_predict_is_refused_in_a_sentence(tmp_path, kind, given, words):
-    path = str(write(tmp_path / "in.jsonl", given)) if isinstance(given, str) else ""
-    with pytest.raises(UserError) as caught:
-        tables.prediction_rows(kind, path, given if not path else None)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
-
-
-# --- figures -----------------------------------------------------------------------------------------------------
+# --- what the rows hold ------------------------------------------------------------------------------------------
 
 def test_clean_counts_and_drops():
     rows = [{"text": text, "label": label} for text, label in
             [("a", "x"), ("a", "x"), ("a", "y"), (" \n", "x"), ("", "y"), ("", "y"), ("b", "x")]]
-    figures = {"rows": 7, "empty": 3, "duplicates": 2, "conflicts": 1}
-    assert examples.clean(rows) == (rows, figures)
-    assert examples.clean(rows, drop_duplicates=True) == ([rows[i] for i in (0, 2, 3, 4, 6)], figures)
-    assert examples.clean(rows, drop_empty=True) == ([rows[i] for i in (0, 1, 2, 6)], figures)
+    counts = {"rows": 7, "empty": 3, "duplicates": 2, "conflicts": 1}
+    assert examples.clean(rows) == (rows, counts)
+    assert examples.clean(rows, drop_duplicates=True) == ([rows[i] for i in (0, 2, 3, 4, 6)], counts)
+    assert examples.clean(rows, drop_empty=True) == ([rows[i] for i in (0, 1, 2, 6)], counts)
     assert examples.clean(rows, drop_duplicates=True, drop_empty=True)[0] == [rows[i] for i in (0, 2, 6)]
     other = [{"context": "c", "question": "q", "answers": [], "id": "1"},
              {"context": "c", "question": "q", "answers": [], "id": "2"},

@@ -92,7 +92,7 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
                                 "set empty; give another, or a val_file")
         if kind in LABELLED:
             move_rare_labels(located)
-    task = {"kind": kind, "metric": METRICS[kind]}
+    task: dict = {"kind": kind, "metric": METRICS[kind]}
     if separator:
         task |= {"multi_label": True, "metric": "micro_f1"}  # all labels of a text right at once is rare
     if kind in LABELLED:
@@ -254,7 +254,7 @@ def fix_offsets(rows, split):
             starts = [match.start() for match in re.finditer(re.escape(text), row["context"])] if text else []
             moved, missing = moved + bool(starts), missing + (not starts)
             if starts:
-                answers.append({"text": text, "start": min(starts, key=lambda at, start=start: abs(at - start))})
+                answers.append({"text": text, "start": min((abs(at - start), at) for at in starts)[1]})
             elif split != "train":
                 answers.append(answer)
         if answers or not row["answers"]:

@@ -96,11 +96,11 @@ def classification(labels, predictions, names: list) -> dict:
     """
     check_names(names, len(names))
     matrix = confusion(labels, predictions, len(names))
-    counts = np.stack((matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)))  # (3, K) hits, predicted, actual
+    hits, predicted, actual = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)  # each (K,)
     scores = {"accuracy": accuracy(labels, predictions), "mcc": matthews(matrix)}
     if len(names) == 2:
-        scores["f1"] = float(precision_recall_f1(*counts)[2][1])
-    return scores | class_scores(names, *counts, averaged=counts[1] + counts[2] > 0)
+        scores["f1"] = float(precision_recall_f1(hits, predicted, actual)[2][1])
+    return scores | class_scores(names, hits, predicted, actual, averaged=predicted + actual > 0)
 
 
 def matthews(matrix: np.ndarray) -> float:
@@ -316,7 +316,7 @@ def report(scores: dict) -> str:
               for name, value in scores.items() if name not in in_table]
     if not per_class:
         return files.aligned(others)
-    rows = [("", *PRF, "support")]
+    rows: list[tuple] = [("", *PRF, "support")]
     rows += [(str(name), *(f"{row[key]:.4f}" for key in PRF), str(row["support"])) for name, row in per_class.items()]
     support = str(sum(row["support"] for row in per_class.values()))
     rows += [("",) * 5, *((kind, *(f"{scores[f'{kind}_{key}']:.4f}" for key in PRF), support) for kind in kinds)]

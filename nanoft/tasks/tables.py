@@ -219,8 +219,9 @@ def prediction_rows(kind: str, path: str = "", options: dict | None = None) -> l
     for where, row in located:
         if "pair" not in names:
             row.pop("pair", None)  # or it would be encoded as a second text
-        if kind == "tag" and "words" not in row and isinstance(row.get("text"), str):
-            row["words"] = WORD.findall(row["text"])
+        text = row.get("text")
+        if kind == "tag" and "words" not in row and isinstance(text, str):
+            row["words"] = WORD.findall(text)
         for name in ("words",) if kind == "tag" else names:
             if name in row:
                 check_input(row[name], name, where)
