@@ -139,6 +139,7 @@ def test_operators_have_a_group(name, group):
     assert child.group_of(name) == group
 
 
+@pytest.mark.slow
 def test_profile_accounts_for_the_whole_step():
     made = child.step("nanoft", SMALL, "float32", optimizer="muon")
     found = made["profile"](n=2)
@@ -161,6 +162,7 @@ def test_sampling_gives_as_many_tokens_as_asked():
     assert made["warm"]()["bytes"] > 0 and made["sample"](n=5)["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_step_part_in_processes_of_their_own(monkeypatch):
     monkeypatch.setattr(steps, "limit_ways", lambda machine_child, machine: {"fp32 matrix product, 2048": lambda: 1.0})
     cfg = Options(rounds=2, steps=1, match="nanoft fp32 eager")
@@ -180,6 +182,7 @@ def test_tokenizing_to_disk_and_in_memory():
     assert made["to_disk"]()["mb_s"] > 0 and made["to_disk"](repeat=3)["mb_s"] > 0 and made["in_memory"]()["mb_s"] > 0
 
 
+@pytest.mark.slow
 def test_time_to_loss_from_raw_text(tmp_path, monkeypatch):
     text = "".join(f"{i} bottles of beer on the wall, {i} bottles of beer.\n" for i in range(400))
     (tmp_path / "tinyshakespeare.txt").write_text(text)

@@ -74,6 +74,7 @@ def step(model, net, ids, dtype):
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", [{}, CLASSIC, NGRAMS, dict(n_kv_head=2), dict(causal=False)])
+@pytest.mark.slow
 def test_the_compiled_step_equals_the_plain_formula(options, dtype):
     """The whole of kernels.py, attention in four parts among it, against model.py alone in fp32."""
     cfg = ModelConfig(**{**TINY, "block_size": 128, **options})
@@ -107,6 +108,7 @@ def learned(layer, x, forward):
 @needs_both
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.slow
 def test_output_and_gradients_are_those_of_torch(bias, compiled, monkeypatch):
     monkeypatch.setattr(kernels, "LARGE", 0)
     torch.manual_seed(1)

@@ -81,6 +81,7 @@ def test_only_what_is_trained_is_shown(part, option, home, tmp_path, call):
     assert "activations/blocks.0" in found and "graph" in found
 
 
+@pytest.mark.slow
 def test_nothing_changes_without_and_only_the_first_process_writes(home, tmp_path, call):
     words = options(home, "classify", tmp_path / "with")
     call(finetune, *words)

@@ -412,6 +412,7 @@ def test_fine_tuned_from_published_weights_and_published_again(folders, tmp_path
     assert checkpoint.load(tmp_path / "pairs" / "best.pt")["task"]["kind"] == "pair"
 
 
+@pytest.mark.slow
 def test_a_published_gpt_speaks(folders, tmp_path, call):
     done = run("sample.py", f"--checkpoint={folders / 'gpt2'}", "--prompt=The", "--max_new_tokens=5", "--device=cpu")
     assert done.stdout.startswith("The") and "left over: none" in done.stderr

@@ -58,6 +58,7 @@ def test_a_crashed_run_resumes_bit_for_bit(encoder, corpus, tmp_path, call, monk
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.slow
 def test_parts_and_processes_equal_one_big_batch(objective, corpus, tmp_path, call):
     """The parts have different numbers of masked words; each word weighs the same all the same."""
     options = [*TINY, f"--objective={objective}", f"--data={corpus}", "--max_steps=8"]

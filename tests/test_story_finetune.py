@@ -292,6 +292,7 @@ def test_the_adapter_of_a_gpt_that_generates_holds_no_head(home, tmp_path, call)
 
 
 @pytest.mark.parametrize("name", ["tag", "answer"])
+@pytest.mark.slow
 def test_parts_and_processes_equal_one_big_batch(name, home, tmp_path, call):
     """The parts have different numbers of words; each word weighs the same all the same."""
     options = [*FAST, f"--data={home / name}", f"--init_from={home / 'encoder'}", "--dropout=0", "--head_dropout=0",

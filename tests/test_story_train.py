@@ -157,6 +157,7 @@ def test_two_processes_evaluate_as_one(plain, two):
         assert result(two)[name] == pytest.approx(result(plain)[name], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_end_together_when_the_data_cannot_be_prepared(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "prepare.py").write_text("raise SystemExit('error: no copy')\n", encoding="utf-8")
@@ -188,7 +189,7 @@ def stop_at(number, words, folder, step):
     return process.returncode, output
 
 
-@pytest.fixture(scope="session", params=["muon", "adamw"])
+@pytest.fixture(scope="session", params=["muon", pytest.param("adamw", marks=pytest.mark.slow)])
 def stopped(request, corpus, tmp_path_factory):
     """A run never stopped, and one that was killed, resumed, asked to stop, and resumed again; and what it said."""
     folder = tmp_path_factory.mktemp(request.param)
