@@ -142,7 +142,7 @@ def learn_merges(chunks: dict[str, int], num_merges: int, progress: bool = True)
 
 def merge_pair(pair: str, token: str, indices, words, counts, pair_counts, where) -> dict[str, int]:
     """Replace the pair by the token in the words with these indices; returns the counts of the new pairs."""
-    first, second = pair
+    first, second = pair[0], pair[1]
     swapped = second + first
     new = defaultdict(int)
     for i in indices:
@@ -193,9 +193,10 @@ class Tokenizer:
 
     def __init__(self, pattern: str, merges: Iterable[Sequence[int]], special_tokens=SPECIAL_TOKENS,
                  byte_order: Iterable[int] = range(256), ids: Iterable[int] | None = None):
-        self.content = {"format": "nanoft tokenizer", "version": 1, "pattern": PATTERNS.get(pattern, pattern),
-                        "special_tokens": list(special_tokens), "byte_order": list(byte_order),
-                        "merges": [list(pair) for pair in merges]}
+        self.content: dict = {
+            "format": "nanoft tokenizer", "version": 1, "pattern": PATTERNS.get(pattern, pattern),
+            "special_tokens": list(special_tokens), "byte_order": list(byte_order),
+            "merges": [list(pair) for pair in merges]}
         tokens = [bytes([byte]) for byte in byte_order]
         for a, b in merges:
             tokens.append(tokens[a] + tokens[b])

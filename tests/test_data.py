@@ -1,7 +1,6 @@
 """The data sets: published counts, splits, the order of sources, and what a user is told when something is missing."""
 
 import gzip
-import hashlib
 import http.server
 import json
 import os
@@ -14,9 +13,9 @@ import pytest
 
 from nanoft import UserError
 from nanoft.bins import Tokens
-from nanoft.bpe import Tokenizer, train
+from nanoft.bpe import train
 from nanoft.tasks import examples
-from nanoft.text import prepare
+from nanoft.text import prepare, vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 MIRROR = Path(os.environ.get("NANOFT_MIRROR") or ROOT / "../shared/data").resolve()
@@ -35,7 +34,7 @@ def run(name, *options, mirror=MIRROR, cwd=ROOT):
 
 def decoded(folder, split):
     tokens = Tokens.open(folder, split)
-    return Tokenizer.load(Path(folder) / "tokenizer.json").decode(tokens.read(0, len(tokens)).tolist())
+    return vocabulary.load(folder).decode(tokens.read(0, len(tokens)).tolist())
 
 
 @needs("wikitext-2-v1.zip")
@@ -139,7 +138,7 @@ def test_nothing_found_names_the_address_and_the_other_ways(tmp_path):
 
 
 def test_order_of_sources_and_download(tmp_path, monkeypatch):
-    """source, then the mirror, then raw/, then the publisher: dist, a server of our own."""
+    """source, then the mirror, then raw/, then the publisher: here, a server of our own."""
     content = b"published" * 1000
     agents = []
 
@@ -165,10 +164,8 @@ def test_order_of_sources_and_download(tmp_path, monkeypatch):
     try:
         with pytest.raises(UserError, match="bytes came"):
             prepare.find_raw("f.txt", f"{address}/short", folder)
-        with pytest.raises(UserError, match="sha256"):
-            prepare.find_raw("f.txt", address, folder, sha256="0" * 64)
         assert not raw.exists() and not list(tmp_path.rglob("*.tmp"))
-        path = prepare.find_raw("f.txt", address, folder, sha256=hashlib.sha256(content).hexdigest())
+        path = prepare.find_raw("f.txt", address, folder)
         assert path == raw and raw.read_bytes() == content
         assert "Python-urllib" not in agents[-1]
     finally:
@@ -205,7 +202,7 @@ def test_find_and_ensure(tmp_path, capfd):
 def test_write_data_with_a_tokenizer_of_another_set(tmp_path):
     other = train(["to be or not to be"], 270, progress=False)
     other.save(tmp_path / "other.json")
-    splits = {"train": lambda: ["to be"], "val": lambda: ["or not"]}
+    splits = {"train": ["to be"], "val": lambda: ["or not"]}  # a list, and a function that starts a stream
     prepare.write_data(tmp_path / "out", splits, 5000, tokenizer=str(tmp_path / "other.json"))
     assert Tokens.open(tmp_path / "out", "val").fingerprint == other.fingerprint
     assert sorted(os.listdir(tmp_path / "out")) == ["tokenizer.json", "train.bin", "val.bin"]

@@ -11,29 +11,29 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from nanoft import UserError, config
+from nanoft.files import read_blocks
+from nanoft.tasks import examples
+from nanoft.text import prepare
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-
-from nanoft import UserError, config  # noqa: E402
-from nanoft.files import read_blocks  # noqa: E402
-from nanoft.tasks import examples  # noqa: E402
-from nanoft.text import prepare  # noqa: E402
-
 ROWS = {"train.tsv": 9_600, "dev.tsv": 1_200}  # in the form that circulates: a review, a tab, its label; no header
 LABELS = ("negative", "positive")
 
 
 @dataclass
 class Options:
-    vocab_size: int = 4096  # ids of the tokenizer in all
-    val_fraction: float = 0.1  # part of the training reviews kept for validation
-    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
+    vocab_size: int = 4096  # size of the vocabulary
+    val_fraction: float = 0.1  # fraction of the training reviews used for validation
+    tokenizer: str = ""  # a tokenizer.json or the folder of a published one, instead of learning one
     source: str = ""  # a folder that holds train.tsv and dev.tsv
     out: str = ""  # where the data set goes; empty is beside this file
 
 
-def read_reviews(path, expected):
-    """The rows of a file. Raises UserError for one in another form."""
+def read_reviews(path: Path, expected: int) -> list[dict]:
+    """The rows of a file. Raises UserError unless it is as expected, with `expected` rows."""
     lines = [line.split("\t") for line in "".join(read_blocks(path)).split("\n") if line.strip()]
     rows = [{"text": line[0].strip(), "label": line[-1].strip()} for line in lines if len(line) == 2]
     if not len(lines) == len(rows) == expected or {row["label"] for row in rows} != set(LABELS):
@@ -46,12 +46,12 @@ def main():
     cfg = config.load(Options)
     paths = prepare.find_raw_files({f"chnsenticorp/{name}": "" for name in ROWS}, HERE, cfg.source)
     rows, test = (read_reviews(path, expected) for path, expected in zip(paths, ROWS.values()))
-    seen = {row["text"] for row in test}  # a quarter of dev.tsv stands in train.tsv: no test of anything learned
+    seen = {row["text"] for row in test}  # a quarter of dev.tsv is also in train.tsv, which would be no test
     unseen = [row for row in rows if row["text"] not in seen]
     print(f"{len(rows) - len(unseen):,} of {len(rows):,} training reviews left out: the test set has their text")
     splits = examples.split_off_validation(unseen, cfg.val_fraction) | {"test": test}
-    out = Path(cfg.out or HERE)
-    texts = {split: lambda split=split: (row["text"] for row in splits[split]) for split in ("train", "val")}
+    out = cfg.out or HERE
+    texts = {split: [row["text"] for row in splits[split]] for split in ("train", "val")}
     prepare.write_data(out, texts, cfg.vocab_size, cfg.tokenizer)
     examples.save_task(out, {"kind": "classify", "labels": list(LABELS), "metric": "accuracy"}, splits)
 

@@ -13,13 +13,13 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from nanoft import UserError, config
+from nanoft.tasks import examples
+from nanoft.text import prepare
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-
-from nanoft import UserError, config  # noqa: E402
-from nanoft.tasks import examples  # noqa: E402
-from nanoft.text import prepare  # noqa: E402
-
 ADDRESS = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 MEMBER = re.compile(r"aclImdb/(train|test)/(pos|neg)/\d+_\d+\.txt")
 PER_CLASS = 12_500  # in each of train and test
@@ -27,14 +27,14 @@ PER_CLASS = 12_500  # in each of train and test
 
 @dataclass
 class Options:
-    vocab_size: int = 8192  # ids of the tokenizer in all
-    val_fraction: float = 0.05  # part of the training reviews kept for validation
-    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
+    vocab_size: int = 8192  # size of the vocabulary
+    val_fraction: float = 0.05  # fraction of the training reviews used for validation
+    tokenizer: str = ""  # a tokenizer.json or the folder of a published one, instead of learning one
     source: str = ""  # aclImdb_v1.tar.gz, or a folder that holds it
     out: str = ""  # where the data set goes; empty is beside this file
 
 
-def read_reviews(path, val_fraction):
+def read_reviews(path: Path, val_fraction: float) -> dict[str, list[dict]]:
     """The rows of each split: {"train": [{"text", "label"}], "val": ..., "test": ...}. Raises UserError."""
     rows, count = {"train": [], "val": [], "test": []}, {}
     try:
@@ -60,8 +60,8 @@ def main():
     cfg = config.load(Options)
     path = prepare.find_raw("aclImdb_v1.tar.gz", ADDRESS, HERE, cfg.source)
     rows = read_reviews(path, cfg.val_fraction)
-    out = Path(cfg.out or HERE)
-    texts = {split: lambda split=split: (row["text"] for row in rows[split]) for split in ("train", "val")}
+    out = cfg.out or HERE
+    texts = {split: [row["text"] for row in rows[split]] for split in ("train", "val")}
     prepare.write_data(out, texts, cfg.vocab_size, cfg.tokenizer)
     examples.save_task(out, {"kind": "classify", "labels": ["neg", "pos"], "metric": "accuracy"}, rows)
 

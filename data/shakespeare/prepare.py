@@ -7,20 +7,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from nanoft import UserError, config
+from nanoft.files import read_blocks
+from nanoft.text import prepare
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-
-from nanoft import UserError, config  # noqa: E402
-from nanoft.files import read_blocks  # noqa: E402
-from nanoft.text import prepare  # noqa: E402
-
 ADDRESS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
 
 @dataclass
 class Options:
     vocab_size: int = 261  # ids in all; 261 is 256 bytes and 5 special tokens: no merges, a token a character
-    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
+    tokenizer: str = ""  # a tokenizer.json or the folder of a published one, instead of learning one
     source: str = ""  # the text file, or a folder that holds it
     out: str = ""  # where the data set goes; empty is beside this file
 
@@ -32,7 +32,7 @@ def main():
     if len(text) < 2:
         raise UserError(f"{path}: empty; fetch it again")
     cut = int(0.9 * len(text))  # the split of nanoGPT, so that losses can be compared
-    splits = {"train": lambda: [text[:cut]], "val": lambda: [text[cut:]]}
+    splits = {"train": [text[:cut]], "val": [text[cut:]]}
     prepare.write_data(cfg.out or HERE, splits, cfg.vocab_size, cfg.tokenizer)
 
 

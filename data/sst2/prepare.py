@@ -12,13 +12,13 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from nanoft import UserError, config
+from nanoft.tasks import examples
+from nanoft.text import prepare
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-
-from nanoft import UserError, config  # noqa: E402
-from nanoft.tasks import examples  # noqa: E402
-from nanoft.text import prepare  # noqa: E402
-
 ADDRESS = "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"
 ROWS = {"train": 67_349, "dev": 872}  # as published
 LABELS = ("negative", "positive")  # 0 and 1 in the file
@@ -26,21 +26,21 @@ LABELS = ("negative", "positive")  # 0 and 1 in the file
 
 @dataclass
 class Options:
-    vocab_size: int = 4096  # ids of the tokenizer in all
-    val_fraction: float = 0.08  # part of the training sentences kept for validation
-    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
+    vocab_size: int = 4096  # size of the vocabulary
+    val_fraction: float = 0.08  # fraction of the training sentences used for validation
+    tokenizer: str = ""  # a tokenizer.json or the folder of a published one, instead of learning one
     source: str = ""  # SST-2.zip, or a folder that holds it
     out: str = ""  # where the data set goes; empty is beside this file
 
 
-def read_phrases(path):
+def read_phrases(path: Path) -> dict[str, list[dict]]:
     """{"train": rows, "dev": rows}. Raises UserError for another file than the published one."""
     try:
         with zipfile.ZipFile(path) as archive:
             texts = {name: archive.read(f"SST-2/{name}.tsv").decode("utf-8") for name in ROWS}
         rows = {}
         for name, text in texts.items():
-            pairs = [line.split("\t") for line in text.removesuffix("\n").split("\n")[1:]]  # quotes are only quotes
+            pairs = [line.split("\t") for line in text.removesuffix("\n").split("\n")[1:]]  # quotes stay
             rows[name] = [{"text": " ".join(phrase.split()), "label": LABELS[int(label)]} for phrase, label in pairs]
     except (zipfile.BadZipFile, KeyError, ValueError, IndexError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not the published SST-2.zip ({error}); fetch it again") from None
@@ -50,14 +50,14 @@ def read_phrases(path):
     return rows
 
 
-def hold_out_sentences(rows, val_fraction):
-    """{"train": rows, "val": rows}: val holds whole sentences, train no phrase that occurs in them alone.
+def hold_out_sentences(rows: list[dict], val_fraction: float) -> dict[str, list[dict]]:
+    """{"train": rows, "val": rows}: val has whole sentences only, train no phrase that occurs only in them.
 
-    The published file mixes sentences with the phrases that they were cut into, and does not say which are which: a
-    sentence here is a text that stands in no longer one.
+    The published file mixes sentences with their phrases and does not say which is which. A text that occurs in no
+    longer text is taken for a sentence.
     """
     by_length = sorted({row["text"] for row in rows}, key=lambda text: (-len(text.split()), text))
-    sentences_of = {text: set() for text in by_length}  # the sentences that hold a text
+    sentences_of = {text: set() for text in by_length}  # the sentences that contain a text
     for text in by_length:
         if not sentences_of[text]:
             words = text.split()
@@ -65,7 +65,7 @@ def hold_out_sentences(rows, val_fraction):
             for phrase in spans:
                 if phrase in sentences_of:
                     sentences_of[phrase].add(text)
-    held = {text for text in by_length if text in sentences_of[text] and examples.place(text) < val_fraction}
+    held = {text for text in by_length if text in sentences_of[text] and examples.hash_fraction(text) < val_fraction}
     return {"train": [row for row in rows if not sentences_of[row["text"]] <= held],
             "val": [row for row in rows if row["text"] in held]}
 
@@ -74,8 +74,8 @@ def main():
     cfg = config.load(Options)
     rows = read_phrases(prepare.find_raw("SST-2.zip", ADDRESS, HERE, cfg.source))
     splits = hold_out_sentences(rows["train"], cfg.val_fraction) | {"test": rows["dev"]}
-    out = Path(cfg.out or HERE)
-    texts = {split: lambda split=split: (row["text"] for row in splits[split]) for split in ("train", "val")}
+    out = cfg.out or HERE
+    texts = {split: [row["text"] for row in splits[split]] for split in ("train", "val")}
     prepare.write_data(out, texts, cfg.vocab_size, cfg.tokenizer)
     examples.save_task(out, {"kind": "classify", "labels": list(LABELS), "metric": "accuracy"}, splits)
 

@@ -10,12 +10,12 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from nanoft import UserError, config
+from nanoft.text import prepare
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-
-from nanoft import UserError, config  # noqa: E402
-from nanoft.text import prepare  # noqa: E402
-
 SKIP = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__",
         "encodings"}  # the last is 2 MB of character tables, which teach a model nothing
 MAX_BYTES = 12_000_000  # keeps the preparation at a few seconds whatever the Python
@@ -23,18 +23,18 @@ MAX_BYTES = 12_000_000  # keeps the preparation at a few seconds whatever the Py
 
 @dataclass
 class Options:
-    vocab_size: int = 2048  # ids of the tokenizer in all
-    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
+    vocab_size: int = 2048  # size of the vocabulary
+    tokenizer: str = ""  # a tokenizer.json or the folder of a published one, instead of learning one
     source: str = ""  # another folder of Python files; empty is the standard library
     out: str = ""  # where the data set goes; empty is beside this file
 
 
-def digest(path):
+def digest(path: Path) -> bytes:
     return hashlib.sha256(path.as_posix().encode()).digest()
 
 
-def choose_files(root):
-    """Paths under root, in order, those of the smallest hashes when all are more than MAX_BYTES."""
+def choose_files(root: Path) -> list[Path]:
+    """Sorted paths relative to root; those with the smallest hashes where all have more than MAX_BYTES bytes."""
     paths = [path.relative_to(root) for path in root.rglob("*") if path.suffix in (".py", ".txt", ".rst")]
     chosen, total = [], 0
     for path in sorted((p for p in paths if not SKIP.intersection(p.parts)), key=digest):
@@ -45,8 +45,8 @@ def choose_files(root):
     return sorted(chosen)
 
 
-def body(text):
-    """A file without the comments that open it: licences, not programs. Empty for a table of numbers."""
+def body(text: str) -> str:
+    """A file without its first comments, which are licences; empty for a table of numbers."""
     text = re.sub(r"\A(#.*\n|\s*\n)+", "", text)
     return text if sum(map(str.isdigit, text)) < len(text) / 5 else ""
 
@@ -67,7 +67,6 @@ def main():
     if not splits["train"] or not splits["val"]:
         raise UserError(f"{root}: too few Python files for a train and a validation split; give another by --source")
     print(f"{root}: {sum(map(len, splits.values()))} files, {skipped} skipped that are not UTF-8")
-    splits = {name: texts.copy for name, texts in splits.items()}
     prepare.write_data(cfg.out or HERE, splits, cfg.vocab_size, cfg.tokenizer)
 
 

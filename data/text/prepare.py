@@ -9,39 +9,40 @@ import hashlib
 import itertools
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from nanoft import UserError, config
+from nanoft.files import read_blocks
+from nanoft.pretokenize import check_text
+from nanoft.text import prepare
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-
-from nanoft import UserError, config  # noqa: E402
-from nanoft.files import read_blocks  # noqa: E402
-from nanoft.pretokenize import check_text  # noqa: E402
-from nanoft.text import prepare  # noqa: E402
-
 ENDINGS = tuple(ending + gz for ending in (".txt", ".md", ".py", ".jsonl") for gz in ("", ".gz"))
 
 
 @dataclass
 class Options:
     source: str = ""  # files and folders, separated by commas
-    text_key: str = "text"  # where a line of a .jsonl file keeps its text
-    val_fraction: float = 0.05  # part of the documents kept for validation
-    vocab_size: int = 8192  # ids of the tokenizer in all
-    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
+    text_key: str = "text"  # the key of the text in a line of a .jsonl file
+    val_fraction: float = 0.05  # fraction of the documents used for validation
+    vocab_size: int = 8192  # size of the vocabulary
+    tokenizer: str = ""  # a tokenizer.json or the folder of a published one, instead of learning one
     out: str = ""  # where the data set goes; empty is beside this file
 
 
 def check(cfg):
     problems = [] if cfg.source else ["--source is missing: name your files and folders, --source=notes/,book.txt"]
     if not 0 < cfg.val_fraction < 1:
-        problems.append(f"val_fraction={cfg.val_fraction} is not between 0 and 1; give a part such as 0.05")
+        problems.append(f"val_fraction={cfg.val_fraction} is not between 0 and 1; give a fraction such as 0.05")
     return problems
 
 
-def find_files(source):
-    """The files that `source` names: folders are searched, in the order of names."""
+def find_files(source: str) -> list[Path]:
+    """The files that `source` names, those of a folder sorted by name. Raises UserError."""
     files = []
     for path in (Path(name) for name in source.split(",") if name.strip()):
         if not path.exists():
@@ -55,8 +56,8 @@ def find_files(source):
     return files
 
 
-def read_documents(files, text_key):
-    """Every document as an iterable of its parts."""
+def read_documents(files: list[Path], text_key: str) -> Iterator[Iterable[str]]:
+    """Each document as an iterable of its consecutive parts."""
     for path in files:
         if ".jsonl" in path.name.lower():
             yield from ([text] for text in read_jsonl(path, text_key))
@@ -64,7 +65,8 @@ def read_documents(files, text_key):
             yield read_blocks(path)
 
 
-def read_jsonl(path, text_key):
+def read_jsonl(path: Path, text_key: str) -> Iterator[str]:
+    """The texts of a .jsonl file, read as a stream. Raises UserError naming the line."""
     number, rest = 0, ""
     for block in itertools.chain(read_blocks(path), ["\n"]):
         *lines, rest = (rest + block).split("\n")
@@ -81,10 +83,10 @@ def read_jsonl(path, text_key):
             yield text
 
 
-def plan_split(documents, val_fraction):
-    """Which documents go where, (sides, cut): 1 train, 2 validation, 0 empty, by the hash of each one's text.
+def plan_split(documents: Iterable[Iterable[str]], val_fraction: float) -> tuple[bytearray, int | None]:
+    """(sides, cut): the split of each document, 1 train, 2 validation, 0 empty, by the hash of its text.
 
-    Where that leaves a side empty (few documents), cut is the character of the whole text at which validation begins.
+    Where that leaves a split empty (few documents), cut is the character of the whole text at which validation begins.
     """
     total, sides = 0, bytearray()
     for parts in documents:
@@ -98,21 +100,21 @@ def plan_split(documents, val_fraction):
     return sides, None if {1, 2} <= set(sides) else total - max(1, int(total * val_fraction))
 
 
-def choose(documents, sides, cut, split):
-    """The documents of one split, by a plan that was made over the same documents."""
+def choose(documents: Iterable, sides: bytearray, cut: int | None, split: str) -> Iterable:
+    """The documents of one split, as plan_split divided them."""
     if cut is None:
         wanted = {"train": 1, "val": 2}[split]
         return itertools.compress(documents, (side == wanted for side in sides))
     position = 0
 
-    def one_side(parts):
+    def parts_of_split(parts):
         nonlocal position
         for part in parts:
-            here = min(max(cut - position, 0), len(part))
+            end = min(max(cut - position, 0), len(part))  # of the training text in this part
             position += len(part)
-            yield part[:here] if split == "train" else part[here:]
+            yield part[:end] if split == "train" else part[end:]
 
-    return map(one_side, documents)
+    return map(parts_of_split, documents)
 
 
 def main():

@@ -8,18 +8,19 @@ import re
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from nanoft import UserError, config
+from nanoft.text import prepare
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-
-from nanoft import UserError, config  # noqa: E402
-from nanoft.text import prepare  # noqa: E402
-
 ADDRESS = "https://wikitext.smerity.com/"
-# words as every published perplexity counts them: the words between spaces, and one end of line a line
+# as published perplexities count words: what stands between spaces, and one end of line per line
 WORDS = {"2": {"train": 2_088_628, "val": 217_646, "test": 245_569}}
 TITLE = re.compile(r" = [^=]+ = \n")  # of an article; its sections have " = = ... = = "
 
@@ -27,19 +28,19 @@ TITLE = re.compile(r" = [^=]+ = \n")  # of an article; its sections have " = = .
 @dataclass
 class Options:
     variant: Literal["2", "2-raw", "103", "103-raw"] = "2"  # 2 or 103 million words; raw: without <unk>
-    vocab_size: int = 8192  # ids of the tokenizer in all
-    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
+    vocab_size: int = 8192  # size of the vocabulary
+    tokenizer: str = ""  # a tokenizer.json or the folder of a published one, instead of learning one
     source: str = ""  # the zip file, or a folder that holds it
     out: str = ""  # where the data set goes; empty is beside this file (in a folder VARIANT for all but 2)
 
 
-def read_articles(zip_path, member):
-    """The articles of one file of the zip, which together are the whole file, byte for byte."""
+def read_articles(zip_path: Path, member: str) -> Iterator[str]:
+    """The articles of one file of the zip; joined, they are that file byte for byte."""
     article = []
     with zipfile.ZipFile(zip_path) as archive, archive.open(member) as file:
         for line in io.TextIOWrapper(file, encoding="utf-8", newline="\n"):
             article.append(line)
-            # a title stands between empty lines; a formula or a reference in a text that looks like one does not
+            # a title stands between empty lines; a formula or a reference that looks like one does not
             if len(article) > 3 and article[-3] == article[-1] == " \n" and TITLE.fullmatch(article[-2]):
                 yield "".join(article[:-2])
                 article = article[-2:]
@@ -47,7 +48,7 @@ def read_articles(zip_path, member):
         yield "".join(article)
 
 
-def count_words(articles):
+def count_words(articles: Iterable[str]) -> int:
     return sum(len(article.split()) + article.count("\n") for article in articles)
 
 

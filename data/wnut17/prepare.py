@@ -10,23 +10,23 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from nanoft import UserError, config
+from nanoft.tasks import examples
+from nanoft.text import prepare
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-
-from nanoft import UserError, config  # noqa: E402
-from nanoft.tasks import examples  # noqa: E402
-from nanoft.text import prepare  # noqa: E402
-
 ADDRESS = "https://raw.githubusercontent.com/leondz/emerging_entities_17/master/"
-# of each split: its file, and its sentences as published
+# of each split: its file, and the published number of its sentences
 FILES = {"train": ("wnut17train.conll", 3_394), "val": ("emerging.dev.conll", 1_009),
          "test": ("emerging.test.annotated", 1_287)}
 
 
 @dataclass
 class Options:
-    vocab_size: int = 4096  # ids of the tokenizer in all
-    tokenizer: str = ""  # a tokenizer.json or a published vocabulary's folder, instead of learning one
+    vocab_size: int = 4096  # size of the vocabulary
+    tokenizer: str = ""  # a tokenizer.json or the folder of a published one, instead of learning one
     source: str = ""  # a folder that holds the three files
     out: str = ""  # where the data set goes; empty is beside this file
 
@@ -39,8 +39,8 @@ def main():
         if len(splits[split]) != published:
             raise UserError(f"{path}: {len(splits[split]):,} sentences, where {published:,} were published; "
                             "fetch it again")
-    out = Path(cfg.out or HERE)
-    texts = {split: lambda split=split: (" ".join(row["words"]) for row in splits[split]) for split in ("train", "val")}
+    out = cfg.out or HERE
+    texts = {split: [" ".join(row["words"]) for row in splits[split]] for split in ("train", "val")}
     prepare.write_data(out, texts, cfg.vocab_size, cfg.tokenizer)
     examples.save_task(out, task, splits)
 

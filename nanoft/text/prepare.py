@@ -1,11 +1,10 @@
-"""What every data/NAME/prepare.py shares: find the raw file, learn the tokenizer, write the splits; and who calls it.
+"""What every data/NAME/prepare.py shares: find the raw file, learn the tokenizer, write the splits. And who calls it.
 
-A data set folder for pretraining holds `train.bin`, `val.bin` (`test.bin`) and `tokenizer.json`. The last is written
-last and removed first, so a folder that has it is a whole one.
+A data set folder for pretraining holds `train.bin`, `val.bin`, perhaps `test.bin`, and `tokenizer.json`. The last is
+removed first and written last, so a folder that has it is complete.
 """
 
 import difflib
-import hashlib
 import os
 import runpy
 import shutil
@@ -15,6 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from nanoft import HOME, INSTALLED, UserError, bpe
@@ -26,48 +26,46 @@ DATA = HOME / "data"
 USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) nanoft"  # some publishers refuse urllib's own name
 
 
-def find_raw(name, address, folder, source="", sha256=""):
-    """The path of a raw file, fetched from its publisher's address into folder/raw/ when it is nowhere else.
+def find_raw(name: str, address: str, folder: str | Path, source: str = "") -> Path:
+    """The path of a raw file: of `source`, else in $NANOFT_MIRROR, else in folder/raw/, where it is fetched to.
 
-    name: of the file, with its folder in the mirror before it if it lies in one there (wnut17/wnut17train.conll).
-    address: "" for a set that no publisher keeps. source: a path given by the user (the file, or a folder that holds
-    it). Raises UserError when there is no such path, and, naming the address and the other ways, when the download
-    fails.
+    name: the file's name, after its folder in the mirror if it has one there (wnut17/wnut17train.conll). address: the
+    publisher's, "" where no publisher keeps it. source: the user's own path of the file, or of a folder that holds it.
+    Raises UserError if `source` has no such file, and, naming the address and the other ways, if the download fails.
     """
-    mirror, (parent, name) = os.environ.get("NANOFT_MIRROR", ""), os.path.split(name)
+    parent, file = os.path.split(name)
     if source:
-        path = Path(source) / name if Path(source).is_dir() else Path(source)
+        path = Path(source) / file if Path(source).is_dir() else Path(source)
         if not path.is_file():
-            raise UserError(f"--source={source}: there is no file {path}; give the path of {name}")
+            raise UserError(f"--source={source}: there is no file {path}; give the path of {file}")
         return path
-    raw = Path(folder) / "raw" / name
-    for path in ([Path(mirror) / parent / name] if mirror else []) + [raw]:
+    raw, mirror = Path(folder) / "raw" / file, os.environ.get("NANOFT_MIRROR")
+    for path in (Path(mirror or "") / parent / file, raw)[not mirror:]:
         if path.is_file():
             return path
-    other_ways = ("give it by --source=PATH, or set NANOFT_MIRROR to a folder that holds "
-                  f"{os.path.join(parent, name)}, or put it at {raw}")
+    other_ways = f"give it by --source=PATH, or set NANOFT_MIRROR to a folder that holds {name}, or put it at {raw}"
     if not address:
-        raise UserError(f"{name}: no publisher keeps it at an address that lasts; {other_ways}")
+        raise UserError(f"{file}: no publisher keeps it at an address that lasts; {other_ways}")
     try:
-        download(address, raw, sha256)
+        download(address, raw)
     except (OSError, urllib.error.URLError, ValueError) as error:
-        raise UserError(f"{name}: could not be fetched from {address} ({error}); {other_ways}") from None
+        raise UserError(f"{file}: could not be fetched from {address} ({error}); {other_ways}") from None
     return raw
 
 
-def find_raw_files(addresses, folder, source=""):
-    """find_raw for a set of several files, {name: address}: their paths in order. source: a folder that holds all."""
+def find_raw_files(addresses: dict[str, str], folder: str | Path, source: str = "") -> list[Path]:
+    """find_raw for each of {name: address}; source: a folder that holds all of them."""
     if source and not Path(source).is_dir():
         raise UserError(f"--source={source}: no such folder; give one that holds "
                         f"{' and '.join(os.path.basename(name) for name in addresses)}")
     return [find_raw(name, address, folder, source) for name, address in addresses.items()]
 
 
-def download(address, path, sha256=""):
-    """Fetch an address to a path, whole or not at all. Raises OSError or ValueError when it did not arrive as it is."""
+def download(address: str, path: Path) -> None:
+    """Fetch an address to a path, whole or not at all. Raises OSError, or ValueError for a wrong number of bytes."""
     print(f"fetching {address}", flush=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    digest, done = hashlib.sha256(), 0
+    done = 0
     try:
         request = urllib.request.Request(address, headers={"User-Agent": USER_AGENT})
         with urllib.request.urlopen(request, timeout=30) as reply:
@@ -76,53 +74,51 @@ def download(address, path, sha256=""):
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(partial, "wb") as file:
                 while data := reply.read(2**20):
-                    file.write(data)
-                    digest.update(data)
-                    done += len(data)
+                    done += file.write(data)
                     show(done / 1e6)
                 file.flush()
                 os.fsync(file.fileno())
             show(None)
         if total and done != total:
             raise ValueError(f"{done:,} of {total:,} bytes came")
-        if sha256 and digest.hexdigest() != sha256:
-            raise ValueError(f"its sha256 is {digest.hexdigest()}, not {sha256}")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_data(out, splits, vocab_size, tokenizer="", words=None):
-    """Learn a tokenizer on the train split (or load one), tokenize all splits, and say what was made.
+def write_data(out: str | Path, splits: dict[str, list | Callable[[], Iterable]], vocab_size: int, tokenizer: str = "",
+               words: dict[str, int] | None = None) -> None:
+    """Learn a tokenizer on the train split (or load one), write the token files of all splits, and print their sizes.
 
-    out: the data set folder. splits: {"train": f, "val": f, ...}, where f() gives the documents anew at each call, as
-    bins.write_split takes them. tokenizer: a tokenizer.json, or the folder of a published vocabulary, to use
-    instead of learning one of vocab_size.
-    words: {split: number of words as published}. A failure leaves what `out` held before as it was.
+    out: the data set folder. splits: {"train": documents, "val": ...}, each a list of texts, or for a stream a function
+    that starts it anew, since the train split is read twice; documents as in bins.write_split. tokenizer: a
+    tokenizer.json, or the folder of a published vocabulary, to use instead of learning one of vocab_size.
+    words: {split: its published number of words}. After a failure `out` still holds what it held before.
     """
     start = time.perf_counter()
     out = Path(out)
-    if tokenizer:
-        tokenizer = vocabulary.load(tokenizer)
-    else:
-        tokenizer = bpe.train(splits["train"](), vocab_size)
-    print(f"tokenizer: {tokenizer.vocab_size:,} tokens, {time.perf_counter() - start:.1f} s", flush=True)
+
+    def documents(split: str) -> Iterable:
+        given = splits[split]
+        return given if isinstance(given, list) else given()
+
+    tok = vocabulary.load(tokenizer) if tokenizer else bpe.train(documents("train"), vocab_size)
+    print(f"tokenizer: {tok.vocab_size:,} tokens, {time.perf_counter() - start:.1f} s", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".preparing-", dir=out) as partial:
-        partial = Path(partial)
-        for split, documents in splits.items():
-            tokens = write_split(partial, split, documents(), tokenizer, (words or {}).get(split, 0))
+        for split in splits:
+            tokens = write_split(partial, split, documents(split), tok, (words or {}).get(split, 0))
             counts = [f"{tokens.num_bytes:,} bytes", f"{tokens.num_documents:,} documents"]
             counts += [f"{tokens.num_words:,} words"] if tokens.num_words else []
             print(f"{split}: {len(tokens):,} tokens of {', '.join(counts)} "
                   f"({tokens.num_bytes / len(tokens):.2f} bytes per token)", flush=True)
-        tokenizer.save(partial / "tokenizer.json")
-        install(partial, out)
+        tok.save(Path(partial) / "tokenizer.json")
+        install(Path(partial), out)
     print(f"written to {out} in {time.perf_counter() - start:.1f} s")
 
 
-def install(partial, out):
-    """Put the new files in the place of the old ones; without tokenizer.json the folder counts as not prepared."""
+def install(partial: Path, out: Path) -> None:
+    """Replace the old files by the new ones; while tokenizer.json is missing, the folder counts as not prepared."""
     (out / "tokenizer.json").unlink(missing_ok=True)
     for split in ("train", "val", "test"):
         for path in find_shards(out, split):
@@ -162,25 +158,25 @@ def copy_to_cache(folder: Path) -> Path:
     return cache
 
 
-def ensure(folder, needed=("train.bin", "val.bin", "tokenizer.json")):
-    """Run the folder's prepare.py if one of its files is missing. Raises UserError when there is none, or it fails."""
+def ensure(folder: str | Path, needed: Sequence[str] = ("train.bin", "val.bin", "tokenizer.json")) -> None:
+    """Run the folder's prepare.py if one of these files is missing. Raises UserError if there is none, or it fails."""
     folder = Path(folder)
 
-    def missing():
-        return [name for name in needed if not (folder / name).exists()
-                and not (name.endswith(".bin") and Tokens.exists(folder, name.removesuffix(".bin")))]
+    def missing() -> str:
+        return " and ".join(name for name in needed if not (folder / name).exists()
+                            and not (name.endswith(".bin") and Tokens.exists(folder, name.removesuffix(".bin"))))
 
     if not missing():
         return
     script = folder / "prepare.py"
     if not script.exists():
-        raise UserError(f"{folder}: {' and '.join(missing())} missing, and there is no prepare.py to make it; "
-                        "prepare the data set first")
-    print(f"{folder}: {' and '.join(missing())} missing; running {script}", flush=True)
+        raise UserError(f"{folder}: {missing()} missing, and there is no prepare.py to make it; prepare the data set "
+                        "first")
+    print(f"{folder}: {missing()} missing; running {script}", flush=True)
     if subprocess.run([sys.executable, str(script)], check=False).returncode != 0:
         raise UserError(f"{script} failed (its message stands above); mend that, or run it by hand with --help")
     if missing():
-        raise UserError(f"{script} ended without writing {' and '.join(missing())} into {folder}; run it by hand")
+        raise UserError(f"{script} ended without writing {missing()} into {folder}; run it by hand")
 
 
 def main() -> None:
