@@ -1,4 +1,4 @@
-"""Let a trained model speak: a GPT continues a text, an encoder fills its gaps, a fine-tuned model does its task.
+"""Generate text, fill masks or predict with a trained model: a GPT, an encoder, or one fine-tuned for a task.
 
     python sample.py --checkpoint=out/wikitext --prompt="The history of"
     python sample.py --checkpoint=out/stdlib --num_samples=3 --temperature=0.7 --top_p=0.95
@@ -14,8 +14,8 @@
 
 import codecs
 import math
-import re
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,15 +29,12 @@ from nanoft.inspect import targets
 from nanoft.model import make_model
 from nanoft.pages import explain_page
 from nanoft.published.source import open_checkpoint
-from nanoft.tasks import embed, examples, features, predict, tables
+from nanoft.tasks import features, predict, tables
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import vocabulary
-from nanoft.text.wordpiece import CHINESE
 
-MOST_TEXTS = 20  # of which a table is shown
 SOURCES = ("input", "prompt", "text", "pair", "question", "context")  # the options that bring texts
-ALONE = f"{CHINESE}\u3001-\u3011！（），：；？"  # each is a word to be tagged, as Chinese data has it
-WORD = re.compile(rf"[{ALONE}]|[^{ALONE}\s]+")
+MAX_SHOWN = 20  # texts in the table of cosines
 
 
 @dataclass
@@ -47,19 +44,19 @@ class Config:
     text: tuple = ()                   # to classify, tag or embed, or as prompt; may be given several times
     pair: str = ""                     # the second text, of a model for pairs
     question: str = ""                 # for a model that answers
-    context: str = ""                  # the text in which the answer stands
+    context: str = ""                  # the text that holds the answer
     input: str = ""                    # .jsonl .csv .tsv with rows as in fine-tuning, else a prompt or text a line
     output: str = ""                   # JSON lines to this file, not the screen; of embed .npy too, of explain a folder
-    embed: bool = False                # of an encoder: a vector for each text, and how much they are alike
+    embed: bool = False                # of an encoder: a vector for each text, and their cosines
     explain: bool = False              # a page on what the answers rest on, in output (default: explain/ in the run)
     layers: str = ""                   # whose attention the page shows: 1,3, "" = all
     heads: str = ""                    # the same
-    drawn_tokens: int = 64             # longest text whose attention is drawn whole
-    ig_steps: int = 50                 # points that integrated gradients take
+    drawn_tokens: int = 64             # longest text, in tokens, whose attention is drawn whole
+    ig_steps: int = 50                 # steps of integrated gradients
     num_samples: int = 1               # continuations of each prompt
     max_new_tokens: int = 200          # longest continuation
     temperature: float = 0.8           # below 1 safer, above 1 wilder, 0 always the likeliest token
-    top_k: int = 0                     # choose among the k likeliest tokens, 0 = all; for a gap: how many to show
+    top_k: int = 0                     # choose among the k likeliest tokens, 0 = all; for a mask: how many to show
     top_p: float = 0.95                # choose among the likeliest tokens that reach this probability together
     repetition_penalty: float = 1.0    # above 1: tokens already in the context become less likely
     pseudo_perplexity: bool = False    # of an encoder: how well it predicts each token of the prompt from the others
@@ -68,27 +65,24 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of weights and products; auto: bf16 if native
 
 
-def given(cfg):
+def given(cfg: Config) -> list[str]:
+    """The names of the options that bring texts and were set."""
     return [name for name in SOURCES if getattr(cfg, name) != getattr(Config, name)]
 
 
-def check(cfg):
-    problems = []
-    if not any({*given(cfg)} <= some for some in ({"input"}, {"prompt"}, {"text", "pair"}, {"question", "context"})):
+def check(cfg: Config) -> list[str]:
+    """Sentences on options that cannot be, or cannot go together."""
+    problems = config.at_least(cfg, 0, "temperature", "top_k")
+    problems += config.at_least(cfg, 1, "num_samples", "max_new_tokens", "drawn_tokens", "ig_steps")
+    if not any({*given(cfg)} <= group for group in ({"input"}, {"prompt"}, {"text", "pair"}, {"question", "context"})):
         problems.append(f"{' and '.join(given(cfg))} do not go together; give an input, a prompt, texts (with a pair) "
                         "or a question with its context")
-    if cfg.temperature < 0:
-        problems.append(f"temperature={cfg.temperature} must be 0 or more")
     if not 0 < cfg.top_p <= 1:
         problems.append(f"top_p={cfg.top_p} must be above 0 and at most 1")
-    if cfg.top_k < 0 or cfg.num_samples < 1 or cfg.max_new_tokens < 1:
-        problems.append("top_k must be 0 or more, num_samples and max_new_tokens at least 1")
     if cfg.repetition_penalty <= 0:
         problems.append(f"repetition_penalty={cfg.repetition_penalty} must be above 0; 1 is none")
     if cfg.embed and cfg.output and not cfg.output.endswith((".npy", ".jsonl")):
         problems.append(f"output={cfg.output} is neither .npy nor .jsonl, in which vectors can be written")
-    if min(cfg.drawn_tokens, cfg.ig_steps) < 1:
-        problems.append(f"drawn_tokens={cfg.drawn_tokens} and ig_steps={cfg.ig_steps} must be at least 1")
     if cfg.explain and (cfg.embed or cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
         problems.append("explain goes without embed and pseudo_perplexity, and its output is a folder")
     if cfg.output and not cfg.explain and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
@@ -98,84 +92,167 @@ def check(cfg):
 
 def main():
     cfg = config.load(Config, check=check)
-    dist = distributed.start(cfg.device, "float32" if cfg.explain else cfg.dtype)
-    device, dtype = dist.device, dist.dtype
-    if device.type == "cpu":
+    dist = distributed.start(cfg.device, "float32" if cfg.explain else cfg.dtype)  # device and dtype
+    if dist.device.type == "cpu":
         kernels.keep_memory()
     if dist.reason:
         print(dist.reason, file=sys.stderr)
+
+    # ---- the checkpoint and its tokenizer
     state, path = open_checkpoint(cfg.checkpoint)
     if {"rank", "alpha"} <= state.keys():
         raise UserError(f"{path} is an adapter, not a whole model; give the best.pt beside it, which has it merged")
     tokenizer = vocabulary.load(path.parent)
-    if cfg.embed:
-        return do_embed(state, path, tokenizer, device, dtype, cfg)
-    task = state.get("task", {})
-    if task and task["kind"] != "generate":
-        return do_task(state, path, task, tokenizer, dist, cfg)
-    rows = read_rows(cfg, task.get("kind", ""))
-    model = checkpoint.load_model(state, path, make_model, device)
-    for p in model.parameters():  # most of what a token costs is reading the weights: halve them where bf16 is fast
-        p.data = p.data.to(dtype)
+    task = state.get("task", {})  # of a fine-tuned model
 
-    answer = continuations if model.cfg.causal else gaps
-    results = []
+    # ---- the rows, each a dictionary: a prompt, or what the task reads
+    kind = "embed" if cfg.embed else task.get("kind", "")
+    rows = tables.prediction_rows(kind, cfg.input, {name: getattr(cfg, name) for name in given(cfg)})
+    if cfg.embed:
+        return embed(state, path, tokenizer, dist, rows, cfg)
+
+    # ---- the model's answers, printed at once unless they go into a file
+    if kind in ("", "generate"):
+        model = checkpoint.load_model(state, path, make_model, dist.device)
+        for p in model.parameters():  # reading the weights is most of a token's cost: halve them where bf16 is fast
+            p.data = p.data.to(dist.dtype)
+        results = answer_prompts(model, task, tokenizer, rows, cfg)
+    else:
+        model = checkpoint.load_model(state, path, partial(TaskModel, task=task), dist.device)
+        results = predict_rows(model, task, tokenizer, dist, rows, cfg)
+
+    # ---- a page that explains them, or the file
+    if cfg.explain:
+        explain_page.write(cfg.output or path.parent / "explain", path, model, tokenizer, results, cfg)
+    elif cfg.output:
+        files.write_jsonl(cfg.output, results)
+        print(f"{len(results)} results written to {cfg.output}")
+
+
+# ---- prompts -----------------------------------------------------------------------------------------------------
+
+
+def answer_prompts(model, task: dict, tokenizer, rows: list[dict], cfg: Config) -> list:
+    """The rows with a GPT's continuations of their prompts, or an encoder's tokens for the masks. explain: Subjects."""
+    results, device = [], model.head.weight.device
     for number, row in enumerate(rows):
         prompt = features.prompt_text(row["prompt"]) if task else row["prompt"]
         ids = tokenizer.encode(prompt, allow_special=True)
         if not ids:
             raise UserError(f"the prompt {prompt!r} has no tokens; give some text, or leave --prompt out "
                             "to begin a new document")
-        found = answer(model, tokenizer, prompt, ids, cfg, number)
-        results += found if cfg.explain else [row | one for one in found]
+        if not model.cfg.causal:
+            answers: list = [fill_masks(model, tokenizer, prompt, cfg)]
+        elif cfg.explain:
+            new_ids = torch.tensor(list(sample_tokens(model, tokenizer, ids, cfg, cfg.seed + number)), device=device)
+            prompt_ids = torch.tensor(ids, device=device)
+            answers = [targets.subject_from_continuation(model, tokenizer, prompt, prompt_ids, new_ids)]
+        else:
+            seeds = range(cfg.seed + number * cfg.num_samples, cfg.seed + (number + 1) * cfg.num_samples)
+            answers = [continue_text(model, tokenizer, prompt, ids, cfg, seed) for seed in seeds]
+        results += answers if cfg.explain else [row | answer for answer in answers]
+    return results
+
+
+def continue_text(model, tokenizer, prompt: str, ids: list[int], cfg: Config, seed: int) -> dict:
+    """One continuation of a prompt by a GPT: {prompt, text}; without an output printed as it is written."""
+    if not cfg.output and prompt != "<|endoftext|>":
+        print(prompt, end="")
+    pieces = []
+    for piece in stream(sample_tokens(model, tokenizer, ids, cfg, seed), tokenizer):
+        pieces.append(piece)
+        if not cfg.output:
+            print(piece, end="", flush=True)
+    if not cfg.output:
+        print("\n---")
+    return {"prompt": prompt, "text": "".join(pieces)}
+
+
+def sample_tokens(model, tokenizer, ids: list[int], cfg: Config, seed: int) -> Iterator[int]:
+    """Token ids that a GPT writes after `ids`, one at a time, up to <|endoftext|>, which is the last."""
+    device = model.head.weight.device
+    for token in generate.generate(model, torch.tensor([ids], device=device), cfg.max_new_tokens, cfg.temperature,
+                                   cfg.top_k, cfg.top_p, cfg.repetition_penalty,
+                                   stop_id=tokenizer.special["<|endoftext|>"],
+                                   generator=torch.Generator(device).manual_seed(seed)):
+        yield token.item()
+
+
+def stream(tokens: Iterable[int], tokenizer) -> Iterator[str]:
+    """The text of token ids, a piece at a time: characters appear with their last byte, <|endoftext|> never."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        if token != tokenizer.special["<|endoftext|>"]:
+            yield decoder.decode(tokenizer.decode_bytes([token]))
+    yield decoder.decode(b"", final=True)
+
+
+def fill_masks(model, tokenizer, prompt: str, cfg: Config):
+    """An encoder's most likely tokens for each <|mask|> of a prompt, with their probabilities: {prompt, candidates}.
+
+    With pseudo_perplexity: that of the prompt. With explain: a targets.Subject. Raises UserError without a mask.
+    """
+    mask_id = tokenizer.special.get("<|mask|>")
+    ids = encoder_ids(model, tokenizer, prompt, mask_id)
+    if cfg.pseudo_perplexity:
+        return pseudo_perplexity(model, tokenizer, prompt, ids, mask_id, cfg)
+    if mask_id not in ids.tolist():
+        raise UserError(f"the prompt {prompt!r} has no <|mask|> to fill; write one where a word is missing")
     if cfg.explain:
-        return explain_page.write(cfg.output or path.parent / "explain", path, model, tokenizer, results, cfg)
-    if cfg.output:
-        files.write_jsonl(cfg.output, results)
-        print(f"{len(results)} results written to {cfg.output}")
+        return targets.subject_from_masks(model, tokenizer, prompt, ids)
+    best, probability = generate.fill_masks(model, ids, mask_id, cfg.top_k or 5)  # (masks, k) each
+    candidates = [[(tokenizer.decode([token]), p) for token, p in zip(*mask)]
+                  for mask in zip(best.tolist(), probability.tolist())]
+    if not cfg.output:
+        print(prompt)
+        for mask in candidates:
+            print("    " + "   ".join(f"{token.strip() or repr(token)} {p:.1%}" for token, p in mask))
+    return {"prompt": prompt, "candidates": candidates}
 
 
-def do_task(state, path, task, tokenizer, dist, cfg):
-    """What a fine-tuned model says of each row: its prediction on the screen, or the rows with it in a file."""
-    rows = read_rows(cfg, task["kind"])
-    model = checkpoint.load_model(state, path, partial(TaskModel, task=task), dist.device)
-    pieces = features.encode(rows, task, tokenizer)
-    out = predict.outputs(model, pieces, task, tokenizer, dist)
-    found = predict.predictions(task, rows, pieces, out)
+def encoder_ids(model, tokenizer, prompt: str, mask_id: int) -> torch.Tensor:
+    """The ids (T,) of a prompt in the form that the encoder was trained on. Raises UserError if they are too many."""
+    for name in [name for name, i in tokenizer.special.items() if i == mask_id]:
+        prompt = prompt.replace(" " + name, name)  # a word's token begins with its space, so the mask takes it, too
+    ids = tokenizer.encode(prompt, allow_special=True)
+    if model.cfg.n_types or tokenizer.published:  # trained on pairs, or as BERT was: it knows texts between these only
+        ids = [tokenizer.special["<|cls|>"], *ids, tokenizer.special["<|sep|>"]]
+    if len(ids) > model.cfg.block_size:
+        raise UserError(f"the prompt has {len(ids)} tokens, more than the {model.cfg.block_size} that this model "
+                        "takes; shorten it")
+    return torch.tensor(ids, device=model.head.weight.device)
+
+
+def pseudo_perplexity(model, tokenizer, prompt: str, ids: torch.Tensor, mask_id: int, cfg: Config) -> dict:
+    """How well an encoder predicts each token of the prompt when it is masked: {prompt, nats_per_token, tokens}."""
+    scored = torch.tensor([i not in tokenizer.special.values() for i in ids.tolist()], device=ids.device)  # (T,)
+    n_scored = int(scored.sum())
+    if not n_scored:
+        raise UserError(f"the prompt {prompt!r} has no token to score; give some text")
+    loss = generate.pseudo_loss(model, ids, mask_id, scored)
+    if not cfg.output:
+        print(f"{prompt}\n    pseudo-perplexity {math.exp(loss):,.1f} a token, over {n_scored} tokens")
+    return {"prompt": prompt, "nats_per_token": loss, "tokens": n_scored}
+
+
+# ---- rows of a task ----------------------------------------------------------------------------------------------
+
+
+def predict_rows(model, task: dict, tokenizer, dist, rows: list[dict], cfg: Config) -> list:
+    """The rows with a fine-tuned model's predictions, printed if there is no output. With explain: Subjects."""
+    encoded = features.encode(rows, task, tokenizer)
+    out = predict.outputs(model, encoded, task, tokenizer, dist)
+    guesses = predict.predictions(task, rows, encoded, out)
+    lines = [readable(task["kind"], row, guess) for row, guess in zip(rows, guesses)]
     if cfg.explain:
-        subjects = [targets.of_row(model, task, tokenizer, row, guess, row_text(task["kind"], row, guess), i,
-                                           pieces, out) for i, (row, guess) in enumerate(zip(rows, found))]
-        return explain_page.write(cfg.output or path.parent / "explain", path, model, tokenizer, subjects, cfg)
-    if cfg.output:
-        files.write_jsonl(cfg.output, [row | guess for row, guess in zip(rows, found)])
-        print(f"{len(rows)} results written to {cfg.output}")
-        return
-    for row, guess in zip(rows, found):
-        print(row_text(task["kind"], row, guess))
+        return [targets.subject_from_row(model, task, tokenizer, row, guess, line, i, encoded, out)
+                for i, (row, guess, line) in enumerate(zip(rows, guesses, lines))]
+    if not cfg.output:
+        print(*lines, sep="\n")
+    return [row | guess for row, guess in zip(rows, guesses)]
 
 
-def do_embed(state, path, tokenizer, device, dtype, cfg):
-    """The vectors of texts: in a file, and of few texts their cosines on the screen."""
-    rows = read_rows(cfg, "embed")
-    if len(rows) > MOST_TEXTS and not cfg.output:
-        raise UserError(f"{len(rows):,} texts are too many to show how alike they are; give --output=vectors.npy")
-    trunk, texts = embed.load_trunk(state, path, device), [row["text"] for row in rows]
-    found, tokens = embed.vectors(trunk, texts, tokenizer, device, dtype)
-    longer = int((tokens > trunk.cfg.block_size).sum())
-    if longer:
-        print(f"{longer:,} of {len(rows):,} texts have more than {trunk.cfg.block_size} tokens; what follows these is "
-              "left out", file=sys.stderr)
-    if cfg.output.endswith(".npy"):
-        files.write_whole(cfg.output, lambda file: np.save(file, found))
-    elif cfg.output:
-        files.write_jsonl(cfg.output, (row | {"vector": vector.tolist()} for row, vector in zip(rows, found)))
-    if cfg.output:
-        print(f"{len(rows):,} vectors of {found.shape[1]} numbers written to {cfg.output}")
-    if len(rows) <= MOST_TEXTS:
-        print(embed.similarity_table(texts, found))
-
-
-def row_text(kind, row, guess):
+def readable(kind: str, row: dict, guess: dict) -> str:
     """A row and its prediction as lines for a person."""
     if kind == "tag":
         return " ".join(word if tag == "O" else f"{word}[{tag} {p:.0%}]"
@@ -189,138 +266,31 @@ def row_text(kind, row, guess):
     text = row["text"] + (f" | {row['pair']}" if "pair" in row else "")
     if kind == "regress":
         return f"{text}\n    {guess['prediction']:.4g}"
-    likeliest = sorted(guess["probabilities"].items(), key=lambda item: -item[1])
-    return f"{text}\n    " + "   ".join(f"{label} {p:.1%}" for label, p in likeliest)
+    most_likely = sorted(guess["probabilities"].items(), key=lambda item: -item[1])
+    return f"{text}\n    " + "   ".join(f"{label} {p:.1%}" for label, p in most_likely)
 
 
-def read_rows(cfg, kind):
-    """The rows of --input (a table, or a text a line), or those that the options give. Raises UserError.
-
-    kind: a task's, "embed", or "" for a model with prompts and no task. A row keeps the table's other columns; one of a
-    plain file has the number of its `line`, for blank lines are passed over.
-    """
-    model = f"a model of kind {kind}" if kind else "a model that is not fine-tuned for a task"
-    names = {"": ("prompt",), "generate": ("prompt",), "pair": ("text", "pair"), "regress": ("text", "pair"),
-             "answer": ("question", "context")}.get(kind, ("text",))
-    takes = ("prompt", "text") if kind == "generate" else names
-    options = " ".join(f"--{name}=..." for name in takes)
-    if cfg.input.lower().removesuffix(".gz").endswith((".jsonl", ".csv", ".tsv")):
-        located = read_table(cfg.input, names)
-    elif cfg.input:
-        located = [(f"{cfg.input} line {i}", {"line": i, names[0]: line}) for i, line in tables.read_lines(cfg.input)]
-    else:
-        for name in [name for name in given(cfg) if name not in takes]:
-            raise UserError(f"--{name} means nothing to {model}; give {options}")
-        row = {name: getattr(cfg, name) for name in names}
-        rows = [row | {names[0]: text} for text in cfg.text or [row[names[0]]]]
-        located = [("the command line", {name: value for name, value in row.items() if value or name == "prompt"})
-                   for row in rows]
-    for where, row in located:
-        if "pair" not in names:
-            row.pop("pair", None)  # or it would be encoded as a second text
-        if kind == "tag" and "words" not in row and isinstance(row.get("text"), str):
-            row["words"] = WORD.findall(row["text"])
-        for name in ("words",) if kind == "tag" else names:
-            value = row.get(name, "" if kind == "regress" and name == "pair" else None)
-            whole = isinstance(value, list) and all(isinstance(word, str) for word in value)
-            if not (whole if name == "words" else isinstance(value, str)):
-                what = f"{name} is {value!r:.60}, not a {'list of texts' if name == 'words' else 'text'}; mend the row"
-                if name not in row:
-                    what = f"no {name} for {model}" + (
-                        f", only {', '.join(row) or 'nothing'}; give it as a column of that name in a .csv or .jsonl"
-                        if cfg.input else f"; give {options}, or an --input")
-                raise UserError(f"{where}: {what}")
-    if not located:
-        raise UserError(f"{cfg.input} holds no {names[0]}; write one on each line")
-    return [row for _, row in located]
+# ---- vectors of texts --------------------------------------------------------------------------------------------
 
 
-def read_table(path, names):
-    """[(where, row)] of a table; a column with another usual name for one of `names` gets that name."""
-    columns, located = tables.read_table(path)
-    for name in names:
-        usual = [column for column in columns if column.lower() in examples.USUAL.get(name, name).split()]
-        if name not in columns and len(usual) == 1:
-            print(f"{path}: {name} = {usual[0]}", file=sys.stderr)
-            for _, row in located:
-                if usual[0] in row:
-                    row.setdefault(name, row.pop(usual[0]))
-    return located
-
-
-def continuations(model, tokenizer, prompt, ids, cfg, number):
-    """What a GPT writes after a prompt, printed as it comes unless it goes to a file: rows of prompt and text.
-
-    With explain: what is to be explained of it, and nothing is printed yet.
-    """
-    rows = []
-    if cfg.explain:
-        start = torch.tensor(ids, device=model.head.weight.device)
-        new = generate.generate(model, start[None], cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
-                                cfg.repetition_penalty, stop_id=tokenizer.special["<|endoftext|>"],
-                                generator=torch.Generator(start.device).manual_seed(cfg.seed + number))
-        return [targets.of_continuation(model, tokenizer, prompt, start, torch.cat(list(new)))]
-    for i in range(cfg.num_samples):
-        generator = torch.Generator(model.head.weight.device).manual_seed(cfg.seed + number * cfg.num_samples + i)
-        pieces = []
-        if not cfg.output and prompt != "<|endoftext|>":
-            print(prompt, end="")
-        for piece in stream(model, tokenizer, ids, cfg, generator):
-            pieces.append(piece)
-            if not cfg.output:
-                print(piece, end="", flush=True)
-        if not cfg.output:
-            print("\n---")
-        rows.append({"prompt": prompt, "text": "".join(pieces)})
-    return rows
-
-
-def gaps(model, tokenizer, prompt, _ids, cfg, _number):
-    """What an encoder puts for each <|mask|> of a prompt; or, if asked, the prompt's pseudo-perplexity."""
-    mask_id, device = tokenizer.special.get("<|mask|>"), model.head.weight.device
-    text = prompt
-    for name in [name for name, i in tokenizer.special.items() if i == mask_id]:
-        text = text.replace(" " + name, name)  # a word's token begins with its space, so the space belongs into the gap
-    ids = tokenizer.encode(text, allow_special=True)
-    if model.cfg.n_types or tokenizer.published:  # trained on pairs, or as BERT was: it knows texts between these only
-        ids = [tokenizer.special["<|cls|>"], *ids, tokenizer.special["<|sep|>"]]
-    if len(ids) > model.cfg.block_size:
-        raise UserError(f"the prompt has {len(ids)} tokens, more than the {model.cfg.block_size} that this model "
-                        "takes; shorten it")
-    if cfg.pseudo_perplexity:
-        scored = [i not in tokenizer.special.values() for i in ids]
-        if not any(scored):
-            raise UserError(f"the prompt {prompt!r} has no token to score; give some text")
-        loss = generate.pseudo_loss(model, torch.tensor(ids, device=device), mask_id,
-                                    torch.tensor(scored, device=device))
-        if not cfg.output:
-            print(f"{prompt}\n    pseudo-perplexity {math.exp(loss):,.1f} a token, over {sum(scored)} tokens")
-        return [{"prompt": prompt, "nats_per_token": loss, "tokens": sum(scored)}]
-    if mask_id not in ids:
-        raise UserError(f"the prompt {prompt!r} has no <|mask|> to fill; write one where a word is missing")
-    if cfg.explain:
-        return [targets.of_gaps(model, tokenizer, prompt, torch.tensor(ids, device=device))]
-    best, probability = generate.fill_masks(model, torch.tensor(ids, device=device), mask_id, cfg.top_k or 5)
-    rows = []
-    for tokens, parts in zip(best.tolist(), probability.tolist()):
-        rows.append([(tokenizer.decode([token]), part) for token, part in zip(tokens, parts)])
-    if not cfg.output:
-        print(prompt)
-        for row in rows:
-            print("    " + "   ".join(f"{token.strip() or repr(token)} {part:.1%}" for token, part in row))
-    return [{"prompt": prompt, "candidates": rows}]
-
-
-def stream(model, tokenizer, ids, cfg, generator):
-    """The continuation of `ids`, a piece of text at a time: characters appear when their last byte does."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    eot = tokenizer.special["<|endoftext|>"]
-    start = torch.tensor([ids], device=generator.device)
-    for token in generate.generate(model, start, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p,
-                                   cfg.repetition_penalty, stop_id=eot, generator=generator):
-        if token.item() != eot:
-            yield decoder.decode(tokenizer.decode_bytes([token.item()]))
-    yield decoder.decode(b"", final=True)
+def embed(state: dict, path: Path, tokenizer, dist, rows: list[dict], cfg: Config) -> None:
+    """Write the vectors of texts into a file, and print the cosines of a few texts."""
+    if len(rows) > MAX_SHOWN and not cfg.output:
+        raise UserError(f"{len(rows):,} texts are too many to show how alike they are; give --output=vectors.npy")
+    trunk, texts = predict.load_trunk(state, path, dist.device), [row["text"] for row in rows]
+    vectors, n_tokens = predict.sentence_vectors(trunk, texts, tokenizer, dist)  # (N, C), (N,)
+    n_cut = int((n_tokens > trunk.cfg.block_size).sum())
+    if n_cut:
+        print(f"{n_cut:,} of {len(rows):,} texts have more than {trunk.cfg.block_size} tokens; what follows these is "
+              "left out", file=sys.stderr)
+    if cfg.output.endswith(".npy"):
+        files.write_whole(cfg.output, lambda file: np.save(file, vectors))
+    elif cfg.output:
+        files.write_jsonl(cfg.output, (row | {"vector": vector.tolist()} for row, vector in zip(rows, vectors)))
+    if cfg.output:
+        print(f"{len(rows):,} vectors of {vectors.shape[1]} numbers written to {cfg.output}")
+    if len(rows) <= MAX_SHOWN:
+        print(predict.similarity_table(texts, vectors))
 
 
 if __name__ == "__main__":

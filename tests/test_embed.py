@@ -6,17 +6,17 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from conftest import DIST
 
 import sample
 from nanoft import UserError, checkpoint
 from nanoft.model import CLASSIC, ModelConfig, make_model
-from nanoft.tasks import embed
+from nanoft.tasks import predict
 from nanoft.text import vocabulary
 from nanoft.text.wordpiece import WordPiece
 
 WORDS = ["a", "cat", "##s", "dog", "runs", "sat", "."]
 TEXTS = ["A cat sat.", "a dog runs . a dog runs .", "", "cats", "zebra cat " * 30]
-CPU = torch.device("cpu")
 
 
 def write_run(folder, causal=False):
@@ -42,8 +42,8 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(encoder):
-    trunk = embed.load_trunk(checkpoint.load(encoder / "best.pt"), encoder, CPU)
-    return trunk, *embed.vectors(trunk, TEXTS, vocabulary.load(encoder), CPU, torch.float32)
+    trunk = predict.load_trunk(checkpoint.load(encoder / "best.pt"), encoder, DIST.device)
+    return trunk, *predict.sentence_vectors(trunk, TEXTS, vocabulary.load(encoder), DIST)
 
 
 def test_a_vector_is_the_mean_over_a_text_and_its_marks(encoder, found):

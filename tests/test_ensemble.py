@@ -11,7 +11,7 @@ from conftest import TINY
 import train
 from nanoft import UserError, config, files
 from nanoft.model import GPT, ModelConfig
-from nanoft.tasks import ensemble
+from nanoft.tasks import sweep
 
 
 def write_run(folder, p_yes, labels=("yes", "no", "no", "yes"), **others):
@@ -27,7 +27,7 @@ def write_run(folder, p_yes, labels=("yes", "no", "no", "yes"), **others):
 def test_the_mean_may_be_right_where_each_model_errs(tmp_path):
     one = write_run(tmp_path / "one", [0.9, 0.6, 0.1, 0.7])   # wrong at row 1
     two = write_run(tmp_path / "two", [0.3, 0.2, 0.2, 0.9])   # wrong at row 0
-    scores, matrix, found = ensemble.average([one, two])
+    scores, matrix, found = sweep.average_predictions([one, two])
     assert scores["accuracy"] == 1.0 and matrix.tolist() == [[2, 0], [0, 2]]  # (truth, guess) in the order no, yes
     assert [row["prediction"] for row in found] == ["yes", "no", "no", "yes"]
     assert [row["probabilities"]["yes"] for row in found] == pytest.approx([0.6, 0.4, 0.15, 0.8])
@@ -36,7 +36,7 @@ def test_the_mean_may_be_right_where_each_model_errs(tmp_path):
 
 
 def test_of_one_run_it_is_the_run(tmp_path):
-    scores, _, found = ensemble.average([write_run(tmp_path / "one", [0.9, 0.6, 0.1, 0.7])])
+    scores, _, found = sweep.average_predictions([write_run(tmp_path / "one", [0.9, 0.6, 0.1, 0.7])])
     assert scores["accuracy"] == 0.75 and [row["prediction"] for row in found] == ["yes", "yes", "no", "yes"]
 
 
@@ -50,18 +50,18 @@ def test_of_one_run_it_is_the_run(tmp_path):
 def test_runs_that_do_not_fit(tmp_path, change, message):
     one, two = (write_run(tmp_path / name, [0.9, 0.6, 0.1, 0.7], **some) for name, some in (("a", {}), ("b", change)))
     with pytest.raises(UserError, match=message):
-        ensemble.average([one, two])
+        sweep.average_predictions([one, two])
 
 
 def test_an_empty_file(tmp_path):
     with pytest.raises(UserError, match="no probability for each label"):
-        ensemble.average([write_run(tmp_path / "none", [])] * 2)
+        sweep.average_predictions([write_run(tmp_path / "none", [])] * 2)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["ensemble", *map(str, words)])
-        config.run(ensemble.main)
+        config.run(sweep.main)
 
     one = write_run(tmp_path / "one", [0.9, 0.6, 0.1, 0.7])
     two = write_run(tmp_path / "two", [0.3, 0.2, 0.2, 0.9])
@@ -91,23 +91,23 @@ def test_the_loss_of_the_mean_of_two_gpts():
         chances = sum(model.head(model.trunk(ids)).softmax(-1) for model in models) / 2  # (B, T, V)
         of_targets = chances.gather(-1, targets.clamp(min=0)[..., None])[..., 0]  # (B, T)
         expected = -of_targets.log()[targets != -100].mean()
-        assert ensemble.Mean(models)(ids, targets).item() == pytest.approx(expected.item(), rel=1e-6)
-        assert ensemble.Mean(models[:1])(ids, targets).item() == pytest.approx(models[0](ids, targets).item(), rel=1e-6)
+        assert sweep.MeanGPT(models)(ids, targets).item() == pytest.approx(expected.item(), rel=1e-6)
+        assert sweep.MeanGPT(models[:1])(ids, targets).item() == pytest.approx(models[0](ids, targets).item(), rel=1e-6)
 
 
 def test_gpts_by_the_command(corpus, tmp_path, call):
-    """Two tiny runs: together, which convexity keeps below their mean loss; one alone has its own figures."""
+    """Two tiny runs: together, which convexity keeps below their mean loss; one alone has its own scores."""
     runs = [tmp_path / name for name in ("one", "two", "encoder", "longer")]
     for seed, folder in enumerate(runs, 1):
         other = {"encoder": ["--objective=mlm"], "longer": ["--block_size=64"]}.get(folder.name, [])
         call(train, *TINY, f"--data={corpus}", f"--out_dir={folder}", f"--seed={seed}", *other)
-    call(ensemble, *runs[:2], f"--out_dir={tmp_path / 'both'}")
+    call(sweep, *runs[:2], f"--out_dir={tmp_path / 'both'}")
     both, *each = (files.read_json(folder / "result.json") for folder in (tmp_path / "both", *runs[:2]))
     for name in ("val_loss", "test_loss", "test_word_perplexity"):
         assert both[name] < sum(result[name] for result in each) / 2, name
-    alone = ensemble.language_models([str(runs[0])])
+    alone = sweep.average_gpts([str(runs[0])])
     assert alone["val_loss"] == pytest.approx(each[0]["val_loss"], abs=1e-3)  # bf16 here where it is native
     for other, message in ((runs[2], "no GPT of train.py"), (runs[3], "another tokenizer or block_size"),
                            (tmp_path / "none", "none")):
         with pytest.raises(UserError, match=message):
-            call(ensemble, runs[0], other)
+            call(sweep, runs[0], other)

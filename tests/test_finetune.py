@@ -11,6 +11,7 @@ from nanoft import UserError, bpe, checkpoint, optim
 from nanoft.model import CLASSIC, ModelConfig, make_model
 from nanoft.tasks import freezing, start, sweep
 from nanoft.tasks.heads import TaskModel
+from nanoft.text import vocabulary
 
 TASK = {"kind": "classify", "labels": ["neg", "pos"], "pool": "mean", "head_dropout": 0.0, "label_smoothing": 0.0}
 ROWS = [{"text": f"{'good' if i % 2 else 'bad'} number {i}", "label": "pos" if i % 2 else "neg"} for i in range(40)]
@@ -34,7 +35,7 @@ def write_folder(folder, rows, val=None, test=None, **task):
 def write_base(folder, tokenizer_path, **shape):
     """A run folder with a checkpoint of fresh weights, to begin from."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = bpe.Tokenizer.load(tokenizer_path)
+    tokenizer = vocabulary.load(tokenizer_path)
     torch.manual_seed(1)
     cfg = dict(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=2, n_head=2, n_embd=32, causal=False) | shape
     checkpoint.save(folder / "best.pt", {"model": make_model(ModelConfig(**cfg)).state_dict(), "model_config": cfg,
@@ -174,7 +175,7 @@ def test_blocks_thaw_from_the_top():
     assert groups["task_head.weight"]["from_epoch"] == 0
     assert [groups[f"trunk.blocks.{i}.attn.q.weight"]["from_epoch"] for i in (2, 1, 0)] == [0.5, 1, 1.5]
     assert groups["trunk.tokens.weight"]["from_epoch"] == 2
-    said = "".join(freezing.describe_thawing(optimizers_of(model, cfg), 1.2))
+    said = "".join(freezing.describe_unfreezing(optimizers_of(model, cfg), 1.2))
     assert "blocks.2 from epoch 0.5, blocks.1 from epoch 1, blocks.0 never, embeddings never" in said
 
 
@@ -206,9 +207,9 @@ def test_runs_that_would_meet_are_refused():
 
 def test_a_resume_with_other_labels_is_refused():
     source = {"task": TASK}
-    start.same_task(source, "latest.pt", dict(TASK))
+    start.check_same_task(source, "latest.pt", dict(TASK))
     with pytest.raises(UserError, match="labels was"):
-        start.same_task(source, "latest.pt", TASK | {"labels": ["apos", "neg"]})
+        start.check_same_task(source, "latest.pt", TASK | {"labels": ["apos", "neg"]})
 
 
 def test_other_rates_leave_the_groups_as_they_are():

@@ -15,7 +15,7 @@ from test_story_train import assert_equal, load, losses, result, rows
 import finetune
 import sample
 from nanoft import UserError, checkpoint
-from nanoft.tasks import collate, ensemble
+from nanoft.tasks import collate, sweep
 
 FILLER = "the a one some day house went over under with from many few old new".split()
 FAST = ["--device=cpu", "--dtype=float32", "--log_interval=1", "--batch_size=16", "--epochs=3", "--lr=0.003",
@@ -320,7 +320,7 @@ def test_seeds_and_a_grid_end_with_a_table(home, tmp_path, call, capsys):
     assert "4 runs" in capsys.readouterr().out
     single = result(tmp_path / "max_steps=30_seed2")["test_accuracy"]
     assert single == long["values"][1]
-    both = ensemble.average([tmp_path / "max_steps=30_seed1", tmp_path / "max_steps=30_seed2"])[0]["accuracy"]
+    both = sweep.average_predictions([tmp_path / "max_steps=30_seed1", tmp_path / "max_steps=30_seed2"])[0]["accuracy"]
     assert table[1]["test_accuracy_together"] == both
     call(finetune, *options, "--seeds=1,2", "--grid=max_steps=2,30", "--resume")  # all are done: only the table
     assert json.loads((tmp_path / "grid.json").read_text(encoding="utf-8")) == table

@@ -3,14 +3,13 @@
 import io
 import json
 from contextlib import redirect_stdout
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY, contents, run
 
 import sample
-from nanoft import UserError, config
+from nanoft import UserError
 from nanoft.bpe import Tokenizer
 
 
@@ -86,39 +85,21 @@ def test_a_terminal_that_cannot_show_a_character_gets_another(trained):
     assert done.stdout.endswith("\n---\n")
 
 
-def streamed(monkeypatch, ids, tokenizer):
-    monkeypatch.setattr(sample.generate, "generate", lambda *a, **k: (torch.tensor([i]) for i in ids))
-    cfg = SimpleNamespace(max_new_tokens=99, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
-    return list(sample.stream(None, tokenizer, [0], cfg, torch.Generator()))
-
-
-def test_a_stream_never_cuts_a_character(monkeypatch):
+def test_a_stream_never_cuts_a_character():
     tokenizer = Tokenizer("gpt4", [])  # a token is a byte: every character below is cut by its tokens
     text = "naïve 中文 🙂\n"
-    pieces = streamed(monkeypatch, list(text.encode()), tokenizer)
+    pieces = list(sample.stream(list(text.encode()), tokenizer))
     assert "".join(pieces) == text
     assert [piece for piece in pieces if piece] == list(text)  # and each came as soon as it was whole
 
 
-def test_a_stream_that_ends_inside_a_character_says_so_once(monkeypatch):
+def test_a_stream_that_ends_inside_a_character_says_so_once():
     tokenizer = Tokenizer("gpt4", [])
     end = tokenizer.special["<|endoftext|>"]
-    assert "".join(streamed(monkeypatch, [*"a🙂".encode()[:-1], end], tokenizer)) == "a\ufffd"
+    assert "".join(sample.stream([*"a🙂".encode()[:-1], end], tokenizer)) == "a\ufffd"
 
 
 # --- rows
-
-
-@pytest.fixture
-def read(tmp_path):
-    """read(kind, *options, content=...): the rows of --input={tmp}/in.EXT, which holds the content, or of options."""
-    def read(kind, *options, content=""):
-        if content:
-            (tmp_path / options[0].rpartition("/")[2]).write_text(content, encoding="utf-8")
-        options = [option.replace("{tmp}", str(tmp_path)) for option in options]
-        return sample.read_rows(config.load(sample.Config, options, check=sample.check), kind)
-
-    return read
 
 
 def test_prompts_may_be_texts_or_stand_in_jsonl_for_a_model_that_was_taught_to_respond(trained, call, tmp_path, capsys):
@@ -135,68 +116,6 @@ def test_prompts_may_be_texts_or_stand_in_jsonl_for_a_model_that_was_taught_to_r
     assert capsys.readouterr().out == "".join(f"{row['prompt']}{row['text']}\n---\n" for row in (first, second))
 
 
-def test_a_blank_line_of_a_file_has_its_number(read, tmp_path):
-    rows = read("classify", "--input={tmp}/in.txt", content="\ufefflovely\r\n\n \n\x0c2nd\u2028half\n")
-    assert rows == [{"line": 1, "text": "lovely"}, {"line": 4, "text": "\x0c2nd\u2028half"}]
-    with pytest.raises(UserError, match=r"in.txt line 3: no pair for a model of kind pair"):
-        read("pair", "--input={tmp}/in.txt", content="\n\nlovely\n")
-
-
-@pytest.mark.parametrize("kind, name, content, rows", [
-    ("classify", "in.csv", 'id,review,label\n1,"good, ""so""\nto say",pos\n',
-     [{"id": "1", "label": "pos", "text": 'good, "so"\nto say'}]),
-    ("classify", "in.csv", "text,review\na,b\n", [{"text": "a", "review": "b"}]),
-    ("embed", "in.tsv", "Sentence\tn\ngood, so\t1\n", [{"n": "1", "text": "good, so"}]),
-    ("pair", "in.csv", "sentence1,sentence2\na,b\n", [{"text": "a", "pair": "b"}]),
-    ("regress", "in.csv", "text,score\na,3\n", [{"text": "a", "score": "3"}]),
-    ("regress", "in.csv", "text,text2\na,b\n", [{"text": "a", "pair": "b"}]),
-    ("tag", "in.csv", "text\nin Rome\n", [{"text": "in Rome", "words": ["in", "Rome"]}]),
-    ("answer", "in.csv", "question,context\na,b\n", [{"question": "a", "context": "b"}]),
-    ("generate", "in.csv", "instruction,output\na,b\n", [{"output": "b", "prompt": "a"}]),
-    ("", "in.csv", "prompt\na\n", [{"prompt": "a"}]),
-    ("classify", "in.jsonl", '{"review": "a"}\n{"text": "b"}\n', [{"text": "a"}, {"text": "b"}]),
-    ("classify", "in.jsonl", '{"text": "a", "pair": 3}\n', [{"text": "a"}]),  # it would be a second text
-    ("regress", "in.jsonl", '{"text": "a", "pair": "b"}\n{"text": "c"}\n', [{"text": "a", "pair": "b"}, {"text": "c"}]),
-    ("tag", "in.jsonl", '{"words": ["\u6f14\u5458", "a b"]}\n', [{"words": ["\u6f14\u5458", "a b"]}]),
-])
-def test_rows_of_a_table(read, kind, name, content, rows):
-    assert read(kind, f"--input={{tmp}}/{name}", content=content) == rows
-
-
-def test_chinese_characters_are_words_to_be_tagged(read):
-    assert read("tag", "--text=演员很好看。（iPhone 12）don't go了")[0]["words"] == [
-        *"演员很好看。（", "iPhone", "12", "）", "don't", "go", "了"]
-
-
-@pytest.mark.parametrize("kind, options, content, words", [
-    ("classify", ["--input={tmp}/in.txt", "--text=a"], "b", "input and text do not go together"),
-    ("pair", ["--input={tmp}/in.txt", "--pair=a"], "b", "input and pair do not go together"),
-    ("generate", ["--prompt=a", "--text=b"], "", "prompt and text do not go together"),
-    ("classify", ["--text=a", "--pair=b"], "", "--pair means nothing to a model of kind classify; give --text=..."),
-    ("tag", ["--text=a", "--pair=b"], "", "--pair means nothing to a model of kind tag"),
-    ("embed", ["--text=a", "--pair=b"], "", "--pair means nothing"),
-    ("classify", ["--prompt=a"], "", "--prompt means nothing"),
-    ("pair", ["--question=a"], "", "give --text=... --pair=..."),
-    ("answer", ["--text=a"], "", "give --question=... --context=..."),
-    ("", ["--text=a"], "", "--text means nothing to a model that is not fine-tuned for a task; give --prompt=..."),
-    ("pair", ["--text=a"], "", "the command line: no pair for a model of kind pair; give --text=... --pair=..."),
-    ("tag", [], "", "the command line: no words for a model of kind tag; give --text=..."),
-    ("generate", ["--input={tmp}/in.jsonl"], '{"prompt": "a"}\n\n{"response": "b"}', "in.jsonl line 3: no prompt"),
-    ("generate", ["--input={tmp}/in.jsonl"], '{"prompt": 3}', "in.jsonl line 1: prompt is 3, not a text"),
-    ("pair", ["--input={tmp}/in.jsonl"], '{"text": "a", "pair": 3}', "in.jsonl line 1: pair is 3, not a text"),
-    ("regress", ["--input={tmp}/in.jsonl"], '{"text": "a", "pair": null}', "pair is None, not a text"),
-    ("tag", ["--input={tmp}/in.jsonl"], '{"words": ["a", 3]}', "words is ['a', 3], not a list of texts"),
-    ("classify", ["--input={tmp}/in.jsonl"], '{"text": "a"', "in.jsonl line 1: broken JSON"),
-    ("classify", ["--input={tmp}/in.csv"], "id,label\n1,a\n", "in.csv line 2: no text for a model of kind classify, "
-     "only id, label"),
-    ("classify", ["--input={tmp}/in.csv"], "review,tweet\na,b\n", "only review, tweet"),  # which of them?
-])
-def test_what_brings_no_rows_is_refused_in_one_sentence(read, kind, options, content, words):
-    with pytest.raises(UserError) as error:
-        read(kind, *(options or ["--seed=1"]), content=content)
-    assert words in str(error.value) and len(str(error.value).splitlines()) == 1
-
-
 # --- wrong input
 
 
@@ -208,6 +127,9 @@ def test_what_brings_no_rows_is_refused_in_one_sentence(read, kind, options, con
     (["--top_k=-1"], "top_k"),
     (["--num_samples=0"], "num_samples"),
     (["--repetition_penalty=0"], "repetition_penalty"),
+    (["--input={tmp}/latin.txt", "--text=a"], "input and text do not go together"),
+    (["--input={tmp}/latin.txt", "--pair=a"], "input and pair do not go together"),
+    (["--prompt=a", "--text=b"], "prompt and text do not go together"),
     (["--input={tmp}/nowhere.txt"], "nowhere.txt"),
     (["--input={tmp}/empty.txt"], "no prompt"),
     (["--input={tmp}/latin.txt"], "UTF-8"),

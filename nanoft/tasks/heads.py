@@ -1,25 +1,30 @@
-"""Task heads on a pretrained trunk: classes, numbers, labels of words, answers in a text, responses to a prompt.
+"""Task heads on a pretrained trunk: classes, numbers, a label for each word, answers in a text, responses to a prompt.
 
 The trunk keeps the names that its weights have in a GPT or BERT checkpoint; what is new is `task_head`, one matrix
-that begins at zero, so the first loss says that every class is as likely. A task is a dictionary (examples.py): kind,
+that starts at zero, so that at first all classes are equally likely. A task is a dictionary (examples.py): kind,
 labels, multi_label, and what fine-tuning adds: pool, label_smoothing, head_dropout.
+
+Shapes: B features, T tokens, C = n_embd, K outputs of the head.
 """
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from nanoft.model import Transformer, make_head, masked_rows
+from nanoft.model import ModelConfig, Transformer, make_head, masked_rows
+
+TEXT_KINDS = ("classify", "pair", "regress")  # whose head reads one vector a text; the other heads read every token's
 
 
 class TaskModel(nn.Module):
-    def __init__(self, cfg, task):
-        """cfg: the ModelConfig of the pretrained model; task: a dictionary as above."""
+    def __init__(self, cfg: ModelConfig, task: dict):
+        """cfg: of the pretrained model; task: a dictionary as above."""
         super().__init__()
         self.cfg, self.task = cfg, task
         self.trunk = Transformer(cfg)
         self.drop = nn.Dropout(task["head_dropout"])
-        self.pooler = nn.Linear(cfg.n_embd, cfg.n_embd) if task["pool"] == "cls" and cfg.n_types else None
+        has_pooler = task["pool"] == "cls" and cfg.n_types and task["kind"] in TEXT_KINDS  # as BERT's, for pairs
+        self.pooler = nn.Linear(cfg.n_embd, cfg.n_embd) if has_pooler else None
         if task["kind"] == "generate":
             self.head = make_head(cfg, self.trunk)  # GPT's own
         else:
@@ -27,55 +32,55 @@ class TaskModel(nn.Module):
             nn.init.zeros_(self.task_head.weight)
             nn.init.zeros_(self.task_head.bias)
 
-    def hidden(self, ids, types=None, mask=None):
-        """One vector a token: ids (B, T) -> (B, T, C). mask: bool (B, T), False at padding; None: there is none.
+    def hidden(self, ids: Tensor, types: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """One vector a token: ids (B, T) -> (B, T, C). mask: bool (B, T), False at padding; None: no padding.
 
-        Padding is on the right, which a causal model never sees.
+        Padding is on the right, where a causal model does not look.
         """
-        mask = None if mask is None or self.cfg.causal else mask[:, None, None, :]
+        mask = None if mask is None or self.cfg.causal else mask[:, None, None, :]  # (B, T) -> (B, 1, 1, T)
         return self.drop(self.trunk(ids, types, mask))
 
-    def logits(self, ids, types=None, mask=None, allowed=None):
+    def logits(self, ids: Tensor, types=None, mask=None, allowed=None) -> Tensor:
         """(B, K) for a text, (B, T, K) for its words; for answers (B, T, 2), start and end, -inf where not `allowed`.
 
-        Not for generate, whose logits are many: see nats.
+        Not for generate, whose logits would fill the memory: see nats.
         """
         x = self.hidden(ids, types, mask)
-        kind = self.task["kind"]
-        if kind not in ("tag", "answer"):
+        if self.task["kind"] in TEXT_KINDS:
             x = pooled(x, mask, self.task["pool"])  # (B, T, C) -> (B, C)
             if self.pooler is not None:
                 x = torch.tanh(self.pooler(x))
         y = self.task_head(x).float()
-        return y.masked_fill(~allowed[..., None], -torch.inf) if kind == "answer" else y
+        return y.masked_fill(~allowed[..., None], -torch.inf) if self.task["kind"] == "answer" else y
 
-    def nats(self, ids, targets):
-        """The cross-entropy of each target token, 0 where there is none (-100): (B, T) -> (B, T)."""
+    def nats(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """The cross-entropy of each target token, 0 where the target is -100: (B, T) -> (B, T)."""
         x = self.hidden(ids)
-        rows, wanted = masked_rows(x.flatten(0, 1), targets.flatten())  # the head at the responses only
+        rows, labels = masked_rows(x.flatten(0, 1), targets.flatten())  # (B * T, C) -> (responses' tokens, C)
         nats = torch.zeros(targets.numel(), device=ids.device)
         nats[targets.flatten() != -100] = F.cross_entropy(
-            self.head(rows).float(), wanted, reduction="none", label_smoothing=self.smoothing())
-        return nats.view(targets.shape)
+            self.head(rows).float(), labels, reduction="none", label_smoothing=self.smoothing())
+        return nats.view(targets.shape)  # (B * T,) -> (B, T)
 
-    def smoothing(self):
+    def smoothing(self) -> float:
         return self.task["label_smoothing"] if self.training else 0.0
 
-    def forward(self, ids, targets, weights, types=None, mask=None, allowed=None):
-        """The sum of the losses times their weights, which has the shape of the targets.
+    def forward(self, ids, targets, weights, types=None, mask=None, allowed=None) -> Tensor:
+        """The sum of the losses times their weights, which have the shape of the losses.
 
-        targets: class numbers (B,) or, for tag and generate, (B, T) with -100 where nothing is asked; numbers (B,) for
-        regress; 0 or 1 (B, K) for multi-label, with weights (B,); places of start and end (B, 2) with weights (B,).
+        targets: class numbers (B,) or, for tag and generate, (B, T) with -100 where there is no target; numbers (B,)
+        for regress; 0 or 1 (B, K) for multi-label, with weights (B,); positions of start and end (B, 2) for answer,
+        with weights (B,).
         """
-        kind, task = self.task["kind"], self.task
+        kind = self.task["kind"]
         if kind == "generate":
             return (self.nats(ids, targets) * weights).sum()
         y = self.logits(ids, types, mask, allowed)
         if kind == "regress":
             losses = (y[:, 0] - targets).square()
-        elif task.get("multi_label"):
+        elif self.task.get("multi_label"):
             smooth = targets + self.smoothing() * (0.5 - targets)
-            losses = F.binary_cross_entropy_with_logits(y, smooth, reduction="none").mean(1)
+            losses = F.binary_cross_entropy_with_logits(y, smooth, reduction="none").mean(1)  # (B, K) -> (B,)
         elif kind == "answer":  # never smoothed: most of its classes are not allowed
             losses = F.cross_entropy(y, targets, reduction="none").mean(1)  # (B, T, 2), (B, 2) -> (B, 2) -> (B,)
         else:
@@ -84,12 +89,13 @@ class TaskModel(nn.Module):
         return (losses * weights).sum()
 
 
-def n_outputs(task):
+def n_outputs(task: dict) -> int:
+    """K, the numbers that the head gives for a text, or for each of its tokens."""
     return {"regress": 1, "answer": 2}.get(task["kind"]) or len(task["labels"])
 
 
-def pooled(x, mask, pool):
-    """One vector a text: the mean of its tokens, its first (cls) or its last. (B, T, C) -> (B, C)"""
+def pooled(x: Tensor, mask: Tensor | None, pool: str) -> Tensor:
+    """One vector a text: the mean of its tokens', its first (cls) or its last. x: (B, T, C), mask: (B, T) -> (B, C)."""
     if pool == "cls":
         return x[:, 0]
     if pool == "last":

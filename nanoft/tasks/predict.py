@@ -1,108 +1,105 @@
-"""What a fine-tuned model says of rows: its outputs, predictions a person reads, and their scores."""
+"""Prediction: rows -> outputs of the task's head -> predictions that a person reads -> scores; and sentence vectors.
+
+Shapes: N features (a long row may give several), T tokens, C = n_embd, K outputs of the head, M numbers a line of
+`outputs`.
+"""
 
 import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from nanoft import UserError, distributed
+from nanoft import UserError, checkpoint, distributed, files
 from nanoft.batches import IGNORE
-from nanoft.tasks import collate, metrics
+from nanoft.distributed import Dist
+from nanoft.model import ModelConfig, Transformer
+from nanoft.tasks import collate, features, metrics
+from nanoft.tasks.features import Encoded
+from nanoft.tasks.heads import TaskModel, n_outputs, pooled
 
-TOKENS = 8192  # of a batch, padding included
-NEVER = -1e9   # the score of an answer that cannot be
+BATCH_TOKENS = 8192  # tokens of a batch, padding included
+IMPOSSIBLE = -1e9    # the score of an answer that cannot be
+
+# ---- outputs of the model ----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def outputs(model, encoded, task, tokenizer, dist):
-    """Numbers for each piece, float (N, M), in the same order at any number of processes. In evaluation mode.
+def outputs(model: TaskModel, encoded: Encoded, task: dict, tokenizer, dist: Dist) -> np.ndarray:
+    """Numbers for each feature, float64 (N, M), on every rank all of them. The model is in evaluation mode.
 
-    classify, pair, regress: the logits; tag: the same, but a row a word; answer: score, start, end of the best span,
-    the score of no answer, the log-probability of the span; generate: the nats of the response, its number of tokens.
+    classify, pair, regress: the logits; tag: the logits of each word, (words, K); answer: score, start and end of the
+    best span, the score of no answer, the log-probability of the span; generate: the nats of the response, its number
+    of tokens.
     """
-    by_word = task["kind"] == "tag"
-    before = rows_before(encoded, task)
-    out = np.zeros((before[-1], width_of(task)))
-    for index in by_tokens(encoded.lengths)[dist.rank::dist.world_size]:
+    kind, begin = task["kind"], output_offsets(encoded, task)
+    out = np.zeros((begin[-1], output_width(task)))
+    for index in length_batches(encoded.lengths)[dist.rank::dist.world_size]:
         batch = distributed.to_device(collate.batch(encoded, index, task, tokenizer), dist.device)
         with dist.autocast():
-            if task["kind"] == "generate":
-                nats = model.nats(batch["ids"], batch["targets"]).sum(1)
-                found = torch.stack((nats, (batch["targets"] != IGNORE).sum(1)), dim=1)
+            if kind == "generate":
+                nats = model.nats(batch["ids"], batch["targets"]).sum(1)  # (B, T) -> (B,)
+                result = torch.stack((nats, (batch["targets"] != IGNORE).sum(1)), dim=1)
             else:
-                found = model.logits(*(batch.get(name) for name in ("ids", "types", "mask", "allowed")))
-        if by_word:
-            found = found[batch["targets"] != IGNORE]
-        if task["kind"] == "answer":
-            own = torch.from_numpy(encoded.own[index]).to(dist.device)
-            found = best_spans(found, own, task["max_answer"])
-        rows = np.concatenate([np.arange(before[i], before[i + 1]) for i in index])
-        out[rows] = found.double().cpu().numpy()
+                result = model.logits(batch["ids"], batch.get("types"), batch.get("mask"), batch.get("allowed"))
+        if kind == "tag":
+            result = result[batch["targets"] != IGNORE]  # (B, T, K) -> (words, K)
+        if kind == "answer":
+            starts = torch.from_numpy(encoded.max_context[index]).to(dist.device)
+            result = best_spans(result, starts, task["max_answer"])
+        lines = np.concatenate([np.arange(begin[i], begin[i + 1]) for i in index])
+        out[lines] = result.cpu().double().numpy()  # in this order: Apple GPUs have no float64
     if dist.world_size > 1:
         out = np.array(distributed.total(out.ravel(), dist)).reshape(out.shape)
     return out
 
 
-def rows_before(encoded, task):
-    """How many rows of `outputs` stand before each piece, and how many there are: (N + 1,)."""
+def output_offsets(encoded: Encoded, task: dict) -> np.ndarray:
+    """Where the lines of each feature begin in `outputs`, and their number: (N + 1,)."""
     if task["kind"] != "tag":
         return np.arange(len(encoded) + 1)
     return np.searchsorted(np.flatnonzero(encoded.targets != IGNORE), encoded.begin)
 
 
-def width_of(task):
-    return {"answer": 5, "generate": 2, "regress": 1}.get(task["kind"]) or len(task["labels"])
+def output_width(task: dict) -> int:
+    return {"answer": 5, "generate": 2}.get(task["kind"]) or n_outputs(task)
 
 
-def blank(encoded, task):
-    """What `outputs` might be of a model that knows nothing, to see whether rows can be scored at all."""
-    nothing = NEVER if task["kind"] == "answer" else 1.0
-    return np.full((rows_before(encoded, task)[-1], width_of(task)), nothing)
-
-
-def by_tokens(lengths):
-    """Numbers of pieces in batches of like lengths, about TOKENS tokens each."""
+def length_batches(lengths: np.ndarray) -> list[np.ndarray]:
+    """The numbers of the features in batches of similar lengths, longest first, of about BATCH_TOKENS tokens each."""
     order, groups = lengths.argsort(kind="stable"), []
     while len(order):
-        size = max(1, TOKENS // int(lengths[order[-1]]))
-        order, group = order[:-size], order[-size:]  # from the longest down
+        size = max(1, BATCH_TOKENS // int(lengths[order[-1]]))
+        order, group = order[:-size], order[-size:]
         groups.append(group)
     return groups
 
 
-def best_spans(logits, own, max_answer):
-    """The likeliest span of each piece: logits (B, T, 2), own (B, 2) -> (B, 5), see `outputs`.
+def best_spans(logits: Tensor, starts: Tensor, max_answer: int) -> Tensor:
+    """The most likely span of each feature: logits (B, T, 2), starts (B, 2) -> (B, 5), see `outputs`.
 
-    A span begins in the places own[0] to own[1] - 1 and has 1 to max_answer tokens.
+    A span starts at the positions starts[0] to starts[1] - 1 and has 1 to max_answer tokens.
     """
-    B, T, _ = logits.shape
-    place = torch.arange(T, device=logits.device)
-    begins = (place >= own[:, :1]) & (place < own[:, 1:])                    # (B, T)
-    width = place - place[:, None]                                           # (T, T) end minus start
-    valid = begins[:, :, None] & (width >= 0) & (width < max_answer)         # (B, T, T)
+    _, T, _ = logits.shape
+    position = torch.arange(T, device=logits.device)
+    may_start = (position >= starts[:, :1]) & (position < starts[:, 1:])     # (B, T)
+    width = position - position[:, None]                                     # (T, T) end minus start
+    valid = may_start[:, :, None] & (width >= 0) & (width < max_answer)      # (B, T, T)
     scores = logits[..., 0][:, :, None] + logits[..., 1][:, None]            # (B, T, T) of start, end
-    score, which = scores.masked_fill(~valid, -torch.inf).flatten(1).max(dim=1)
+    score, best = scores.masked_fill(~valid, -torch.inf).flatten(1).max(dim=1)
     log_p = score - logits.logsumexp(dim=1).sum(dim=1)
-    found = (score, which // T, which % T, logits[:, 0].sum(1), log_p)
-    return torch.stack([column.double() for column in found], dim=1).clamp(min=NEVER)
+    columns = (score, best // T, best % T, logits[:, 0].sum(1), log_p)
+    return torch.stack([column.to(logits.dtype) for column in columns], dim=1).clamp(min=IMPOSSIBLE)
 
 
-def by_row(encoded, out):
-    """The mean of the outputs of each row's pieces: (N, K) -> (rows, K)."""
-    sums = np.zeros((len(encoded.full), out.shape[1]))
-    np.add.at(sums, encoded.row, out)
-    return sums / np.bincount(encoded.row, minlength=len(sums))[:, None]
+# ---- predictions -------------------------------------------------------------------------------------------------
 
 
-def log_softmax(x):
-    x = x - x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-
-
-def predictions(task, rows, encoded, out):
+def predictions(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray) -> list[dict]:
     """A dictionary for each row: `prediction`, and by kind
 
-    classify, pair: label; probabilities by label. regress: a number. tag: a tag a word, and `probabilities` of these.
+    classify, pair: label; `probabilities` by label. regress: a number. tag: a tag a word, and `probabilities` of these.
     answer: the text, "" for none, with `start`, the number of its first character, and `probability` of the span.
     generate: no prediction, but the `nats` and `tokens` of the response.
     """
@@ -112,55 +109,60 @@ def predictions(task, rows, encoded, out):
     if kind == "answer":
         return answers(task, rows, encoded, out)
     if kind == "tag":
-        probabilities, found = np.exp(log_softmax(out)), []
-        best, at = probabilities.argmax(axis=1), 0
-        for row in rows:
-            which = range(at, at + len(row["words"]))
-            found.append({"prediction": [labels[best[i]] for i in which],
-                          "probabilities": [round(float(probabilities[i, best[i]]), 6) for i in which]})
-            at = which.stop
-        return found
+        probabilities = np.exp(log_softmax(out))  # (words, K)
+        ends = np.cumsum([len(row["words"]) for row in rows])[:-1]
+        by_sentence = zip(*(np.split(x, ends) for x in (probabilities.argmax(axis=1), probabilities.max(axis=1))))
+        return [{"prediction": [labels[k] for k in best], "probabilities": [round(float(p), 6) for p in largest]}
+                for best, largest in by_sentence]
     logits = by_row(encoded, out)
     if kind == "regress":
         return [{"prediction": float(x)} for x in logits[:, 0] * task["deviation"] + task["mean"]]
     several = task.get("multi_label")
     probabilities = 1 / (1 + np.exp(-logits)) if several else np.exp(log_softmax(logits))
-    found = []
-    for row in probabilities:
-        guess = [label for label, p in zip(labels, row) if p > 0.5] if several else labels[row.argmax()]
-        found.append({"prediction": guess, "probabilities": {x: round(float(p), 6) for x, p in zip(labels, row)}})
-    return found
+    return [{"prediction": [label for label, x in zip(labels, p) if x > 0.5] if several else labels[p.argmax()],
+             "probabilities": {label: round(float(x), 6) for label, x in zip(labels, p)}} for p in probabilities]
 
 
-def answers(task, rows, encoded, out):
-    found = [None] * len(rows)
-    first_piece = np.searchsorted(encoded.row, np.arange(len(rows) + 1))
+def answers(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray) -> list[dict]:
+    """The `predictions` of questions: of each row's windows the span with the highest score, or no answer."""
+    guesses = []
+    begin = np.searchsorted(encoded.row, np.arange(len(rows) + 1))  # where each row's features begin, (rows + 1,)
     for i, row in enumerate(rows):
-        some = range(first_piece[i], first_piece[i + 1])
-        best = max(some, key=lambda piece: out[piece, 0])
-        score, start, end, _, log_p = out[best]
-        no_answer = min(out[piece, 3] for piece in some)
-        if score == NEVER or task["v2"] and no_answer > score:
-            found[i] = {"prediction": "", "start": -1, "probability": 0.0}
+        windows = out[begin[i]:begin[i + 1]]  # (windows, 5)
+        best = begin[i] + windows[:, 0].argmax()
+        score, first, last, _, log_p = out[best]
+        if score == IMPOSSIBLE or task["v2"] and windows[:, 3].min() > score:
+            guesses.append({"prediction": "", "start": -1, "probability": 0.0})
             continue
-        char_start, char_end = encoded.places[i]
-        shift = encoded.context[best] - encoded.second[best]
-        text = row["context"][char_start[int(start) + shift]:char_end[int(end) + shift]]
-        begin = char_start[int(start) + shift] + len(text) - len(text.lstrip())
-        found[i] = {"prediction": text.strip(), "start": int(begin), "probability": round(math.exp(log_p), 6)}
-    return found
+        char_start, char_end = encoded.offsets[i]  # of the context's tokens
+        shift = encoded.context_start[best] - encoded.second[best]  # from the feature's positions to the context's
+        start = char_start[int(first) + shift]
+        text = row["context"][start:char_end[int(last) + shift]]
+        guesses.append({"prediction": text.strip(), "start": int(start + len(text) - len(text.lstrip())),
+                        "probability": round(math.exp(log_p), 6)})
+    return guesses
 
 
-def has_entities(labels):
-    """Do the tags mark entities (IOB, or with E- and S- IOBES), so that whole entities are what counts?"""
-    return all(label == "O" or label[:2] in ("B-", "I-", "E-", "S-") for label in labels) and any(
-        label != "O" for label in labels)
+def by_row(encoded: Encoded, out: np.ndarray) -> np.ndarray:
+    """The mean of the outputs of each row's features: (N, K) -> (rows, K)."""
+    sums = np.zeros((len(encoded.n_tokens), out.shape[1]))
+    np.add.at(sums, encoded.row, out)
+    return sums / np.bincount(encoded.row, minlength=len(sums))[:, None]
 
 
-def scores(task, rows, found, encoded, out):
-    """Scores of the predictions as nanoft.metrics gives them, and the confusion matrix or None.
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+# ---- scores ------------------------------------------------------------------------------------------------------
+
+
+def scores(task: dict, rows: list[dict], guesses: list[dict], encoded: Encoded, out: np.ndarray) -> tuple:
+    """The scores of the predictions, as metrics.py gives them, and the confusion matrix (K, K) or None.
 
     `loss` where there is one: nats a text, word or token; the mean square for regress, in the label's deviations.
+    Raises UserError where the rows cannot be scored.
     """
     kind, labels = task["kind"], task.get("labels", ())
     number = {label: i for i, label in enumerate(labels)}
@@ -168,33 +170,33 @@ def scores(task, rows, found, encoded, out):
         nats, tokens = out.sum(axis=0)
         return {"loss": nats / tokens, "perplexity": math.exp(min(nats / tokens, 700))}, None
     if kind == "answer":
-        examples = [{"id": row["id"], "answers": [answer["text"] for answer in row["answers"]]} for row in rows]
-        guesses = {row["id"]: guess["prediction"] for row, guess in zip(rows, found)}
-        if len(guesses) < len(rows):
+        questions = [{"id": row["id"], "answers": [answer["text"] for answer in row["answers"]]} for row in rows]
+        by_id = {row["id"]: guess["prediction"] for row, guess in zip(rows, guesses)}
+        if len(by_id) < len(rows):
             raise UserError("two questions have the same id, so answers cannot be told apart; give each its own")
-        return metrics.squad_scores(examples, guesses, task["v2"]), None
+        return metrics.squad_scores(questions, by_id, task["v2"]), None
     if kind == "regress":
-        truth, guess = np.array([row["label"] for row in rows]), np.array([item["prediction"] for item in found])
+        truth, guess = np.array([row["label"] for row in rows]), np.array([item["prediction"] for item in guesses])
         return {"loss": float((((truth - guess) / task["deviation"]) ** 2).mean()),
                 "pearson": metrics.pearson(truth, guess), "spearman": metrics.spearman(truth, guess)}, None
     if task.get("multi_label"):
-        truth, guess = (np.array([np.isin(labels, row[name]) for row in some])
-                        for some, name in ((rows, "labels"), (found, "prediction")))
+        truth, guess = (np.array([np.isin(labels, item[name]) for item in items])
+                        for items, name in ((rows, "labels"), (guesses, "prediction")))  # bool (rows, K)
         logits = by_row(encoded, out)
         loss = (np.logaddexp(0, logits) - truth * logits).mean()
         return {"loss": float(loss)} | metrics.multi_label(truth, guess, labels), None
     if kind == "tag":
         truth = np.array([number[tag] for row in rows for tag in row["tags"]])
-        guess = np.array([number[tag] for item in found for tag in item["prediction"]])
+        guess = np.array([number[tag] for item in guesses for tag in item["prediction"]])
         log_p = log_softmax(out)
     else:
         truth = np.array([number[row["label"]] for row in rows])
-        guess = np.array([number[item["prediction"]] for item in found])
+        guess = np.array([number[item["prediction"]] for item in guesses])
         log_p = log_softmax(by_row(encoded, out))
     matrix = metrics.confusion(truth, guess, len(labels))
     loss = {"loss": float(-log_p[np.arange(len(truth)), truth].mean())}
     if kind == "tag" and has_entities(labels):
-        tags = [row["tags"] for row in rows], [item["prediction"] for item in found]
+        tags = [row["tags"] for row in rows], [item["prediction"] for item in guesses]
         entity = {"accuracy": metrics.accuracy(truth, guess)} | metrics.entity_scores(*tags)
         if any(tag.startswith("B-") for row in rows for tag in row["tags"]):  # else strictly there is no entity
             strict = metrics.entity_scores(*tags, strict=True)
@@ -203,16 +205,63 @@ def scores(task, rows, found, encoded, out):
     return loss | metrics.classification(truth, guess, labels), matrix
 
 
-def check_scores(task, rows, encoded):
-    """Raises UserError where these rows cannot be scored, or not by the task's metric."""
-    out = blank(encoded, task)
+def has_entities(labels: list[str]) -> bool:
+    """Do the tags mark entities (IOB, or with E- and S- IOBES), so that whole entities are scored?"""
+    return all(label == "O" or label[:2] in ("B-", "I-", "E-", "S-") for label in labels) and any(
+        label != "O" for label in labels)
+
+
+def check_scores(task: dict, rows: list[dict], encoded: Encoded) -> None:
+    """Raises UserError where these rows cannot be scored, or not by the task's metric: tried with made-up outputs."""
+    made_up = IMPOSSIBLE if task["kind"] == "answer" else 1.0
+    out = np.full((output_offsets(encoded, task)[-1], output_width(task)), made_up)
     main_score(task, scores(task, rows, predictions(task, rows, encoded, out), encoded, out)[0])
 
 
-def main_score(task, scores) -> float:
-    """The task's metric, made so that higher is better; what cannot be computed (nan) is the worst."""
+def main_score(task: dict, scores: dict) -> float:
+    """The task's metric, with its sign changed where lower is better; what cannot be computed (nan) is the worst.
+
+    Raises UserError for a metric that is none of the scores.
+    """
     if task["metric"] not in scores:
         raise UserError(f"metric={task['metric']} is no score of a {task['kind']} task; choose one of "
                         f"{', '.join(k for k, v in scores.items() if isinstance(v, float))}")
     score = float(scores[task["metric"]]) * (-1 if task["metric"] == "loss" else 1)
     return -math.inf if math.isnan(score) else score
+
+
+# ---- sentence vectors of an encoder (arXiv:1908.10084), as sentence-transformers makes them ----------------------
+
+
+def load_trunk(state: dict, path, device):
+    """An encoder's Transformer, whatever the heads in its checkpoint, for evaluation. Raises UserError for a GPT."""
+    if ModelConfig.from_saved(state["model_config"], path).causal:
+        raise UserError(f"{path} is a GPT, whose tokens have not seen the whole text; give an encoder")
+    return checkpoint.load_model(state, path, Transformer, device, prefix="trunk.")
+
+
+@torch.no_grad()
+def sentence_vectors(trunk, texts: list[str], tokenizer, dist: Dist) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of N texts, float32 (N, C), and how many tokens each text has, (N,).
+
+    A vector is the mean of the last hidden states of all tokens, <|cls|> and <|sep|> included, of length 1, so that
+    the cosine of two texts is the product of their vectors. Tokens beyond block_size are left out.
+    """
+    task = {"kind": "classify", "max_length": trunk.cfg.block_size, "long_text": "head"}
+    encoded = features.encode([{"text": text} for text in texts], task, tokenizer)
+    vectors = np.empty((len(texts), trunk.cfg.n_embd), dtype=np.float32)
+    for index in length_batches(encoded.lengths):
+        batch = distributed.to_device(collate.batch(encoded, index, task, tokenizer), dist.device)
+        mask = batch.get("mask")  # (B, T)
+        with dist.autocast():
+            x = trunk(batch["ids"], mask=None if mask is None else mask[:, None, None, :])  # (B, T, C)
+        vectors[index] = F.normalize(pooled(x.float(), mask, "mean"), dim=-1).cpu().numpy()  # (B, T, C) -> (B, C)
+    return vectors, encoded.n_tokens
+
+
+def similarity_table(texts: list[str], vectors: np.ndarray) -> str:
+    """The cosines of all pairs of texts as a table. vectors: (N, C)."""
+    rows = [("", *(str(i) for i in range(1, len(texts) + 1)))]
+    rows += [(f"{i} {text:.50}", *(f"{x:.3f}" for x in row))
+             for i, (text, row) in enumerate(zip(texts, (vectors @ vectors.T).tolist()), 1)]
+    return files.aligned(rows)

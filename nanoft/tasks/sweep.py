@@ -1,16 +1,38 @@
-"""Several runs by one command: a seed after another, every combination of some options, and a table of how they did."""
+"""Several runs: started by one command and compared in a table, or averaged: the mean of their predictions.
+
+    python finetune.py config/sst2.py --seeds=1,2,3 "--grid=lr=1e-4,3e-4"
+    python -m nanoft ensemble out/imdb/seed1 out/imdb/seed2 out/imdb_bag --out_dir=out/imdb_together
+    python -m nanoft ensemble out/long_1 out/long_2         # GPTs: the loss of their mean
+
+Models that were trained independently make different mistakes, so the mean of their probabilities is mostly better than
+each of them (Hansen and Salamon, 1990, Neural Network Ensembles); it costs the time of all. They may be of different
+shapes, if only their rows are the same; GPTs must share tokenizer and context.
+"""
 
 import itertools
+import math
 import statistics
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
-from nanoft import config, files
-from nanoft.tasks import ensemble
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanoft import UserError, checkpoint, config, distributed, files
+from nanoft.bins import Tokens
+from nanoft.evaluate import causal_metrics, described
+from nanoft.model import GPT, ModelConfig
+from nanoft.published.source import open_checkpoint
+from nanoft.tasks import metrics, tables
+from nanoft.text import prepare, vocabulary
+
+# ---- the runs of finetune.py --seeds and --grid, and their table -------------------------------------------------
 
 
-def variations(cfg):
+def variations(cfg) -> list:
     """The runs that --seeds and --grid ask for, each a config with its own out_dir. Raises ValueError."""
     settings, kinds = [], get_type_hints(type(cfg))
     for part in filter(None, cfg.grid.split(";")):
@@ -33,8 +55,16 @@ def variations(cfg):
     return runs
 
 
-def finished(run):
-    """Has this very run, with the same options, come to its end before?"""
+def parsed(name: str, text: str, kind: type):
+    """The text as a value of this type. Raises ValueError with the option's name."""
+    try:
+        return config.parse_text(text.strip(), kind)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+
+
+def finished(run) -> bool:
+    """Has this very run, with the same options, been finished before?"""
     out_dir = Path(run.out_dir)
     if not (out_dir / "result.json").exists():
         return False
@@ -42,42 +72,145 @@ def finished(run):
     return all(before.get(name) == value for name, value in asdict(run).items() if name != "resume")
 
 
-def parsed(name, text, kind):
-    try:
-        return config.parse_text(text.strip(), kind)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from None
+def compare(cfg, runs: list, results: list[dict]) -> None:
+    """Print and write a table, a line for each combination of --grid: mean and deviation over the seeds.
 
-
-def compare(cfg, runs, results):
-    """Print a table, a line for each combination of --grid: mean and deviation over the seeds; write it down.
-
-    Where rows have one label each, also what the seeds' runs say together (ensemble.py) of the last split.
+    Where rows have one label each, also the score of the mean of the seeds' predictions of the last split.
     """
     names = [part.strip().partition("=")[0] for part in filter(None, cfg.grid.split(";"))]
-    metric, table = results[0]["metric"], {}
+    metric = results[0]["metric"]
+    groups: dict[tuple, list] = {}  # of each combination: its runs and their results
     for run, result in zip(runs, results):
-        table.setdefault(tuple((name, getattr(run, name)) for name in names), []).append((run, result))
+        groups.setdefault(tuple((name, getattr(run, name)) for name in names), []).append((run, result))
     splits = [split for split in ("val", "test") if f"{split}_{metric}" in results[0]]
     one_label = all(result.get("kind") in ("classify", "pair") and f"{splits[-1]}_confusion" in result
                     for result in results)  # results of an older nanoft name no kind
     columns = [f"{split}_{metric}" for split in splits]
-    together = f"{columns[-1]}_together" if one_label and len(next(iter(table.values()))) > 1 else ""
+    together = f"{columns[-1]}_together" if one_label and len(next(iter(groups.values()))) > 1 else ""
     lines = [("", *(name.replace("_", " ") for name in [*columns, "deviation_of_each", *filter(None, [together])]))]
     entries = []
-    for chosen, some in table.items():
-        entry = {"options": dict(chosen), "seeds": [run.seed for run, _ in some]}
-        for column in columns:
-            values = [result[column] for _, result in some]
-            entry[column] = {"values": values, "mean": statistics.fmean(values),
-                             "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
-        line = [" ".join(f"{k}={v}" for k, v in chosen) or f"{len(some)} seeds",
-                *(f"{entry[column]['mean']:.4f}" for column in columns),
-                " ".join(f"{entry[column]['deviation']:.4f}" for column in columns)]
-        if together:
-            entry[together] = ensemble.average([run.out_dir for run, _ in some])[0][metric]
-            line.append(f"{entry[together]:.4f}")
-        entries.append(entry)
-        lines.append(tuple(line))
+    for chosen, group in groups.items():
+        values = {column: [result[column] for _, result in group] for column in columns}
+        means = {column: statistics.fmean(scores) for column, scores in values.items()}
+        deviations = {column: statistics.stdev(scores) if len(scores) > 1 else 0.0 for column, scores in values.items()}
+        mean_of_all = {together: average_predictions([run.out_dir for run, _ in group])[0][metric]} if together else {}
+        lines.append((" ".join(f"{k}={v}" for k, v in chosen) or f"{len(group)} seeds",
+                      *(f"{mean:.4f}" for mean in means.values()),
+                      " ".join(f"{deviation:.4f}" for deviation in deviations.values()),
+                      *(f"{score:.4f}" for score in mean_of_all.values())))
+        entries.append({"options": dict(chosen), "seeds": [run.seed for run, _ in group]} | {
+            column: {"values": values[column], "mean": means[column], "deviation": deviations[column]}
+            for column in columns} | mean_of_all)
     print(f"\n--- {len(runs)} runs ---\n{files.aligned(lines)}")
     files.write_json(Path(cfg.out_dir) / ("grid.json" if cfg.grid else "result.json"), entries)
+
+
+# ---- the mean of several runs ------------------------------------------------------------------------------------
+
+
+def average_predictions(folders: list) -> tuple[dict, np.ndarray, list[dict]]:
+    """The mean of the predictions.jsonl of several runs: its scores, its confusion matrix (K, K) and its predictions.
+
+    Raises UserError where the runs are not of classify or pair with one label a row, or not of the same rows.
+    """
+    runs = [[row for _, row in tables.read_jsonl(Path(folder, "predictions.jsonl"))] for folder in folders]
+    for folder, rows in zip(folders, runs):
+        if not rows or not all(isinstance(row.get("label"), str) and isinstance(row.get("probabilities"), dict)
+                               for row in rows):
+            raise UserError(f"{folder}: its predictions.jsonl has no probability for each label; give runs of "
+                            "classify or pair with one label a row")
+        if [without_prediction(row) for row in rows] != [without_prediction(row) for row in runs[0]]:
+            raise UserError(f"{folder}: its predictions.jsonl is of other rows or labels than that of {folders[0]}; "
+                            "give runs of the same data")
+    labels = list(runs[0][0]["probabilities"])
+    mean = np.mean([[[row["probabilities"][label] for label in labels] for row in rows] for rows in runs], axis=0)
+    truth = np.array([labels.index(row["label"]) for row in runs[0]])
+    guess = mean.argmax(axis=1)  # (rows, K) -> (rows,)
+    loss = -np.log(np.maximum(mean[np.arange(len(truth)), truth], 1e-6)).mean()  # the files have six digits
+    predictions = [row | {"prediction": labels[best], "probabilities": dict(zip(labels, p.round(6).tolist()))}
+                   for row, best, p in zip(runs[0], guess, mean)]
+    scores = {"loss": float(loss)} | metrics.classification(truth, guess, labels)
+    return scores, metrics.confusion(truth, guess, len(labels)), predictions
+
+
+def without_prediction(row: dict):
+    """A row of predictions.jsonl without the prediction, and the labels to choose from."""
+    return {k: v for k, v in row.items() if k not in ("prediction", "probabilities")}, row["probabilities"].keys()
+
+
+class MeanGPT:
+    """Several GPTs as one, for evaluate.causal_metrics: the mean of the probabilities that they give to each token."""
+
+    def __init__(self, models: list):
+        self.models, self.cfg = models, models[0].cfg
+
+    def __call__(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """ids, targets: (B, T) -> the mean loss in nats over the targets that are not -100."""
+        nats = torch.stack([  # (B, T, V) -> (B * T, V) -> (B * T,) for each model; 0 where the target is -100
+            F.cross_entropy(model.logits(ids).float().flatten(0, 1), targets.flatten(), reduction="none")
+            for model in self.models])
+        mean = math.log(len(self.models)) - torch.logsumexp(-nats, 0)  # (models, B * T) -> (B * T,)
+        return mean.sum() / (targets != -100).sum().clamp(min=1)
+
+
+def average_gpts(folders: list) -> dict:
+    """The metrics of the mean of several GPTs on all of the validation and test splits of the first one's data.
+
+    Raises UserError where a folder holds no GPT of train.py, or one with another tokenizer or context.
+    """
+    dist = distributed.start()
+    models: list = []
+    for folder in folders:
+        state, path = open_checkpoint(folder)
+        tokenizer = vocabulary.load(path.parent)
+        shape = ModelConfig.from_saved(state["model_config"], path)
+        if not shape.causal or "task" in state or "data" not in state.get("config", {}):
+            raise UserError(f"{folder} is no GPT of train.py; give such runs, or fine-tuned ones that have a "
+                            "predictions.jsonl")
+        if not models:
+            data, first = prepare.find_data(state["config"]["data"]), tokenizer
+        elif tokenizer.fingerprint != first.fingerprint or shape.block_size != models[0].cfg.block_size:
+            raise UserError(f"{folder} has another tokenizer or block_size than {folders[0]}; give GPTs of the same "
+                            "data and context")
+        models.append(checkpoint.load_model(state, path, GPT, dist.device))
+    prepare.ensure(data)
+    result = {}
+    for split in (split for split in ("val", "test") if Tokens.exists(data, split)):
+        tokens = Tokens.open(data, split)
+        if tokens.fingerprint != first.fingerprint:
+            raise UserError(f"{data}/{split}.bin was made by another tokenizer than that of {folders[0]}; prepare it "
+                            f"again with --tokenizer={folders[0]}")
+        scores = causal_metrics(MeanGPT(models), tokens, 0, first.special["<|endoftext|>"], dist)
+        print(f"{split}, all of it: {described(scores)}")
+        result |= {f"{split}_{name}": value for name, value in scores.items()}
+    return result
+
+
+@dataclass
+class Options:
+    out_dir: str = ""  # a folder for the mean's result.json (and predictions.jsonl); "" = they are only printed
+
+
+def main():
+    cfg, folders = config.load_tool(Options, "ensemble FOLDER FOLDER... --out_dir=FOLDER")
+    if len(folders) < 2:
+        raise UserError("give two runs or more, as python -m nanoft ensemble out/imdb/seed1 out/imdb/seed2")
+    if cfg.out_dir and Path(cfg.out_dir, "result.json").exists():
+        raise UserError(f"out_dir={cfg.out_dir} holds the scores of another run; give a new folder")
+    predictions = []
+    if Path(folders[0], "predictions.jsonl").exists():
+        result, matrix, predictions = average_predictions(folders)
+        print(f"{metrics.report(result)}\n\n{metrics.confusion_table(matrix, list(predictions[0]['probabilities']))}")
+        result["confusion"] = matrix.tolist()
+    else:
+        result = average_gpts(folders)
+    if cfg.out_dir:
+        Path(cfg.out_dir).mkdir(parents=True, exist_ok=True)
+        if predictions:
+            files.write_jsonl(Path(cfg.out_dir, "predictions.jsonl"), predictions)
+        files.write_json(Path(cfg.out_dir, "result.json"), {"runs": folders} | result)
+        print(f"{cfg.out_dir}: result.json{', predictions.jsonl' if predictions else ''}")
+
+
+if __name__ == "__main__":
+    config.run(main)
