@@ -1,3 +1,5 @@
+"""Batches for pretraining: the shuffle, training windows, and evaluation windows."""
+
 import numpy as np
 import pytest
 
