@@ -1,14 +1,17 @@
-"""docs/inside.md and its pictures, made of two runs: what each view of data, model, training and answers shows.
+"""docs/inside.md and its figures, made from two runs: what each view of data, model, training and answers shows.
 
     python docs/inside.py --gpt=out/wikitext --classifier=out/imdb
 
-The words stand in inside.template.md and hold for any run; its gaps are filled with what is computed here.
+The words are those of inside.template.md and hold for any run; its fields are filled with what is computed here.
 """
-# ruff: noqa: E402, I001
+# ruff: noqa: E402
 
 import math
 import sys
+import unicodedata
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +20,16 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from nanoft import UserError, checkpoint, config
-from nanoft.inspect import explain
-from nanoft.pages import coloured, corpus, curves, explain_page as views
-from nanoft.tasks import features
-from nanoft import distributed, files
-from nanoft.inspect import mistakes, targets as texts
-from nanoft.pages import data_report, plots
-from nanoft.tasks import metrics, predict
-from nanoft.text import prepare
-from nanoft.inspect import summary
-from nanoft.pages import run_report
-from nanoft.text import vocabulary
+from nanoft import UserError, checkpoint, config, distributed, files
 from nanoft.bins import Tokens
-from nanoft.model import make_model, ModelConfig
-from nanoft.runlog import markdown, plain
+from nanoft.inspect import explain, mistakes, summary, targets
+from nanoft.model import make_model
+from nanoft.pages import data_report, explain_page, html, plots, run_report, text_statistics
 from nanoft.published.source import open_checkpoint
+from nanoft.runlog import markdown, plain
+from nanoft.tasks import examples, features, metrics, predict
+from nanoft.tasks.heads import TaskModel
+from nanoft.text import prepare, vocabulary
 
 TOKENS = 24  # of the passage that the GPT reads
 STEPS = 50   # of integrated gradients
@@ -42,43 +39,42 @@ STEPS = 50   # of integrated gradients
 class Options:
     gpt: str = "out/wikitext"      # the run of a GPT
     classifier: str = "out/imdb"   # the run of a fine-tuned classifier
-    rows: int = 300                # validation rows that it answers
+    rows: int = 300                # validation rows that it predicts
     out: str = "docs"              # the folder of inside.md and inside/*.png
 
 
-class Walk:
-    """What fills the template, `gaps`: {name: text, number or picture}. nanoft.figures takes it for its own Page."""
+class Walk(data_report.Page):
+    """What fills the template, `fields`: {name: text, number or image}. data_report takes it for its own page."""
 
-    def __init__(self, **gaps):
-        self.gaps, self.drawn, self.lines, self.texts, self.caption = gaps, {}, [], [], ""
-
-    def add(self, *html):  # it has no place here
-        pass
+    def __init__(self, **fields):
+        super().__init__()
+        self.fields, self.lines, self.texts, self.caption = fields, [], [], ""
 
     def heading(self, text, *lines):
         self.caption = text
         self.lines += map(plain, lines)
 
-    def words(self, pieces, values, notes=()):
-        self.texts.append((self.caption, pieces, values))
+    def words(self, texts, values, notes=()):
+        self.texts.append((self.caption, texts, values))
         self.caption = ""
 
-    def draw(self, name, title, x, y, caption=""):
-        ax = plots.axes(title, x, y)
-        self.picture(name, ax.figure)
-        return ax
+    @contextmanager
+    def plot(self, name, *labels):
+        with super().plot(name, *labels) as ax:
+            yield ax
+        self.figure(name, ax.figure)
 
-    def picture(self, name, figure):
-        self.drawn[name], width, alt = figure, 83 * figure.get_figwidth(), name.replace("_", " ")
-        self.gaps[name] = f'<img src="inside/{name}.png" width="{width:.0f}" alt="{alt}">'
+    def figure(self, name, figure):
+        self.figures[name], width, alt = figure, 83 * figure.get_figwidth(), name.replace("_", " ")
+        self.fields[name] = f'<img src="inside/{name}.png" width="{width:.0f}" alt="{alt}">'
 
 
 def main():
     cfg = config.load(Options)
     if not plots.can_draw():
-        raise UserError("this walk is made of pictures; install matplotlib")
-    gpt, classifier = curves.load(cfg.gpt), curves.load(cfg.classifier)
-    state, tuned = (open_checkpoint(place)[0] for place in (cfg.gpt, cfg.classifier))
+        raise UserError("this walk needs its figures; install matplotlib")
+    gpt, classifier = run_report.load(cfg.gpt), run_report.load(cfg.classifier)
+    state, tuned = (open_checkpoint(path)[0] for path in (cfg.gpt, cfg.classifier))
     task = tuned.get("task", {})
     if "task" in state or not state["model_config"]["causal"]:
         raise UserError(f"{cfg.gpt} is no GPT; give a run of train.py with objective=causal")
@@ -88,137 +84,188 @@ def main():
     tokens = {split: Tokens.open(data, split) for split in ("train", "val")}
     walk = Walk(gpt=cfg.gpt, classifier=cfg.classifier, data=f"data/{data.name}", ig_steps=STEPS,
                 labels=" from ".join(map(plain, task["labels"])))
-    the_data(walk, tokens, vocabulary.load(gpt.folder / "tokenizer.json"), *summary.of_run(gpt.folder)[:2])
-    the_training(walk, gpt, classifier)
-    the_gpt(walk, state, gpt.folder, tokens["val"])
-    the_classifier(walk, tuned, classifier, cfg.rows)
+    show_data(walk, tokens, vocabulary.load(gpt.folder / "tokenizer.json"))
+    show_model(walk, *summary.from_run(gpt.folder)[:2])
+    show_training(walk, gpt, classifier)
+    show_gpt(walk, state, gpt.folder, tokens["val"])
+    show_classifier(walk, tuned, classifier, cfg.rows)
     (folder / "inside").mkdir(parents=True, exist_ok=True)
-    for name, figure in walk.drawn.items():
+    for name, figure in walk.figures.items():
         plots.save(figure, folder / "inside" / f"{name}.png")
-    text = (HERE / "inside.template.md").read_text(encoding="utf-8").format_map(walk.gaps)
+    text = (HERE / "inside.template.md").read_text(encoding="utf-8").format_map(walk.fields)
     files.write_whole(folder / "inside.md", lambda file: file.write(text.encode("utf-8")))
-    print(f"{folder / 'inside.md'} and {len(walk.drawn)} pictures")
+    print(f"{folder / 'inside.md'} and {len(walk.figures)} figures")
 
 
-def the_data(walk, tokens, tokenizer, shape, cfg):
-    """And the model, which is made for it."""
-    parts = {split: corpus.of_tokens(some, tokenizer.special["<|endoftext|>"], data_report.MOST)
-             for split, some in tokens.items()}
-    data_report.lengths(walk, parts, "document")
-    data_report.frequencies(walk, parts["train"], tokenizer)
-    walk.gaps["about_data"] = "\n".join(f"- {line}" for line in walk.lines)
-    coloured.windows_shown(walk, parts["train"], tokenizer, 64)
-    walk.picture("windows", plots.words(walk.texts))
+def show_data(walk, tokens, tokenizer):
+    documents = {split: text_statistics.from_tokens(some, tokenizer.special["<|endoftext|>"], data_report.MAX_TOKENS)
+                 for split, some in tokens.items()}
+    counts = text_statistics.frequencies(documents["train"], tokenizer.vocab_size)
+    data_report.lengths(walk, documents, counts, tokenizer, "document")
+    data_report.frequencies(walk, counts, tokenizer)
+    walk.fields["about_data"] = "\n".join(f"- {line}" for line in walk.lines)
+    data_report.show_windows(walk, documents["train"], tokenizer, 64)
+    walk.figure("windows", draw_words(walk.texts))
+
+
+def show_model(walk, shape, cfg):
     dtype, _ = distributed.number_format(cfg.dtype, torch.device("cpu"))
     rows, totals = summary.summarize(shape, cfg, dtype=dtype)
-    blocks = [row for row in rows if row[0].startswith("block ")]
-    walk.gaps |= {"summary": "\n".join(summary.lines(rows, totals, dtype)), "n_layer": shape.n_layer,
-                  "n_embd": shape.n_embd, "vocab_size": shape.vocab_size, "log_vocab": math.log(shape.vocab_size),
-                  "block_parameters": sum(row[3] for row in blocks) / totals["parameters"],
-                  "block_work": sum(row[4] for row in blocks) / totals["flops"]}
+    blocks = [row for row in rows if row.name.startswith("block ")]
+    walk.fields |= {"summary": summary.as_text(rows, totals, dtype), "n_layer": shape.n_layer,
+                    "n_embd": shape.n_embd, "vocab_size": shape.vocab_size, "log_vocab": math.log(shape.vocab_size),
+                    "block_parameters": sum(row.parameters for row in blocks) / totals["parameters"],
+                    "block_work": sum(row.flops for row in blocks) / totals["flops"]}
 
 
-def the_training(walk, *runs):
-    gpt, tuned = ({figure.axes[0].get_title(): figure for figure in curves.curves(run)} for run in runs)
+def show_training(walk, *runs):
+    gpt, tuned = ({figure.axes[0].get_title(): figure for figure in run_report.curves(run)} for run in runs)
     for name, figure in (("loss", gpt["Loss over steps"]), ("learning_rate", gpt["Learning rate"]),
                          ("gradient", gpt["Norm of the gradient"]), ("finetuning_loss", tuned["Loss over steps"]),
                          ("finetuning_scores", tuned["Scores on validation"])):
-        walk.picture(name, figure)
-    (steps, losses), (_, rates), (_, norms), (seen, val) = (
+        walk.figure(name, figure)
+    (steps, losses), (_, rates), (_, norms), (val_steps, val) = (
         runs[0].curve(name, "step") for name in ("loss", "lr", "grad_norm", "val_loss"))
     at_peak, clip = steps[rates > 0.99 * rates.max()], runs[0].config["grad_clip"]
-    end, tuned_val = runs[1].curve("val_loss", "step")
-    walk.gaps |= {
-        "first_loss": losses[0], "last_loss": losses[-math.ceil(len(losses) / 10):].mean(), "first_step": seen[0],
-        "first_val": val[0], "last_val": val[-1], "last_step": seen[-1], "choices": math.exp(val[-1]),
+    tuned_steps, tuned_val = runs[1].curve("val_loss", "step")
+    walk.fields |= {
+        "first_loss": losses[0], "last_loss": losses[-math.ceil(len(losses) / 10):].mean(), "first_step": val_steps[0],
+        "first_val": val[0], "last_val": val[-1], "last_step": val_steps[-1], "choices": math.exp(val[-1]),
         "peak": rates.max(), "peak_from": at_peak[0], "peak_to": at_peak[-1], "last_rate": rates[-1],
         "median_norm": np.median(norms), "largest_norm": norms.max(), "clipped": (norms > (clip or np.inf)).mean(),
-        "grad_clip": clip, "best_step": end[tuned_val.argmin()], "best_val": tuned_val.min(), "end_step": end[-1],
-        "end_val": tuned_val[-1]}
+        "grad_clip": clip, "best_step": tuned_steps[tuned_val.argmin()], "best_val": tuned_val.min(),
+        "end_step": tuned_steps[-1], "end_val": tuned_val[-1]}
 
 
-def the_gpt(walk, state, folder, text):
-    from matplotlib.figure import Figure
-
+def show_gpt(walk, state, folder, tokens):
     tokenizer = vocabulary.load(folder / "tokenizer.json")
-    model = make_model(ModelConfig.from_saved(state["model_config"], folder)).eval()
-    checkpoint.load_weights(model, state["model"], folder)
-    model.requires_grad_(False)
-    ids = torch.from_numpy(text.read(0, TOKENS + 1).astype(np.int64))
-    subject = texts.of_continuation(model, tokenizer, "", ids[:-1], ids[-1:])
-    units, found = texts.units_of(subject.ids, tokenizer), views.look(model, tokenizer, subject, STEPS)
-    drawn = views.Drawn(units, 0, len(units), list(range(model.cfg.n_layer)), list(range(model.cfg.n_head)))
-    entropy = -(found.maps * np.log(found.maps.clip(1e-12))).sum(-1).mean(-1)            # (L, H)
-    back = np.stack([found.maps.diagonal(-d, 2, 3).mean(-1) for d in range(1, 9)])       # (8, L, H)
+    model = checkpoint.load_model(state, folder, make_model).requires_grad_(False)
+    ids = torch.from_numpy(tokens.read(0, TOKENS + 1).astype(np.int64))
+    subject = targets.subject_from_continuation(model, tokenizer, "", ids[:-1], ids[-1:])
+    units = targets.text_units(subject.ids, tokenizer)
+    findings = explain_page.explain_subject(model, tokenizer, subject, STEPS)
+    view = explain_page.View(units, 0, len(units), list(range(model.cfg.n_layer)), list(range(model.cfg.n_head)))
+    entropy = -(findings.maps * np.log(findings.maps.clip(1e-12))).sum(-1).mean(-1)      # (L, H)
+    back = np.stack([findings.maps.diagonal(-d, 2, 3).mean(-1) for d in range(1, 9)])    # (8, L, H)
     d, layer, head = np.unravel_index(back.argmax(), back.shape)
-    places, names, sure = views.lens(model, tokenizer, subject, drawn)
-    asked = torch.tensor(sorted(set(ids.tolist()), key=lambda i: (-len(tokenizer.token_bytes[i]), i))[:8])
-    near, cosine = explain.neighbours(model.trunk, asked)
+    positions, names, probabilities = explain_page.lens(model, tokenizer, subject, view)
+    longest = torch.tensor(sorted(set(ids.tolist()), key=lambda i: (-len(tokenizer.token_bytes[i]), i))[:8])
+    near, cosines = explain.neighbours(model.trunk, longest)
 
-    def called(at):
-        return "layer {}, head {}".format(*(i + 1 for i in np.unravel_index(at, entropy.shape)))
+    def head_name(index):
+        return "layer {}, head {}".format(*(i + 1 for i in np.unravel_index(index, entropy.shape)))
 
-    walk.picture("attention", views.attention_grid(Figure, found, drawn))
-    walk.picture("head", views.attention_grid(Figure, found, drawn._replace(layers=[layer], heads=[head])))
-    walk.picture("rollout", views.labelled_map(Figure, views.cut_map(found.flow, drawn), "attention rollout", drawn))
-    walk.picture("lens", views.lens_picture(Figure, places, names, sure, subject, tokenizer))
-    walk.gaps |= {
-        "passage": plain(subject.said), "least": entropy.min(), "most": entropy.max(), "distance": d + 1,
-        "sharpest": called(entropy.argmin()), "broadest": called(entropy.argmax()),
-        "alike": np.log(np.arange(1, len(ids) + 1)).mean(), "chosen": called(back[d].argmax()),
+    def name(token):
+        return targets.token_name(token, tokenizer)
+
+    walk.figure("attention", explain_page.attention_grid(findings, view))
+    walk.figure("head", explain_page.attention_grid(findings, view._replace(layers=[layer], heads=[head])))
+    walk.figure("rollout", explain_page.labelled_map(view.crop(findings.rollout), "attention rollout", view))
+    walk.figure("lens", explain_page.lens_picture(positions, names, probabilities, subject, tokenizer))
+    walk.fields |= {
+        "passage": plain(subject.answer), "least": entropy.min(), "most": entropy.max(), "distance": d + 1,
+        "sharpest": head_name(entropy.argmin()), "broadest": head_name(entropy.argmax()),
+        "alike": np.log(np.arange(1, len(ids) + 1)).mean(), "chosen": head_name(back[d].argmax()),
         "share_back": back.max(), "even_share": np.mean([1 / (i + 1) for i in range(d + 1, len(ids))]),
-        "flows": strongest(texts.sums(found.flow[-1], units), units, ".0%"),
+        "flows": strongest(targets.unit_sums(findings.rollout[-1], units), units, ".0%"),
         "agree": ", ".join(f"{np.mean([row[i] == row[-1] for row in names]):.0%}" for i in range(len(names[0]))),
-        "sure_first": sure[:, 0].mean(), "sure_last": sure[:, -1].mean(), "least_cosine": cosine.min(),
-        "most_cosine": cosine.max(), "random_cosine": model.cfg.n_embd**-0.5,
+        "sure_first": probabilities[:, 0].mean(), "sure_last": probabilities[:, -1].mean(),
+        "least_cosine": cosines.min(), "most_cosine": cosines.max(), "random_cosine": model.cfg.n_embd**-0.5,
         "neighbours": markdown([["token", "nearest", *[""] * (near.size(1) - 1)], *(
-            [texts.name_of(i, tokenizer), *(f"{texts.name_of(j, tokenizer)} {x:.2f}" for j, x in zip(*some))]
-            for i, *some in zip(asked.tolist(), near.tolist(), cosine.tolist()))])}
+            [name(token), *(f"{name(other)} {x:.2f}" for other, x in zip(*others))]
+            for token, *others in zip(longest.tolist(), near.tolist(), cosines.tolist()))])}
 
 
-def the_classifier(walk, state, run, number):
-    from matplotlib.figure import Figure
-
+def show_classifier(walk, state, run, n_rows):
     task, tokenizer = state["task"], vocabulary.load(run.folder / "tokenizer.json")
-    rows = run_report.rows_of(run.config)["val"]
-    rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, number).astype(int))]
-    model = predict.load_model(state, run.folder, "cpu").requires_grad_(False)
-    pieces = features.encode(rows, task, tokenizer)
-    out = predict.outputs(model, pieces, task, tokenizer, distributed.start("cpu"), torch.float32)
-    guesses = predict.predictions(task, rows, pieces, out)
+    rows = validation_rows(run.config)
+    rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, n_rows).astype(int))]
+    model = checkpoint.load_model(state, run.folder, partial(TaskModel, task=task)).requires_grad_(False)
+    encoded = features.encode(rows, task, tokenizer)
+    out = predict.outputs(model, encoded, task, tokenizer, distributed.start("cpu", "float32"))
+    guesses = predict.predictions(task, rows, encoded, out)
     for name in ("right", "wrong"):
-        some = [i for i, (row, guess) in enumerate(zip(rows, guesses))
-                if (row["label"] == guess["prediction"]) == (name == "right")]
-        if not some:
+        numbers = [i for i, (row, guess) in enumerate(zip(rows, guesses))
+                   if (row["label"] == guess["prediction"]) == (name == "right")]
+        if not numbers:
             raise UserError(f"{run.folder}: none of {len(rows)} rows is {name}; give another --rows")
-        i = min(some, key=lambda i: pieces.n_tokens[i])
-        subject = texts.of_row(model, task, tokenizer, rows[i], guesses[i], "", i, pieces, out)
-        units, found = texts.units_of(subject.ids, tokenizer), views.look(model, tokenizer, subject, STEPS)
-        (target,), (result,), said = subject.targets, found.integrated, guesses[i]["prediction"]
-        (_, added), (_, linear), *_ = shown = views.views(target, found, units, 0)
-        walk.picture(f"{name}_words", plots.words([
+        i = min(numbers, key=lambda i: encoded.n_tokens[i])
+        subject = targets.subject_from_row(model, task, tokenizer, rows[i], guesses[i], "", i, encoded, out)
+        units = targets.text_units(subject.ids, tokenizer)
+        findings = explain_page.explain_subject(model, tokenizer, subject, STEPS)
+        (target,), (result,), prediction = subject.targets, findings.integrated, guesses[i]["prediction"]
+        (_, added), (_, linear), *_ = views = explain_page.attributions(target, findings, units, 0)
+        walk.figure(f"{name}_words", draw_words([
             (f"{title} (full colour: {np.abs(x).max():.3g})", [text for text, _ in units],
-             x / max(np.abs(x).max(), 1e-12)) for title, x in shown]))
-        walk.gaps[name] = {
-            "truth": plain(rows[i]["label"]), "said": plain(said), "sure": guesses[i]["probabilities"][said],
-            "note": f" {plain(subject.note)}".rstrip(), "name": plain(target.name), "score": result.score,
-            "base": result.base, "delta": result.delta, "part": abs(result.delta / (result.score - result.base)),
-            "strongest": strongest(added, units), "alike": metrics.spearman(added, linear)}
-    matrix = predict.scores(task, rows, guesses, pieces, out)[1]
+             x / max(np.abs(x).max(), 1e-12)) for title, x in views]))
+        walk.fields[name] = {
+            "truth": plain(rows[i]["label"]), "prediction": plain(prediction),
+            "sure": guesses[i]["probabilities"][prediction], "note": f" {plain(subject.note)}".rstrip(),
+            "name": plain(target.name), "score": result.score, "base": result.baseline, "delta": result.delta,
+            "part": abs(result.delta / (result.score - result.baseline)), "strongest": strongest(added, units),
+            "alike": metrics.spearman(added, linear)}
+    matrix = predict.scores(task, rows, guesses, encoded, out)[1]
     pixels, share = mistakes.confusion_picture(matrix, task["labels"], dot=6), np.trace(matrix) / len(rows)
-    figure = Figure(figsize=(pixels.shape[1] / 160, pixels.shape[0] / 160))
+    figure = explain_page.new_figure(pixels.shape[1] / 160, pixels.shape[0] / 160)
     figure.figimage(pixels)
-    walk.picture("confusion", figure)
-    worst = sorted(mistakes.mistakes(task, rows, guesses), key=lambda mistake: -mistake[0])
-    walk.gaps |= {"rows": len(rows), "accuracy": share, "error": 196 * math.sqrt(share * (1 - share) / len(rows)),
-                  "mistakes_made": len(worst), "mistakes_shown": len(worst[:5]),
-                  "mistakes": markdown([("sure", "truth", "said", "text (begins)"), *(
-                      (f"{sure:.1%}", truth, said, text[:240]) for sure, text, truth, said in worst[:5])])}
+    walk.figure("confusion", figure)
+    worst = mistakes.worst_rows(task, rows, guesses)
+    walk.fields |= {"rows": len(rows), "accuracy": share, "error": 196 * math.sqrt(share * (1 - share) / len(rows)),
+                    "mistakes_made": len(worst), "mistakes_shown": len(worst[:5]),
+                    "mistakes": markdown([("1 - p(truth)", "truth", "prediction", "text (begins)"), *(
+                        (f"{mistake.error:.1%}", mistake.truth, mistake.prediction, mistake.text[:240])
+                        for mistake in worst[:5])])}
+
+
+def validation_rows(options):
+    """The validation rows of a fine-tuning run. Raises UserError if its data are gone."""
+    with redirect_stdout(None):
+        if not options["train_file"]:
+            return examples.load_task(prepare.find_data(options["data"]))[1]["val"]
+        return examples.from_table(*(options[name] for name in (
+            "train_file", "kind", "text_column", "pair_column", "label_column", "val_file", "test_file",
+            "val_fraction")), separator=options["separator"])[1]["val"]
 
 
 def strongest(values, units, form="+.2f"):
-    return ", ".join(f"“{plain(texts.label(units[i][0]))}” ({values[i]:{form}})"
+    """The units with the five largest values, as text."""
+    return ", ".join(f"“{plain(targets.label(units[i][0]))}” ({values[i]:{form}})"
                      for i in np.abs(values).argsort()[:-6:-1])
+
+
+def draw_words(texts, width=92):
+    """Coloured words as a figure, as html.words has them in a page. texts: (heading, texts, values of -1 to 1) each.
+
+    Characters are of equal width, `width` of them a line, so that none need be measured; a Chinese one takes two.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    placed, line = [], 0  # (line, column, cells, text, value)
+    for heading, words, values in texts:
+        if heading:
+            placed.append((line, 0, 0, heading, 0.0))
+            line += 1
+        column = 0
+        for word, value in zip(words, values):
+            word = word.replace("↵\n", "↵").replace("\n", "↵")
+            cells = sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in word)
+            if column + cells > width:
+                line, column = line + 1, 0
+            placed.append((line, column, cells, word, value))
+            column += cells
+        line += 1.6
+    figure = Figure(figsize=(0.08 * (width + 4), 0.2 * (line + 0.3)))  # 0.08 inches: 9.5 points
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(-2, width + 2), ylim=(line - 0.5, -0.8))
+    ax.axis("off")
+    family = ["DejaVu Sans Mono", *matplotlib.rcParams["font.family"]]
+    for line, column, cells, text, value in placed:
+        colour = np.array(html.BLUE if value >= 0 else html.ORANGE) / 255
+        ax.add_patch(Rectangle((column, line - 0.45), cells, 0.9, color=colour, alpha=0.7 * min(abs(value), 1), lw=0))
+        ax.text(column, line + 0.2, text, fontsize=9.5, family=family if cells else None)
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""docs/inside.py: the walk is whole for other runs than its own, and the one that is kept fits its template."""
+"""docs/inside.py: the walk is whole for other runs than its own, and the recorded one fits its template."""
 
 import importlib.util
 import json
@@ -14,6 +14,7 @@ from test_story_finetune import KINDS
 import finetune
 import train
 from nanoft import UserError
+from nanoft.pages import html, plots
 
 SPEC = importlib.util.spec_from_file_location("inside", ROOT / "docs" / "inside.py")
 inside = importlib.util.module_from_spec(SPEC)
@@ -45,7 +46,7 @@ def links(path):
 def test_a_walk_through_tiny_runs(runs, tmp_path, call, capsys):
     pytest.importorskip("matplotlib")
     call(inside, f"--gpt={runs / 'gpt'}", f"--classifier={runs / 'classify'}", "--rows=30", f"--out={tmp_path}")
-    assert "inside.md and 16 pictures" in capsys.readouterr().out
+    assert "inside.md and 16 figures" in capsys.readouterr().out
     found = links(tmp_path / "inside.md")
     pictures = {f"inside/{path.name}" for path in (tmp_path / "inside").iterdir()}
     assert len(pictures) == 16 and pictures == {link for link in found if link.endswith(".png")}
@@ -59,7 +60,7 @@ def test_a_walk_through_tiny_runs(runs, tmp_path, call, capsys):
     assert "of 30 validation texts are right" in text and "gets right. Truth:" in text
     deltas = [float(part) for part in re.findall(r"([\d.]+)% of the difference", text)]
     assert len(deltas) == 2 and max(deltas) < 1
-    shares = [int(share) for share in re.findall(r"likeliest is so already at ([\d%, ]+) of", text)[0].replace(
+    shares = [int(share) for share in re.findall(r"already the most likely at ([\d%, ]+) of", text)[0].replace(
         "%", "").split(",")]
     assert len(shares) == 3 and shares[-1] == 100  # the embedding's, and two layers'
 
@@ -77,11 +78,30 @@ def test_runs_that_have_nothing_to_show(runs, tmp_path, call, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_walk_that_is_kept():
+def test_the_recorded_walk_fits_its_template():
     names = ("inside.md", "inside.template.md")
     text, template = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in names)
-    heads = [[line for line in some.splitlines() if line.startswith("#")] for some in (text, template)]
-    assert heads[0] == heads[1]
+    end = 0
+    for words in re.split(r"\{[^}]*\}", template):
+        assert words in text[end:]
+        end = text.index(words, end) + len(words)
+    assert end == len(text)
     for path in (ROOT / "docs" / "inside.md", ROOT / "docs" / "tensorboard" / "README.md"):
         assert links(path) and all((path.parent / link).exists() for link in links(path))
     assert all(path.stat().st_size < 200_000 for path in (ROOT / "docs").rglob("*.png"))
+
+
+def test_coloured_words_are_drawn_in_their_colours(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    assert plots.can_draw()
+    figure = inside.draw_words([("a heading", ["good ", "$1 ", "$2", "中文\n"], [1, 0, -1, 0.5]),
+                                ("", ["long "] * 8, [0] * 8)], width=15)
+    drawn = figure.axes[0].texts
+    cells = {text.get_text(): text.get_position() for text in drawn}
+    assert cells["$2"][0] == 8 and cells["中文↵"][0] == 10  # which takes 5 cells, two for each Chinese letter
+    assert len({text.get_position()[1] for text in drawn}) == 1 + 1 + 3  # 3 words a line
+    assert not any(text.get_parse_math() for text in drawn)
+    plots.save(figure, tmp_path / "p.png")
+    found = {colour for _, colour in Image.open(tmp_path / "p.png").convert("RGB").getcolors()}
+    for colour in (html.BLUE, html.ORANGE):  # at 70 % on white
+        assert min(max(abs(255 - 0.7 * (255 - x) - y) for x, y in zip(colour, seen)) for seen in found) < 3
