@@ -1,8 +1,8 @@
-"""What step s sees. Every batch is a pure function of (seed, step): there is no loader state to save or to lose.
+"""The batch of each step, a pure function of (seed, step): there is no loader state to save or to lose.
 
-A script asks for the rows it wants of the global batch, so a rank, a micro-step or a resumed run is only a choice of
-rows. Training windows come without replacement: each epoch lays a fresh grid of windows over the tokens, from a
-random offset, and visits it in a random order.
+A script asks for certain rows of the global batch, so a rank, a micro-batch or a resumed run is only a choice of rows.
+Training windows are drawn without replacement: each epoch lays a new grid of windows over the tokens, from a random
+offset, and visits them in a random order.
 """
 
 import functools
@@ -14,15 +14,15 @@ import numpy as np
 from nanoft import UserError
 
 IGNORE = -100  # the target of a position that is not scored; never a class
-EVAL_SEED = 0  # of masks and pairs in evaluation, whatever the run's own seed
-WINDOWS, MASKS, PAIRS, GROUPS, CHANGES = 1, 2, 3, 5, 7  # keep the random numbers of different uses apart
+EVAL_SEED = 0  # of masks and pairs in evaluation, whatever the seed of the run
+WINDOWS, MASKS, PAIRS, GROUPS, CHANGES = 1, 2, 3, 5, 7  # part of a seed: different uses get different random numbers
 
 
-def shuffled(index, n, key):
-    """The image of `index` under a random permutation of range(n) chosen by `key`. index: int array, 0 <= index < n.
+def shuffled(index: np.ndarray, n: int, key: tuple[int, ...]) -> np.ndarray:
+    """The images of `index` under a random permutation of range(n) chosen by `key`. index: ints, 0 <= index < n.
 
-    A four-round Feistel network on pairs of half-words, walked until it falls inside range(n) (Black and Rogaway,
-    2002): a permutation that is never held in memory, so data of any size shuffles at once.
+    A four-round Feistel network on pairs of half-words, repeated until the result lies in range(n) (Black and Rogaway,
+    2002). The permutation is never held in memory, so data of any size is shuffled at once.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
@@ -39,10 +39,10 @@ def shuffled(index, n, key):
     return out.astype(np.int64)
 
 
-def window_starts(n_tokens, length, seed, index):
-    """Where the windows number `index` of the endless training stream begin. index: int array -> int array."""
+def window_starts(n_tokens: int, length: int, seed: int, index: np.ndarray) -> np.ndarray:
+    """The starts of the windows number `index` (B,) of the endless training stream, int64 (B,)."""
     per_epoch = n_tokens // length - 1 if n_tokens >= 2 * length else 1
-    slack = n_tokens - per_epoch * length  # the grid of an epoch may begin anywhere in it
+    slack = n_tokens - per_epoch * length  # the largest offset of an epoch's grid
     starts = np.empty(len(index), dtype=np.int64)
     epochs = index // per_epoch
     for epoch in np.unique(epochs):
@@ -53,28 +53,28 @@ def window_starts(n_tokens, length, seed, index):
     return starts
 
 
-def causal_batch(tokens, block_size, seed, index):
-    """The training windows number `index` (B,): ids and targets, each int64 (B, block_size)."""
+def causal_batch(tokens, block_size: int, seed: int, index: np.ndarray) -> dict[str, np.ndarray]:
+    """The training windows number `index` (B,): ids and targets, each int64 (B, block_size). tokens: bins.Tokens."""
     starts = window_starts(len(tokens) - 1, block_size, seed, index)
     rows = tokens.gather(starts, block_size + 1)  # (B, T + 1)
     return {"ids": rows[:, :-1], "targets": rows[:, 1:]}
 
 
-# ---- masked words (BERT) -----------------------------------------------------------------------------------------
+# ---- masked tokens (BERT) ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How words are hidden: the part of them, the tokenizer's ids, and whether whole words go together."""
+    """How tokens are masked: the fraction of them, the tokenizer's ids, and whether whole words are masked together."""
     prob: float
     mask_id: int
     ordinary: np.ndarray  # ids of all tokens that are not special
-    is_ordinary: np.ndarray  # bool (vocabulary,)
-    chunk_starts: Callable | None = None  # tells, for whole words, which tokens begin one
+    is_ordinary: np.ndarray  # bool (V,)
+    chunk_starts: Callable | None = None  # for whole words: ids (T,) -> which tokens begin a word, bool (T,)
 
 
-def masking(tokenizer, prob, whole_word=False):
-    """Raises UserError for a tokenizer without <|mask|>."""
+def masking(tokenizer, prob: float, whole_word: bool = False) -> Masking:
+    """Raises UserError for a tokenizer without <|mask|>, or whose pattern does not keep words whole."""
     if "<|mask|>" not in tokenizer.special:
         raise UserError("this tokenizer has no <|mask|> token, so words cannot be masked; train one with nanoft.bpe")
     if whole_word and tokenizer.chunk_starts(tokenizer.encode(" antidisestablishmentarianism"))[1:].any():
@@ -85,50 +85,50 @@ def masking(tokenizer, prob, whole_word=False):
                    tokenizer.chunk_starts if whole_word else None)
 
 
-def mask_words(ids, masking, seed, index):
-    """Hide words for a masked language model (arXiv:1810.04805).
+def mask_words(ids: np.ndarray, masking: Masking, seed: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mask tokens for a masked language model (arXiv:1810.04805).
 
-    ids: (B, T); row i is masked by random numbers of (seed, index[i]) alone. Gives the ids the model sees and the
-    targets, IGNORE where nothing is asked. Of the ordinary tokens a part `prob` is chosen; of those 80 % become
-    <|mask|>, 10 % a random ordinary token, 10 % stay. One uniform draw a token decides: the smallest are chosen, and
-    their order divides them. So a row has a fixed number of chosen tokens (up to a fraction, drawn as well), which
-    compiled code wants; a plain comparison with `prob` would not.
+    ids: (B, T); the mask of row i depends on (seed, index[i]) alone. Returns inputs and targets, both (B, T); targets
+    are IGNORE where nothing is to be predicted. Of the ordinary tokens a fraction `prob` is selected; of those 80 %
+    become <|mask|>, 10 % a random ordinary token, 10 % stay. Each token gets one uniform random number: the smallest
+    are selected, and their order decides what becomes of them. So the number of selected tokens in a row is fixed (but
+    for rounding, which is random), as compiled code needs it; comparing each number with `prob` would not fix it.
     """
     B, T = ids.shape
-    draw, replacement, fraction = np.empty((B, T)), np.empty((B, T), dtype=np.int64), np.empty((B, 2))
+    draw, replacement, rounding = np.empty((B, T)), np.empty((B, T), dtype=np.int64), np.empty((B, 2))
     for row, number in enumerate(index):
         rng = np.random.default_rng((seed, number, MASKS))
-        draw[row], fraction[row] = rng.random(T), rng.random(2)
+        draw[row], rounding[row] = rng.random(T), rng.random(2)
         replacement[row] = masking.ordinary[rng.integers(len(masking.ordinary), size=T)]
-    if masking.chunk_starts is not None:  # all tokens of a word share the draw of its first
+    if masking.chunk_starts is not None:  # all tokens of a word share the number of its first
         starts = np.stack([masking.chunk_starts(row) for row in ids])
         starts[:, 0] = True
-        first = np.maximum.accumulate(np.where(starts, np.arange(T), 0), axis=1)  # (B, T) where the word began
+        first = np.maximum.accumulate(np.where(starts, np.arange(T), 0), axis=1)  # (B, T) start of the word
         draw = np.take_along_axis(draw, first, axis=1)
     maskable = masking.is_ordinary[ids]
     draw[~maskable] = np.inf
     order = draw.argsort(axis=1, kind="stable")
     rank = order.argsort(axis=1)
-    count = np.floor(masking.prob * maskable.sum(1) + fraction[:, 0]).astype(np.int64)
-    count = np.clip(count, 1, maskable.sum(1))[:, None]  # (B, 1); one at least, as BERT has it
-    chosen = rank < count
-    if masking.chunk_starts is not None:  # a word of which only a part would fit is left whole, be it the only one
+    count = np.floor(masking.prob * maskable.sum(1) + rounding[:, 0]).astype(np.int64)
+    count = np.clip(count, 1, maskable.sum(1))[:, None]  # (B, 1); at least one, as in BERT
+    selected = rank < count
+    if masking.chunk_starts is not None:  # a word that would be selected in part only is left out, even if it is alone
         ordered = np.append(np.sort(draw, axis=1), np.full((B, 1), np.inf), axis=1)  # (B, T + 1)
-        chosen &= draw != np.take_along_axis(ordered, count, axis=1)  # the draw of the first that is not chosen
-        count = chosen.sum(axis=1, keepdims=True)
-    part = (rank + fraction[:, 1:]) / np.maximum(count, 1)  # 0 to 1 over the chosen, in the order of their draws
-    seen = np.where(chosen & (part < 0.8), masking.mask_id, ids)
-    seen = np.where(chosen & (part >= 0.8) & (part < 0.9), replacement, seen)
-    return seen, np.where(chosen, ids, IGNORE)
+        selected &= draw != np.take_along_axis(ordered, count, axis=1)  # the number of the first token left out
+        count = selected.sum(axis=1, keepdims=True)
+    fraction = (rank + rounding[:, 1:]) / np.maximum(count, 1)  # 0 to 1 over the selected tokens, in their random order
+    masked = np.where(selected & (fraction < 0.8), masking.mask_id, ids)
+    masked = np.where(selected & (fraction >= 0.8) & (fraction < 0.9), replacement, masked)
+    return masked, np.where(selected, ids, IGNORE)
 
 
-def capacity(shape, prob):
-    """A number of masked tokens that a batch of this shape (B, T) can never exceed."""
+def capacity(shape: tuple[int, int], prob: float) -> int:
+    """The most masked tokens that a batch of this shape (B, T) can have."""
     return shape[0] * (int(prob * shape[1]) + 1)
 
 
-def masked_batch(tokens, block_size, seed, index, masking):
-    """Windows number `index`, documents back to back without padding, with words hidden: ids and targets (B, T)."""
+def masked_batch(tokens, block_size: int, seed: int, index: np.ndarray, masking: Masking) -> dict[str, np.ndarray]:
+    """Windows number `index`, documents back to back without padding, masked: ids and targets (B, T)."""
     ids = tokens.gather(window_starts(len(tokens), block_size, seed, index), block_size)
     ids, targets = mask_words(ids, masking, seed, index)
     return {"ids": ids, "targets": targets}
@@ -141,11 +141,11 @@ class Pairs:
     """Pairs `<|cls|> A <|sep|> B <|sep|>`: B follows A in its document (0), or comes from another one (1).
 
     Documents are cut into windows of at most block_size - 3 tokens; a window is cut in two at the sentence end nearest
-    to a random place near its middle. A wrong B also begins a sentence and is as long as the right one, so that
+    to a random position near its middle. A wrong B also begins a sentence and is as long as the right one, so that
     neither its start nor its length gives the answer away. Documents of fewer than two tokens make no pair.
     """
 
-    def __init__(self, tokens, tokenizer, block_size, batch_size, seed, masking):
+    def __init__(self, tokens, tokenizer, block_size: int, batch_size: int, seed: int, masking: Masking):
         self.tokens, self.masking, self.seed, self.batch_size = tokens, masking, seed, batch_size
         self.block_size = block_size
         self.cls, self.sep, self.pad = (tokenizer.special[f"<|{name}|>"] for name in ("cls", "sep", "pad"))
@@ -161,39 +161,39 @@ class Pairs:
         count = -(-(end - start) // room)  # windows of each document
         document = np.repeat(np.arange(len(count)), count)
         nth = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
-        # the last window of a document ends with it, and is full if the document has that many tokens
+        # the last window ends with its document, and is full if the document has that many tokens
         first = np.maximum(start[document], np.minimum(start[document] + nth * room, end[document] - room))
         self.windows = np.stack((first, np.minimum(room, end[document] - first), document), axis=1)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  (lives as long as the run)
-    def order(self, epoch):
-        """The windows of an epoch, shuffled, in batches of like lengths (which saves padding), these shuffled too."""
+    def order(self, epoch: int) -> np.ndarray:
+        """The windows of an epoch in batches of similar lengths, which saves padding; windows and batches shuffled."""
         n, per_pool = len(self.windows), 64 * self.batch_size
         order = shuffled(np.arange(n), n, (self.seed, epoch, PAIRS))
-        whole = n // self.batch_size
-        if not whole:
+        n_batches = n // self.batch_size
+        if not n_batches:
             return order
-        order = order[:whole * self.batch_size]  # what makes no whole batch has its turn in another epoch
+        order = order[:n_batches * self.batch_size]  # the rest, which fills no batch, comes in another epoch
         for i in range(0, len(order), per_pool):
             pool = order[i:i + per_pool]
             order[i:i + per_pool] = pool[self.windows[pool, 1].argsort(kind="stable")]
-        rows = order.reshape(whole, self.batch_size)
-        return rows[shuffled(np.arange(whole), whole, (self.seed, epoch, PAIRS + 1))].ravel()
+        rows = order.reshape(n_batches, self.batch_size)
+        return rows[shuffled(np.arange(n_batches), n_batches, (self.seed, epoch, PAIRS + 1))].ravel()
 
-    def batch(self, index):
-        """The training pairs number `index` (B,), a part of a global batch, as `rows` gives them."""
+    def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """The training pairs number `index` (B,), all of one global batch, as `rows` gives them."""
         per_epoch = max(1, len(self.windows) // self.batch_size)
         step = int(index[0]) // self.batch_size
         order = self.order(step // per_epoch)
-        place = step % per_epoch * self.batch_size
-        everyone = order[(place + np.arange(self.batch_size)) % len(order)]  # the windows of the global batch
-        return self.rows(everyone[index % self.batch_size], index, int(self.windows[everyone, 1].max()))
+        start = step % per_epoch * self.batch_size
+        windows = order[(start + np.arange(self.batch_size)) % len(order)]  # of the global batch
+        return self.rows(windows[index % self.batch_size], index, int(self.windows[windows, 1].max()))
 
-    def rows(self, windows, numbers, longest):
-        """The pairs of some windows (B,), each by the random numbers of its own number.
+    def rows(self, windows: np.ndarray, numbers: np.ndarray, longest: int) -> dict[str, np.ndarray]:
+        """The pairs of these windows (B,); the cut and the second segment are drawn from (seed, number) of each.
 
         ids, types, mask, targets (B, T) and next_targets (B,). T fits a window of `longest` tokens, rounded up so that
-        compiled code, which is made anew for each T, sees four at most.
+        there are at most four different T, for each of which code is compiled once.
         """
         longest += 3
         multiple = max(64, -(-self.block_size // 4))
@@ -205,11 +205,12 @@ class Pairs:
             text = np.concatenate(([self.cls], a, [self.sep], b, [self.sep]))
             ids[row, :len(text)] = text
             types[row, len(a) + 2:len(text)] = 1
-        seen, targets = mask_words(ids, self.masking, self.seed, numbers)
-        return {"ids": seen, "types": types, "mask": ids != self.pad, "targets": targets, "next_targets": next_targets}
+        masked, targets = mask_words(ids, self.masking, self.seed, numbers)
+        return {"ids": masked, "types": types, "mask": ids != self.pad, "targets": targets,
+                "next_targets": next_targets}
 
-    def pair(self, window, number):
-        """The two segments of a window and 0 if they belong together, else 1."""
+    def pair(self, window: int, number: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """The two segments of a window, and 0 if the second follows the first, else 1."""
         rng = np.random.default_rng((self.seed, number, PAIRS))
         start, length, document = self.windows[window]
         ids = self.tokens.read(start, start + length)
@@ -219,40 +220,43 @@ class Pairs:
         if rng.random() < 0.5:
             return a, b, 0
         first, end = self.documents[self.another(document, len(b), rng)]
-        last = max(first, end - len(b))  # the latest place from which as many tokens follow
-        place = int(rng.integers(first, last + 1))
-        low = max(first, place - length)
-        near = self.tokens.read(low, min(last + 1, place + length))
-        place = low + self.sentence_start(near, place - low, 0 if low == first else 1, len(near) - 1)
-        return a, self.tokens.read(place, min(place + len(b), end)), 1
+        last = max(first, end - len(b))  # the last start with as many tokens after it
+        near = int(rng.integers(first, last + 1))
+        low = max(first, near - length)
+        around = self.tokens.read(low, min(last + 1, near + length))
+        start = low + self.sentence_start(around, near - low, 0 if low == first else 1, len(around) - 1)
+        return a, self.tokens.read(start, min(start + len(b), end)), 1
 
-    def another(self, document, length, rng):
-        """A random document but this one, of at least `length` tokens, or of the longest there are."""
+    def another(self, document: int, length: int, rng: np.random.Generator) -> int:
+        """A random other document of at least `length` tokens, or one of the longest."""
         n = len(self.documents)
-        first = min(np.searchsorted(self.sorted_lengths, length), n - 2)  # of those long enough, by length
+        first = min(int(np.searchsorted(self.sorted_lengths, length)), n - 2)  # rank of the shortest that will do
         own = self.rank[document]
-        place = int(rng.integers(first, n - (own >= first)))
-        return self.by_length[place + (first <= own <= place)]  # the one after, if it would be this document
+        rank = int(rng.integers(first, n - (own >= first)))
+        return self.by_length[rank + (first <= own <= rank)]  # skips this document
 
-    def sentence_start(self, ids, near, low, high):
-        """The place in low..high nearest to `near` that follows a sentence's end; `near` itself if there is none."""
+    def sentence_start(self, ids: np.ndarray, near: int, low: int, high: int) -> int:
+        """The position in low..high nearest to `near` after a sentence's end; `near` itself if there is none."""
         starts = np.flatnonzero(self.ends_sentence[ids]) + 1
         if low == 0:
-            starts = np.append(starts, 0)  # a document's beginning begins a sentence
+            starts = np.append(starts, 0)  # a document begins with a sentence
         starts = starts[(starts >= low) & (starts <= high)]
         return int(starts[np.abs(starts - near).argmin()]) if len(starts) else near
 
 
-def find_documents(tokens, eot, piece=2**24):
-    """Start and end (its <|endoftext|> left out) of each document of two tokens or more: int64 (documents, 2)."""
-    ends = np.concatenate([np.flatnonzero(tokens.read(i, min(i + piece, len(tokens))) == eot) + i
-                           for i in range(0, len(tokens), piece)])
+def find_documents(tokens, eot: int, size: int = 2**24) -> np.ndarray:
+    """Start and end (without its <|endoftext|>) of each document of two tokens or more: int64 (documents, 2).
+
+    size: tokens that are read at once.
+    """
+    ends = np.concatenate([np.flatnonzero(tokens.read(i, min(i + size, len(tokens))) == eot) + i
+                           for i in range(0, len(tokens), size)])
     spans = np.stack((np.concatenate(([0], ends[:-1] + 1)), ends), axis=1)
     return spans[spans[:, 1] - spans[:, 0] >= 2]
 
 
-def sentence_ends(tokenizer):
-    """Which ids end a sentence or a line: bool (vocabulary,)."""
+def sentence_ends(tokenizer) -> np.ndarray:
+    """Which ids end a sentence or a line: bool (V,)."""
     marks = tuple(mark.encode() for mark in ".!?。！？")
     texts = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
     return np.array([text.rstrip(b' "\'').endswith(marks) or text.endswith(b"\n") for text in texts])
@@ -261,38 +265,39 @@ def sentence_ends(tokenizer):
 # ---- evaluation --------------------------------------------------------------------------------------------------
 
 
-def eval_starts(n_tokens, block_size, stride, max_tokens=0):
-    """Where the fixed windows begin that score every token once, or about `max_tokens` of them, evenly spread."""
+def eval_starts(n_tokens: int, block_size: int, stride: int, max_tokens: int = 0) -> np.ndarray:
+    """The starts of fixed windows that score every token once, or about `max_tokens` tokens, evenly spread."""
     starts = np.arange(0, max(n_tokens - block_size + stride, 1), stride)
     if max_tokens and len(starts) * stride > max_tokens:
         starts = starts[np.linspace(0, len(starts) - 1, max(1, max_tokens // stride)).astype(np.int64)]
     return starts
 
 
-def eval_batch(tokens, block_size, stride, starts, first_id):
+def eval_batch(tokens, block_size: int, stride: int, starts: np.ndarray, first_id: int) -> dict[str, np.ndarray]:
     """Windows that score their last `stride` tokens: ids and targets, each (len(starts), block_size).
 
-    The window at 0 scores all of its tokens; the first of all is predicted from `first_id`. Positions past the end
-    and context that another window scores are IGNORE.
+    The window at 0 scores all its tokens; the very first is predicted from `first_id`. Positions past the end, and
+    context that another window scores, are IGNORE.
     """
-    place = starts[:, None] + np.arange(block_size)  # (B, T) where each target stands in the tokens
+    position = starts[:, None] + np.arange(block_size)  # (B, T) of each target in the tokens
     rows = np.full((len(starts), block_size + 1), first_id, dtype=np.int64)
     for row, start in zip(rows, starts):
-        piece = tokens.read(max(start - 1, 0), min(start + block_size, len(tokens)))
-        row[int(start == 0):][:len(piece)] = piece
+        ids = tokens.read(max(start - 1, 0), min(start + block_size, len(tokens)))
+        row[int(start == 0):][:len(ids)] = ids
     context = (np.arange(block_size) < block_size - stride) & (starts[:, None] > 0)
-    targets = np.where(context | (place >= len(tokens)), IGNORE, rows[:, 1:])
+    targets = np.where(context | (position >= len(tokens)), IGNORE, rows[:, 1:])
     return {"ids": rows[:, :-1], "targets": targets}
 
 
-def masked_eval_batch(tokens, block_size, starts, masking):
-    """Whole windows with words hidden, the same ones every time: ids and targets (len(starts), block_size)."""
+def masked_eval_batch(tokens, block_size: int, starts: np.ndarray, masking: Masking) -> dict[str, np.ndarray]:
+    """Full windows, masked in the same way every time: ids and targets (len(starts), block_size)."""
     ids = np.stack([tokens.read(start, start + block_size) for start in starts])
     ids, targets = mask_words(ids, masking, EVAL_SEED, starts)
     return {"ids": ids, "targets": targets}
 
 
-def check_length(tokens, block_size, name):
+def check_length(tokens, block_size: int, name: str) -> None:
+    """Raise UserError if the tokens are too few for one window; name: of the split, for the message."""
     if len(tokens) < block_size + 1:
         raise UserError(f"{name} holds {len(tokens):,} tokens, fewer than block_size + 1 = {block_size + 1:,}; "
                         f"prepare more text or use a smaller --block_size")

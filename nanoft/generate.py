@@ -1,20 +1,25 @@
-"""Sampling: the key-value cache, the rules that shape a distribution, and the loop.
+"""Sampling: the key-value cache, the rules that shape a distribution, and the loop; and masked tokens of encoders.
 
-Past the context length the window moves in jumps of half a block: when block_size tokens are seen, the older half is
-dropped and the rest read again. So cached and uncached sampling see the same context and say the same, learned
-positions work, and a token costs little on average.
+Beyond the context length the window moves in jumps of half a block: once block_size tokens are read, the older half is
+dropped and the newer half read again. So cached and uncached sampling have the same context and the same output,
+learned positions work, and a token costs little on average.
 """
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
+
+from nanoft.model import BERT, GPT
 
 
 class LayerCache:
-    """The keys and values of one layer, in place: (B, K, block_size, D), of which `length` are filled."""
+    """The keys and values of one layer, (B, K, block_size, D), of which the first `length` positions are filled."""
 
-    def __init__(self, block_size):
+    def __init__(self, block_size: int):
         self.block_size, self.length = block_size, 0
 
-    def extend(self, k, v):
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k, v: (B, K, T, D); return all of them so far: (B, K, length, D)."""
         if self.length == 0:
             B, K, _, D = k.shape
@@ -25,40 +30,41 @@ class LayerCache:
 
 
 class Cache:
-    """What a model keeps of the tokens it has read: their ids, and the keys and values of each layer."""
+    """The tokens that a model has read: their ids, and their keys and values in each layer."""
 
     def __init__(self, cfg):
         self.layers = [LayerCache(cfg.block_size) for _ in range(cfg.n_layer)]
         self.ids = None
 
-    def read(self, ids):
+    def read(self, ids: Tensor) -> Tensor:
         """Append ids: (B, T); return all of them so far: (B, past + T)."""
         self.ids = ids if self.ids is None else torch.cat((self.ids, ids), dim=1)
         return self.ids
 
 
-def keep_top_k(logits, k):
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """-inf for all but the k largest. logits: (B, V)."""
     kth = logits.topk(min(k, logits.size(-1))).values[:, -1:]
     return logits.masked_fill(logits < kth, -torch.inf)
 
 
-def keep_top_p(logits, p):
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """-inf outside the smallest set of tokens whose probability reaches p (arXiv:1904.09751). logits: (B, V)."""
     values, order = logits.sort(descending=True)
     probability = values.softmax(-1)
-    drop = probability.cumsum(-1) - probability >= p  # what stands before a token already reaches p
+    drop = probability.cumsum(-1) - probability >= p  # likelier tokens already reach p
     return logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
 
 
-def penalize(logits, seen, penalty):
-    """Make tokens that were seen less likely (CTRL, arXiv:1909.05858). logits: (B, V); seen: (B, T) ids."""
-    score = logits.gather(-1, seen)
-    return logits.scatter(-1, seen, torch.where(score > 0, score / penalty, score * penalty))
+def penalize(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Make the tokens of the context less likely (CTRL, arXiv:1909.05858). logits: (B, V); ids: (B, T)."""
+    score = logits.gather(-1, ids)
+    return logits.scatter(-1, ids, torch.where(score > 0, score / penalty, score * penalty))
 
 
-def choose(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
-    """One token id a row. logits: (B, V) -> (B,). Temperature 0 takes the most likely."""
+def choose(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+           generator: torch.Generator | None = None) -> Tensor:
+    """One token id per row. logits: (B, V) -> (B,). Temperature 0 takes the most likely."""
     if temperature == 0:
         return logits.argmax(-1)
     logits = (logits - logits.max(-1, keepdim=True).values) / max(temperature, 1e-6)  # no overflow, however cold
@@ -69,18 +75,19 @@ def choose(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
-def context_start(length, block_size):
-    """Where the window begins when `length` tokens are known: jumps of half a block once they do not fit."""
+def context_start(length: int, block_size: int) -> int:
+    """The start of the window over `length` tokens; it jumps by half a block once they do not fit."""
     jump = max(1, block_size // 2)
     return max(0, -(-(length - block_size) // jump) * jump)
 
 
 @torch.no_grad()
-def generate(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
-             stop_id=None, generator=None, cached=True):
-    """Continue ids: (B, T) with T >= 1. Yields (B,) ids, one token a row at a time.
+def generate(model: GPT, ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
+             top_p: float = 1.0, repetition_penalty: float = 1.0, stop_id: int | None = None,
+             generator: torch.Generator | None = None, cached: bool = True) -> Iterator[Tensor]:
+    """Continue ids: (B, T) with T >= 1. Yields (B,) ids, one token per row at a time.
 
-    A row that has said `stop_id` goes on saying it; when all have, the loop ends. The caller sets model.eval().
+    Finished rows repeat `stop_id`; once all are finished, the loop ends. The caller sets model.eval().
     """
     block_size = model.cfg.block_size
     cache, start = None, -1
@@ -108,8 +115,8 @@ def generate(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, re
 
 
 @torch.no_grad()
-def fill_masks(model, ids, mask_id, k=5):
-    """The k likeliest tokens at each masked place. ids: (T,) -> ids and probabilities, each (masks, k)."""
+def fill_masks(model: BERT, ids: Tensor, mask_id: int, k: int = 5) -> tuple[Tensor, Tensor]:
+    """The k likeliest tokens at each masked position. ids: (T,) -> ids and probabilities, each (masks, k)."""
     rows = model.hidden(ids[None])[0][ids == mask_id]  # (masks, C)
     probability = model.word_logits(rows).float()[:, :model.cfg.vocab_size].softmax(-1)
     best = probability.topk(min(k, probability.size(-1)))
@@ -117,10 +124,10 @@ def fill_masks(model, ids, mask_id, k=5):
 
 
 @torch.no_grad()
-def pseudo_loss(model, ids, mask_id, scored, batch=32):
-    """Mean nats of each token when it alone is masked (arXiv:1910.14659); its exponential is the pseudo-perplexity.
+def pseudo_loss(model: BERT, ids: Tensor, mask_id: int, scored: Tensor, batch: int = 32) -> float:
+    """Mean loss (nats) of tokens masked one at a time (arXiv:1910.14659); its exponential is the pseudo-perplexity.
 
-    ids: (T,); scored: bool (T,), True for the tokens that count: not the special ones, which are never masked.
+    ids: (T,); scored: bool (T,), True for the tokens that count, which are not special. batch: rows at once.
     """
     rows = ids.repeat(len(ids), 1)  # (T, T): row i has token i masked
     rows.fill_diagonal_(mask_id)
