@@ -144,11 +144,11 @@ def texts_of(row: dict) -> list[str]:
 
 
 def about_tokens(page, tokens: dict[str, Tokens]) -> None:
-    rows = [("", "tokens", "bytes", "documents", "words (as published)", "bytes per token")]
-    rows += [(split, f"{len(some):,}", f"{some.num_bytes:,}", f"{some.num_documents:,}", f"{some.num_words:,}",
-              f"{some.num_bytes / len(some):.3f}") for split, some in tokens.items()]
-    print(files.aligned(rows))
-    page.add(table(rows[0], rows[1:]))
+    head = ("", "tokens", "bytes", "documents", "words (as published)", "bytes per token")
+    rows = [(split, f"{len(some):,}", f"{some.num_bytes:,}", f"{some.num_documents:,}", f"{some.num_words:,}",
+             f"{some.num_bytes / len(some):.3f}") for split, some in tokens.items()]
+    print(files.aligned([head, *rows]))
+    page.add(table(head, rows))
     long = [split for split, some in tokens.items() if len(some) > MAX_TOKENS]
     if long:
         page.add(f"<p>All below is about the first {MAX_TOKENS:,} tokens of {' and '.join(long)}.</p>")
@@ -157,15 +157,16 @@ def about_tokens(page, tokens: dict[str, Tokens]) -> None:
 def about_rows(page, task, rows: dict[str, list[dict]], splits) -> None:
     """The rows of each split: how many, empty, duplicate, with several labels, and known from training."""
     train = {examples.inputs_of(row) for row in rows["train"]}
-    lines = [("", "rows", "empty", "duplicates", "texts with several labels", "also in train", "tokens")]
+    head = ("", "rows", "empty", "duplicates", "texts with several labels", "also in train", "tokens")
+    lines: list[tuple[str, ...]] = []
     for split, rows_of in rows.items():
         counts = examples.clean(rows_of)[1]
         leaks = sum(examples.inputs_of(row) in train for row in rows_of) if split != "train" else 0
         numbers = (*(counts[name] for name in ("rows", "empty", "duplicates", "conflicts")), leaks,
                    splits[split].lengths.sum())
         lines.append((split, *(f"{number:,}" for number in numbers)))
-    print(files.aligned(lines))
-    page.add(f"<p>Kind {escape(task['kind'])}, measured by {escape(task['metric'])}.</p>", table(lines[0], lines[1:]))
+    print(files.aligned([head, *lines]))
+    page.add(f"<p>Kind {escape(task['kind'])}, measured by {escape(task['metric'])}.</p>", table(head, lines))
 
 
 def lengths(page, splits, counts, tokenizer, unit: str) -> None:

@@ -40,7 +40,7 @@ def can_draw() -> bool:
     matplotlib.rcParams.update(dark | {
         "font.family": fonts, "font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "svg.fonttype": "none",
         "axes.spines.right": False, "axes.grid": True, "grid.color": "#888888", "grid.alpha": 0.25, "savefig.dpi": 160,
-        "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "legend.frameon": False, "legend.fontsize": 9,
+        "axes.prop_cycle": f"cycler(color={COLOURS})", "legend.frameon": False, "legend.fontsize": 9,
         "text.parse_math": False})  # a $ is a $
     return True
 

@@ -8,7 +8,7 @@ result.json, environment.json, predictions.jsonl and best.pt; all but the first 
 """
 
 import json
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,11 @@ import numpy as np
 
 from nanoft import UserError, config
 from nanoft.files import read_json
-from nanoft.inspect import summary
+from nanoft.inspect import mistakes, summary
 from nanoft.pages import plots
 from nanoft.pages.html import cell, escape, table, write
 from nanoft.runlog import clock
-from nanoft.tasks import examples, metrics, tables
-from nanoft.text import prepare
+from nanoft.tasks import metrics, tables
 
 AXES = {"step": "steps", "tokens": "tokens", "epoch": "epochs", "minutes": "minutes since the start"}
 SCORES = ("accuracy", "f1", "macro_f1", "mcc", "exact", "pearson", "spearman", "mlm_accuracy", "nsp_accuracy")
@@ -90,7 +89,7 @@ def read_log(path: Path) -> list[dict]:
 def report(run: Run) -> list[str]:
     """The fragments of HTML of a run's page."""
     checkpoint = run.folder / "best.pt"
-    shape, cfg, task = summary.of_run(checkpoint) if checkpoint.exists() else (None, None, None)
+    shape, cfg, task = summary.from_run(checkpoint) if checkpoint.exists() else (None, None, None)
     parts = [head(run), "<h2>Result</h2>", results(run)]
     if plots.can_draw():
         parts += ["<h2>Curves</h2>", '<div class="row">', *map(plots.svg, curves(run)), "</div>",
@@ -105,7 +104,7 @@ def report(run: Run) -> list[str]:
                                         for step in (last, *reversed(steps)))]
     if shape:
         parts += ["<h2>Model</h2>", '<div class="wide"><pre style="white-space:pre;width:max-content">'
-                  f"{escape(summary.described(shape, cfg, task))}</pre></div>"]
+                  f"{escape(summary.describe(shape, cfg, task))}</pre></div>"]
     options = [(name, str(value)) for name, value in run.config.items()]
     third = -(-len(options) // 3)
     parts += ["<h2>Options</h2>", '<div class="row">',
@@ -133,15 +132,15 @@ def results(run: Run) -> str:
     splits = [split for split in ("val", "test") if any(key.startswith(split + "_") for key in run.result)]
     names = dict.fromkeys(key.partition("_")[2] for key in run.result if key.partition("_")[0] in splits)
     by_split = [(name, [run.result.get(f"{split}_{name}") for split in splits]) for name in names]
-    rows = [(name.replace("_", " "), *map(shown, values)) for name, values in by_split
+    rows = [(name.replace("_", " "), *map(format_value, values)) for name, values in by_split
             if not any(isinstance(value, (dict, list)) for value in values)]
     times = {"train_seconds": "time of training", "seconds": "time in all"}
-    once = [(times.get(key, key.replace("_", " ")), clock(value) if key in times else shown(value))
+    once = [(times.get(key, key.replace("_", " ")), clock(value) if key in times else format_value(value))
             for key, value in run.result.items() if key.partition("_")[0] not in splits]
     return f'<div class="row"><div>{table(("", *splits), rows)}</div><div>{table(("", ""), once)}</div></div>'
 
 
-def shown(value) -> str:
+def format_value(value) -> str:
     """A value for a table."""
     if value is None:
         return ""
@@ -158,7 +157,7 @@ def curves(run: Run) -> list:
                for axis, label in AXES.items()]
     figures.append(line_plot("Scores on validation", "score (1 is best)",
                              [(name.replace("_", " "), run, f"val_{name}") for name in SCORES]))
-    figures += [line_plot(title(name), label, [(None, run, name)]) for name, label in OTHERS.items()]
+    figures += [line_plot(plot_title(name), label, [(None, run, name)]) for name, label in OTHERS.items()]
     return [figure for figure in figures if figure]
 
 
@@ -199,7 +198,7 @@ def label_of(metric: str) -> str:
     return OTHERS.get(metric, metric.removeprefix("val_").replace("_", " "))
 
 
-def title(metric: str) -> str:
+def plot_title(metric: str) -> str:
     """The title of a metric's plot."""
     label = label_of(metric)
     if metric.startswith("val_"):
@@ -208,8 +207,8 @@ def title(metric: str) -> str:
 
 
 def loss_label(run: Run) -> str:
-    unit = {"causal": " (nats per token)", "mlm": " (nats per masked token)"}.get(run.config.get("objective"), "")
-    return f"loss{unit}"
+    units = {"causal": " (nats per token)", "mlm": " (nats per masked token)"}
+    return "loss" + units.get(run.config.get("objective", ""), "")
 
 
 # ---- where a fine-tuned model errs --------------------------------------------------------------------------------
@@ -223,20 +222,18 @@ def errors(run: Run, task: dict) -> list[str]:
         parts += [f"<h2>Confusion ({split})</h2>", confusion(np.array(matrix), task["labels"])]
     classes = run.result.get(f"{split}_per_class")
     if classes:
-        parts += [f"<h2>Each class ({split})</h2>", table(
-            ("", *next(iter(classes.values()))), [(name, *map(shown, row.values())) for name, row in classes.items()])]
+        rows = [(name, *map(format_value, scores.values())) for name, scores in classes.items()]
+        parts += [f"<h2>Each class ({split})</h2>", table(("", *next(iter(classes.values()))), rows)]
     if not (run.folder / "predictions.jsonl").exists():
         return parts
     predictions = [row for _, row in tables.read_jsonl(run.folder / "predictions.jsonl")]
-    rows = original_rows(run, predictions, split)
     if task["kind"] == "regress" and plots.can_draw():
         ax = plots.axes(f"Truth and prediction ({split})", "truth", "prediction")
         ax.plot([row["label"] for row in predictions], [row["prediction"] for row in predictions], ".", alpha=0.5)
         parts.append(plots.svg(ax.figure))
-    found = worst(task, predictions, rows)
-    if found:
-        why = "" if rows else " (their texts are not there any more, or have changed: rows by number)"
-        parts += [f"<h2>Furthest from the truth ({split}){why}</h2>", table(*found)]
+    worst = mistakes.worst_rows(task, predictions, predictions)  # they hold the texts and the truth, too
+    if worst:
+        parts += [f"<h2>Furthest from the truth ({split})</h2>", table(*mistakes.mistakes_table(task, worst))]
     return parts
 
 
@@ -249,77 +246,6 @@ def confusion(matrix: np.ndarray, labels, most: int = 20) -> str:
     return table(("truth \\ predicted", *labels), [
         (label, *(cell(f"{n:,}", value) for n, value in zip(counts, values)))
         for label, counts, values in zip(labels, matrix.tolist(), share.tolist())])
-
-
-def original_rows(run: Run, predictions: list[dict], split: str) -> list[dict]:
-    """The rows that were predicted, read again from the data; [] if they are gone or have changed."""
-    try:
-        rows = read_splits(run.config).get(split, [])
-    except UserError:
-        return []
-    same = len(rows) == len(predictions) and all(
-        row.get(name) == guess.get(name) for row, guess in zip(rows, predictions) for name in examples.TARGETS)
-    return rows if same else []
-
-
-def read_splits(options: dict) -> dict[str, list[dict]]:
-    """The rows of a fine-tuning run's data, by split. Raises UserError if they are gone."""
-    with redirect_stdout(None):
-        if not options["train_file"]:
-            return examples.load_task(prepare.find_data(options["data"]))[1]
-        return examples.from_table(*(options[name] for name in (
-            "train_file", "kind", "text_column", "pair_column", "label_column", "val_file", "test_file",
-            "val_fraction")), separator=options["separator"])[1]
-
-
-def worst(task, predictions, rows, most=20):
-    """Head and rows of a table: the most confident mistakes first. None if there is none."""
-    kind = task["kind"]
-    scored = [(wrongness(kind, task, guess), i) for i, guess in enumerate(predictions)]
-    chosen = [i for far, i in sorted(scored, key=lambda item: -item[0])[:most] if far > 0]
-    if not chosen:
-        return None
-    table_rows = []
-    for i in chosen:
-        guess, row = predictions[i], rows[i] if rows else {}
-        text = " | ".join(str(row[name])[:500] for name in ("text", "pair", "prompt", "question") if name in row)
-        if kind == "tag":
-            text = " ".join(word if tag == said else f"{word}[{tag} → {said}]" for word, tag, said in
-                            zip(row.get("words", ["…"] * len(guess["tags"])), guess["tags"], guess["prediction"]))
-            table_rows.append((f"{guess['row']:,}", text))
-        elif kind == "generate":
-            table_rows.append((f"{guess['row']:,}", text, guess["response"][:500],
-                               f"{guess['nats'] / guess['tokens']:.3f}"))
-        else:
-            truth = guess.get("label", guess.get("labels"))
-            if kind == "answer":
-                truth = " / ".join(dict.fromkeys(answer["text"] for answer in guess["answers"])) or "no answer"
-            sure = guess.get("probability", guess.get("probabilities"))
-            if isinstance(sure, dict):
-                sure = max(sure.values())
-            table_rows.append((f"{guess['row']:,}", text, *(", ".join(x) if isinstance(x, list) else shown(x) for x in (
-                truth, guess["prediction"] or "none")), *([f"{sure:.3f}"] if sure is not None else [])))
-    last = {"tag": ("words[truth → said]",), "generate": ("prompt", "response", "nats a token"),
-            "regress": ("text", "truth", "said")}.get(kind, ("text", "truth", "said", "how sure"))
-    return ("row", *last), table_rows
-
-
-def wrongness(kind, task, guess):
-    """How far a prediction is from the truth; 0 where it is right."""
-    if kind == "generate":
-        return guess["nats"] / guess["tokens"]
-    if kind == "regress":
-        return abs(guess["prediction"] - guess["label"])
-    if kind == "tag":
-        return sum(p for tag, said, p in zip(guess["tags"], guess["prediction"], guess["probabilities"]) if tag != said)
-    if kind == "answer":
-        best = max([metrics.answer_f1(guess["prediction"], answer["text"]) for answer in guess["answers"]]
-                   or [float(not guess["prediction"])])
-        return (1 - best) * (1 + guess["probability"])
-    if task.get("multi_label"):
-        wrong = set(guess["labels"]) ^ set(guess["prediction"])
-        return sum(abs((label in guess["labels"]) - guess["probabilities"][label]) for label in wrong)
-    return (guess["label"] != guess["prediction"]) * (1 - guess["probabilities"][guess["label"]])
 
 
 # ---- several runs --------------------------------------------------------------------------------------------------
@@ -346,7 +272,8 @@ def compare(runs: list[Run]) -> list[str]:
         parts.append("<h2>Curves</h2>")
     for metric in compared if plots.can_draw() else ():
         label = loss_label(runs[0]) if "loss" in metric else label_of(metric)
-        figures = [line_plot(title(metric), label, [(run.name, run, metric) for run in runs], axis) for axis in AXES]
+        lines = [(run.name, run, metric) for run in runs]
+        figures = [line_plot(plot_title(metric), label, lines, axis) for axis in AXES]
         parts += ['<div class="row">', *(plots.svg(figure) for figure in figures if figure), "</div>"]
     options = dict.fromkeys(option for run in runs for option in run.config if option != "out_dir")
     rows = [(option, *(str(run.config.get(option, "")) for run in runs)) for option in options]
@@ -354,7 +281,7 @@ def compare(runs: list[Run]) -> list[str]:
     parts += ["<h2>Options that differ</h2>", table(("", *names), rows) if rows else "<p>None but the folder.</p>"]
     final = dict.fromkeys(metric for run in runs for metric, value in run.result.items()
                           if not isinstance(value, (dict, list)))
-    rows = [(metric.replace("_", " "), *(shown(run.result.get(metric)) for run in runs)) for metric in final]
+    rows = [(metric.replace("_", " "), *(format_value(run.result.get(metric)) for run in runs)) for metric in final]
     return [*parts, "<h2>Final metrics</h2>", table(("", *names), rows)]
 
 
