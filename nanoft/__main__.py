@@ -1,6 +1,7 @@
 """nanoft's scripts and tools: python -m nanoft NAME ..., or nanoft NAME ... once pip has installed it.
 
-Every NAME answers --help. Config files and data sets are looked for in the current folder, then in {home}.
+Every NAME answers --help. On several processes: torchrun --nproc_per_node=8 -m nanoft train ...
+Config files and data sets are looked for in the current folder, then in {home}.
 """
 
 import difflib
@@ -23,7 +24,7 @@ TOOLS = {  # name: (module with a main(), what it does)
     "figures": ("nanoft.pages.data_report", "a page on a data set: figures data/sst2"),
     "report": ("nanoft.pages.run_report", "a page on a run, or on several: report out/x; report --compare out/x out/y"),
     "pretrained": ("nanoft.published.convert", "published weights in and out: pretrained FOLDER --out=out/bert"),
-    "ensemble": ("nanoft.tasks.ensemble", "the mean of several models: ensemble out/x/seed1 out/x/seed2"),
+    "ensemble": ("nanoft.tasks.sweep", "the mean of several models: ensemble out/x/seed1 out/x/seed2"),
 }
 
 
