@@ -98,8 +98,8 @@ def main():
 
 
 def show_data(walk, tokens, tokenizer):
-    documents = {split: text_statistics.from_tokens(some, tokenizer.special["<|endoftext|>"], data_report.MAX_TOKENS)
-                 for split, some in tokens.items()}
+    documents = {split: text_statistics.from_tokens(file, tokenizer.special["<|endoftext|>"], data_report.MAX_TOKENS)
+                 for split, file in tokens.items()}
     counts = text_statistics.frequencies(documents["train"], tokenizer.vocab_size)
     data_report.lengths(walk, documents, counts, tokenizer, "document")
     data_report.frequencies(walk, counts, tokenizer)
@@ -224,7 +224,7 @@ def validation_rows(options):
             return examples.load_task(prepare.find_data(options["data"]))[1]["val"]
         return examples.from_table(*(options[name] for name in (
             "train_file", "kind", "text_column", "pair_column", "label_column", "val_file", "test_file",
-            "val_fraction")), separator=options["separator"])[1]["val"]
+            "val_fraction", "separator")))[1]["val"]
 
 
 def strongest(values, units, form="+.2f"):

@@ -94,7 +94,7 @@ def main():
         unit, tokenizer = "document", find_tokenizer(cfg, path)
         tokens = {split: Tokens.open(path, split) for split in examples.SPLITS if Tokens.exists(path, split)}
         end = tokenizer.special["<|endoftext|>"]
-        splits = {split: statistics.from_tokens(some, end, MAX_TOKENS) for split, some in tokens.items()}
+        splits = {split: statistics.from_tokens(file, end, MAX_TOKENS) for split, file in tokens.items()}
         about_tokens(page, tokens)
 
     def text(i):
@@ -120,8 +120,8 @@ def main():
         show_pairs(page, tokens["train"], tokenizer, cfg.block_size)
     folder = Path(cfg.out) if cfg.out else path.with_name(f"{path.stem}_figures") if is_file else path / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    for figure in page.figures:
-        plots.save(page.figures[figure], folder / f"{figure}.png")
+    for figure_name, figure in page.figures.items():
+        plots.save(figure, folder / f"{figure_name}.png")
     write(folder / "figures.html", path.name, *page.parts)
     print(f"{folder}: figures.html" + (f" and {len(page.figures)} PNG files" if page.figures else ""))
 
@@ -145,11 +145,11 @@ def texts_of(row: dict) -> list[str]:
 
 def about_tokens(page, tokens: dict[str, Tokens]) -> None:
     head = ("", "tokens", "bytes", "documents", "words (as published)", "bytes per token")
-    rows = [(split, f"{len(some):,}", f"{some.num_bytes:,}", f"{some.num_documents:,}", f"{some.num_words:,}",
-             f"{some.num_bytes / len(some):.3f}") for split, some in tokens.items()]
+    rows = [(split, f"{len(file):,}", f"{file.num_bytes:,}", f"{file.num_documents:,}", f"{file.num_words:,}",
+             f"{file.num_bytes / len(file):.3f}") for split, file in tokens.items()]
     print(files.aligned([head, *rows]))
     page.add(table(head, rows))
-    long = [split for split, some in tokens.items() if len(some) > MAX_TOKENS]
+    long = [split for split, file in tokens.items() if len(file) > MAX_TOKENS]
     if long:
         page.add(f"<p>All below is about the first {MAX_TOKENS:,} tokens of {' and '.join(long)}.</p>")
 
