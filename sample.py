@@ -175,7 +175,7 @@ def sample_tokens(model, tokenizer, ids: list[int], cfg: Config, seed: int) -> I
                                    cfg.top_k, cfg.top_p, cfg.repetition_penalty,
                                    stop_id=tokenizer.special["<|endoftext|>"],
                                    generator=torch.Generator(device).manual_seed(seed)):
-        yield token.item()
+        yield int(token)
 
 
 def stream(tokens: Iterable[int], tokenizer) -> Iterator[str]:

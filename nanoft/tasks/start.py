@@ -67,9 +67,10 @@ def open_data(cfg, dist: Dist, path: Path | None) -> tuple[dict, dict[str, list[
     if folder and dist.main:
         prepare.ensure(folder, ("train.jsonl", "val.jsonl", "task.json"))
     distributed.barrier(dist)
-    if not path and not folder:
+    home = path.parent if path else folder
+    if home is None:
         raise UserError("a model from scratch needs a tokenizer, and train_file brings none; give --init_from")
-    tokenizer = vocabulary.load(path.parent if path else folder)
+    tokenizer = vocabulary.load(home)
     with nullcontext() if dist.main else redirect_stdout(None):
         task, rows = examples.load_task(folder) if folder else examples.from_table(
             cfg.train_file, cfg.kind, cfg.text_column, cfg.pair_column, cfg.label_column, cfg.val_file, cfg.test_file,
