@@ -1,4 +1,4 @@
-"""What a token file holds: its header, and its first text where tokenizer.json lies beside it.
+"""What a token file contains: its header, and its first text if tokenizer.json lies beside it.
 
     python -m nanoft bins data/wikitext/train.bin
 """
@@ -13,8 +13,8 @@ from nanoft.bins import HEADER_BYTES, id_type, read_header
 from nanoft.text import vocabulary
 
 
-def describe(path):
-    """What a token file holds, as text."""
+def describe(path: str) -> str:
+    """What a token file contains, as text. Raises UserError for another file."""
     header = read_header(path)
     words = f"{header['words']:,} words, " if header["words"] else ""
     lines = [f"{path}: {header['tokens']:,} ids of {header['id_bytes']} bytes, vocabulary {header['vocab_size']:,}",

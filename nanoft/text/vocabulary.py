@@ -1,9 +1,9 @@
-"""The tokenizer of a folder: nanoft's own, of either kind, or a published vocabulary as its files come.
+"""The tokenizer of a folder: nanoft's own, of either kind, or a published vocabulary in its original files.
 
     tokenizer.json              nanoft's form (bpe.py or wordpiece.py), or Hugging Face's
-    vocab.txt                   BERT: a piece a line, its id the line's number
+    vocab.txt                   BERT: a word piece per line, its id the number of the line
     vocab.json, merges.txt      GPT-2 and RoBERTa: {token: id}, and the merges in order (or encoder.json, vocab.bpe)
-    tokenizer_config.json       whether BERT's text is put in small letters, and the like; may be missing
+    tokenizer_config.json       whether BERT's text is lowercased, and the like; may be missing
 
 Ids are the published ones. A nanoft run saves either kind as one tokenizer.json, so these files are read once.
 """
@@ -16,26 +16,26 @@ from nanoft.files import read_blocks, read_json
 from nanoft.text import wordpiece
 from nanoft.text.wordpiece import WordPiece
 
-BYTE_LEVEL = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # GPT-2's files go by two names
+BYTE_LEVEL = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # GPT-2's files have two names
 PUBLISHED = ("vocab.txt", *BYTE_LEVEL[0], *BYTE_LEVEL[1])
 
 
-def load(place):
-    """The tokenizer of a folder, or of one of the files above. Raises UserError where there is no whole one."""
-    place = Path(place)
-    folder = place if place.is_dir() else place.parent
-    path = folder / "tokenizer.json" if place.is_dir() or place.name in PUBLISHED else place
-    content = read_json(path) if path == place or path.exists() else {}
-    if place.name not in PUBLISHED:
+def load(path: str | Path) -> Tokenizer | WordPiece:
+    """The tokenizer of a folder, or of one of the files above. Raises UserError if there is none, or only a part."""
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    file = folder / "tokenizer.json" if path.is_dir() or path.name in PUBLISHED else path
+    content = read_json(file) if file == path or file.exists() else {}
+    if path.name not in PUBLISHED:
         if isinstance(content, dict) and content.get("format") == wordpiece.FORMAT:
-            return WordPiece.from_content(content, path)
-        if not isinstance(content, dict) or content and "model" not in content:  # or a broken one of our own
-            return Tokenizer.from_content(content, path)
+            return WordPiece.from_content(content, file)
+        if not isinstance(content, dict) or content and "model" not in content:  # nanoft's, perhaps damaged
+            return Tokenizer.from_content(content, file)
     options = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     if not isinstance(options, dict):
         raise UserError(f"{folder}/tokenizer_config.json: not a JSON object; fetch it again, or remove it")
-    if content and "model" in content:
-        return from_hugging_face(content, options, path)
+    if "model" in content:
+        return from_hugging_face(content, options, file)
     if (folder / "vocab.txt").exists():
         lines = "".join(read_blocks(folder / "vocab.txt")).removesuffix("\n").split("\n")
         return word_pieces([line.rstrip("\r") for line in lines], options, folder / "vocab.txt")
@@ -48,8 +48,8 @@ def load(place):
                     "be read; copy one there from where the model was trained")
 
 
-def word_pieces(tokens, options, path):
-    """A list of pieces, in the order of their ids, as a tokenizer; options as in tokenizer_config.json.
+def word_pieces(tokens: list[str], options: dict, path: Path) -> WordPiece:
+    """The tokenizer of these word pieces, in the order of their ids; options as in tokenizer_config.json.
 
     Without options a vocabulary is taken for uncased if no piece has a capital letter.
     """
@@ -61,55 +61,58 @@ def word_pieces(tokens, options, path):
         "split_chinese": options.get("tokenize_chinese_chars", True), "tokens": tokens}, path)
 
 
-def byte_level(ids, pairs, path):
-    """The tokenizer of GPT-2's or RoBERTa's files: ids {token: id}, pairs the merges. UserError if they do not fit."""
+def byte_level(ids: dict[str, int], pairs: list[list[str]], path: Path) -> Tokenizer:
+    """The tokenizer of GPT-2's or RoBERTa's files: {token: id}, and the merges. Raises UserError if they do not fit."""
     byte_order, names = byte_names()
-    place = {name: i for i, name in enumerate(names)}
+    rank = {name: i for i, name in enumerate(names)}
     merges = []
     for pair in pairs:
-        if len(pair) != 2 or pair[0] not in place or pair[1] not in place or "".join(pair) in place:
+        if len(pair) != 2 or pair[0] not in rank or pair[1] not in rank or "".join(pair) in rank:
             raise UserError(f"{path}: {' '.join(pair)!r} of its merges is no merge of earlier tokens; fetch it again")
-        merges.append([place[pair[0]], place[pair[1]]])
-        place["".join(pair)] = 256 + len(merges) - 1
-    if not isinstance(ids, dict) or not place.keys() <= ids.keys():
+        merges.append([rank[pair[0]], rank[pair[1]]])
+        rank["".join(pair)] = len(rank)
+    if not isinstance(ids, dict) or not rank.keys() <= ids.keys():
         raise UserError(f"{path}: its tokens are not those of the merges; give two files of one download")
-    order = [ids[name] for name in place]
-    others = {name: i for name, i in ids.items() if name not in place}
+    ordered = [ids[name] for name in rank]
+    special = {name: i for name, i in ids.items() if name not in rank}
     content = {"format": "nanoft tokenizer", "version": 2, "pattern": "gpt2", "byte_order": byte_order,
-               "merges": merges, "special_tokens": others, "ids": order}
-    if [*order, *others.values()] == [*range(len(ids))]:  # GPT-2's ids are the order of learning
-        content |= {"version": 1, "special_tokens": list(others), "ids": None}
+               "merges": merges, "special_tokens": special, "ids": ordered}
+    if [*ordered, *special.values()] == [*range(len(ids))]:  # as in GPT-2, the order of learning
+        content |= {"version": 1, "special_tokens": list(special), "ids": None}
     return Tokenizer.from_content(content, path)
 
 
-def byte_names():
-    """The bytes in GPT-2's order, and the visible character for each: itself where it is one, else from U+0100 on."""
+def byte_names() -> tuple[list[int], list[str]]:
+    """The bytes in GPT-2's order, and the visible character for each: its own if it is visible, else from U+0100 on."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return visible + hidden, [chr(byte) for byte in visible] + [chr(256 + i) for i in range(len(hidden))]
 
 
-def byte_level_files(tokenizer):
-    """What GPT-2's or RoBERTa's files hold of a tokenizer: {token: id}, and the merges as lines."""
+def byte_level_files(tokenizer: Tokenizer) -> tuple[dict[str, int], list[str]]:
+    """The content of GPT-2's or RoBERTa's files for a tokenizer: {token: id}, and the merges as lines."""
     names = dict(zip(*byte_names()))
-    shown = ["".join(names[byte] for byte in token) for token in tokenizer.ranks]
-    own = tokenizer.content["special_tokens"]
-    ids = dict(zip(shown, tokenizer.ids.tolist())) | {text: tokenizer.special[text] for text in own}
-    return ids, [f"{shown[a]} {shown[b]}" for a, b in tokenizer.content["merges"]]
+    visible = ["".join(names[byte] for byte in token) for token in tokenizer.ranks]
+    ids = dict(zip(visible, tokenizer.ids.tolist()))
+    ids |= {text: tokenizer.special[text] for text in tokenizer.content["special_tokens"]}
+    return ids, [f"{visible[a]} {visible[b]}" for a, b in tokenizer.content["merges"]]
 
 
-def from_hugging_face(content, options, path):
-    """The tokenizer of Hugging Face's tokenizer.json, if it is of BERT's or GPT-2's kind; options overrule it."""
+def from_hugging_face(content: dict, options: dict, path: Path) -> Tokenizer | WordPiece:
+    """The tokenizer of Hugging Face's tokenizer.json; options: of tokenizer_config.json, which take precedence.
+
+    Raises UserError for another kind than BERT's, GPT-2's or RoBERTa's.
+    """
     try:
-        model, normalizer, cutting = content["model"], content["normalizer"] or {}, content["pre_tokenizer"] or {}
-        kind = model["type"], normalizer.get("type"), cutting.get("type")
+        model, normalizer, splitter = content["model"], content["normalizer"] or {}, content["pre_tokenizer"] or {}
+        kind = model["type"], normalizer.get("type"), splitter.get("type")
         if kind == ("WordPiece", "BertNormalizer", "BertPreTokenizer") and normalizer["clean_text"]:
             ids = all_ids(content)
             own = {"do_lower_case": normalizer["lowercase"], "strip_accents": normalizer["strip_accents"],
                    "tokenize_chinese_chars": normalizer["handle_chinese_chars"]}
             if sorted(ids.values()) == [*range(len(ids))]:
-                return word_pieces(sorted(ids, key=ids.get), own | options, path)
-        if kind == ("BPE", None, "ByteLevel") and not cutting["add_prefix_space"] and cutting.get("use_regex", True):
+                return word_pieces(sorted(ids, key=ids.__getitem__), own | options, path)
+        if kind == ("BPE", None, "ByteLevel") and not splitter["add_prefix_space"] and splitter.get("use_regex", True):
             pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
             return byte_level(all_ids(content), pairs, path)
     except (AttributeError, KeyError, TypeError) as error:
@@ -117,5 +120,5 @@ def from_hugging_face(content, options, path):
     raise UserError(f"{path}: a tokenizer of another kind than BERT's, GPT-2's and RoBERTa's; only these can be used")
 
 
-def all_ids(content):
+def all_ids(content: dict) -> dict[str, int]:
     return content["model"]["vocab"] | {token["content"]: token["id"] for token in content["added_tokens"]}

@@ -1,9 +1,9 @@
-"""BERT's tokenizer (arXiv:1810.04805): words and signs, each cut into the longest pieces that a list of pieces has.
+"""BERT's WordPiece tokenizer (arXiv:1810.04805): words and punctuation, cut into the longest pieces of a vocabulary.
 
 A text is cut at white space, around punctuation and around every Chinese character, and loses its control characters;
-for an uncased vocabulary it also loses accents and capitals. A word then takes the longest piece that it begins with,
-again and again; pieces inside a word are written with ## before them. A word for which no piece is left over, or of
-more than 100 characters, is [UNK]. Every rule is that of Hugging Face's `tokenizers`, whose ids and offsets these are.
+for an uncased vocabulary it is also lowercased and loses its accents. From each word the longest piece that it begins
+with is cut off, again and again; pieces inside a word are written with ## before them. A word with a rest that begins
+with no piece, or of more than 100 characters, is [UNK]. Ids and offsets are those of Hugging Face's `tokenizers`.
 """
 
 import functools
@@ -13,6 +13,7 @@ import json
 import operator
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -22,15 +23,15 @@ from nanoft.pretokenize import check_text
 
 FORMAT = "nanoft wordpiece"
 LONGEST_WORD = 100  # characters
-SPECIAL = ("pad", "unk", "cls", "sep", "mask")  # <|pad|> is [PAD] in the list, and so on
+SPECIAL = ("pad", "unk", "cls", "sep", "mask")  # <|pad|> is [PAD] in the vocabulary, and so on
 
-# the insides of [...] in regular expressions
+# for the inside of [...] in regular expressions
 WHITE = "\t\n\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 CHINESE = ("\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
            "\U0002b920-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f")
-SIGNS = r"!-/:-@\[-`{-~"  # of ASCII
-# `tokenizers` knows the signs and marks of Unicode 8, so what came later counts as letters. Python's own tables differ
-# from version to version; with this they do not. (Ranges reach over unassigned characters and letters: no difference.)
+SIGNS = r"!-/:-@\[-`{-~"  # ASCII's punctuation
+# `tokenizers` has the punctuation and marks of Unicode 8; later ones count as letters. Python's tables are of a later
+# Unicode, which differs from version to version. (The ranges include unassigned characters and letters: no difference.)
 LATER = re.compile(
     "[\u05c8-\u05c9\u061d\u07fd\u0890-\u08e2\u09fd-\u09fe\u0a76\u0afa-\u0aff\u0b53-\u0b55\u0c04-\u0c3c\u0c77\u0c84"
     "\u0d00\u0d3b-\u0d3c\u0d81\u0eba\u0ece\u180f-\u1886\u1abf-\u1af0\u1b4e-\u1b4f\u1b7d-\u1b7f\u1df6-\u1dfb"
@@ -38,26 +39,25 @@ LATER = re.compile(
     "\U0001123e-\U00011241\U0001133b\U000113bb-\U0001145e\U00011660-\U0001166c\U000116b9\U0001182f-\U00011fff"
     "\U00012ff1-\U0001612f\U00016d6d-\U00016f4f\U00016fe2-\U00016fe4\U0001cf00-\U0001d128\U0001d25b-\U0001d25c"
     "\U0001e000-\U0001e6f5\U0001e944-\U0001e95f]")
-MOVED = {"\u166d": "Po", "\u1734": "Mn", "\U000111c9": "Po", "\U0001171e": "Mn"}  # what they were then
-MOVED |= dict.fromkeys("$+<=>^`|~", "P")  # no punctuation to Unicode, but to BERT
-# Marks whose order among others it does not know: for these its tables are of Unicode 9.
+MOVED = {"\u166d": "Po", "\u1734": "Mn", "\U000111c9": "Po", "\U0001171e": "Mn"}  # their categories in Unicode 8
+MOVED |= dict.fromkeys("$+<=>^`|~", "P")  # punctuation for BERT, though not for Unicode
+# Marks without an order among others, for which `tokenizers` has the tables of Unicode 9.
 UNORDERED = re.compile(
     "(?![\u08d4-\u08e1\u1dfb\U00011442\U00011446\U00011c3f\U0001e000-\U0001e02a\U0001e944-\U0001e94a])"
     f"{LATER.pattern}|[\u1715\U00016ff0\U00016ff1]")
 
 
 class WordPiece:
-    """A list of pieces and how text is prepared for it: the counterpart of nanoft.bpe.Tokenizer.
+    """A vocabulary of pieces and how text is normalized for it, with the methods of nanoft.bpe.Tokenizer.
 
-    vocab_size: number of ids, which are places in the list. special: {text: id}, each token by nanoft's name and by its
-    own; <|endoftext|> is [SEP]. is_special: bool (vocabulary,). fingerprint: 32 hexadecimal digits, equal for equal
-    content. token_bytes: id -> bytes of text, a word's with the space before it. separators: how many <|sep|> stand
-    between two texts. published: models of this vocabulary know texts between <|cls|> and <|sep|> only.
+    vocab_size: number of ids. special: {text: id}, each token by nanoft's name and BERT's; <|endoftext|> is [SEP].
+    is_special: bool (V,). fingerprint: 32 hexadecimal digits, equal for equal content. token_bytes: id -> bytes, with a
+    space before the first piece of a word. separators, published: as in Tokenizer.
     """
 
     separators, published, pattern = 1, True, "wordpiece"
 
-    def __init__(self, tokens, lowercase, strip_accents, split_chinese=True):
+    def __init__(self, tokens: Sequence[str], lowercase: bool, strip_accents: bool, split_chinese: bool = True):
         self.content = {"format": FORMAT, "version": 1, "lowercase": lowercase, "strip_accents": strip_accents,
                         "split_chinese": split_chinese, "tokens": list(tokens)}
         self.lowercase, self.strip_accents = lowercase, strip_accents
@@ -71,11 +71,11 @@ class WordPiece:
         self.token_bytes = [(token[2:] if token.startswith("##") else f" {token}").encode() for token in tokens]
         self.fingerprint = hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:32]
         alone = SIGNS + (CHINESE if split_chinese else "")
-        self.runs = re.compile(f"[{alone}]|[^{alone}{WHITE}]+")  # what can be cut into pieces by itself
+        self.runs = re.compile(f"[{alone}]|[^{alone}{WHITE}]+")  # each can be cut into pieces by itself
         self.special_texts = re.compile(f"({'|'.join(map(re.escape, self.special))})")
         self.pieces = functools.lru_cache(2**17)(self.cut)  # texts repeat their words
 
-    def encode(self, text, allow_special=False):
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Text to a list of ids. `[MASK]` or `<|mask|>` in a text is plain text unless allow_special.
 
         Raises UserError for lone surrogates, which are no text.
@@ -84,93 +84,91 @@ class WordPiece:
         if allow_special and (parts := self.special_texts.split(text))[1:]:
             return [i for n, part in enumerate(parts)
                     for i in ([self.special[part]] if n % 2 else self.encode(part))]
-        found = map(operator.itemgetter(0), map(self.pieces, self.runs.findall(text)))
-        return list(itertools.chain.from_iterable(found))
+        ids = map(operator.itemgetter(0), map(self.pieces, self.runs.findall(text)))
+        return list(itertools.chain.from_iterable(ids))
 
-    def encode_to_numpy(self, text):
+    def encode_to_numpy(self, text: str) -> np.ndarray:
         """As encode(text), to an array of uint32."""
         return np.array(self.encode(text), dtype=np.uint32)
 
-    def encode_with_offsets(self, text):
-        """The ids of a text (T,), the first character that each token covers (T,), and the one after its last (T,)."""
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ids of a text, and the start and end of each token in it, in characters: three arrays (T,)."""
         check_text(text)
-        ids, first, end = [], [], []
+        ids, starts, ends = [], [], []
         for run in self.runs.finditer(text):
-            found, begins, ends = self.pieces(run.group())
-            start = run.start()
-            ids += found
-            first += [start + i for i in begins]
-            end += [start + i for i in ends]
-        return np.array(ids, dtype=np.uint32), np.array(first, dtype=np.int64), np.array(end, dtype=np.int64)
+            run_ids, run_starts, run_ends = self.pieces(run.group())
+            ids += run_ids
+            starts += [run.start() + i for i in run_starts]
+            ends += [run.start() + i for i in run_ends]
+        return np.array(ids, dtype=np.uint32), np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
 
-    def cut(self, run):
-        """The pieces of a run of characters without white space: ids, first characters, ends, each a tuple."""
+    def cut(self, run: str) -> tuple[tuple[int, ...], ...]:
+        """The pieces of a run of characters without white space: their ids, starts and ends."""
         if run.isascii() and run.isprintable():
-            text, places = run.lower() if self.lowercase else run, range(len(run))
+            text, position = run.lower() if self.lowercase else run, range(len(run))
         else:
-            text, places = self.normalize(run)
-        ids, first, end = [], [], []
-        for start, stop in words(text):
-            for i, a, b in self.longest_pieces(text[start:stop]):
+            text, position = self.normalize(run)
+        ids, starts, ends = [], [], []
+        for start, end in words(text):
+            for i, a, b in self.longest_pieces(text[start:end]):
                 ids.append(i)
-                first.append(places[start + a])
-                end.append(places[start + b - 1] + 1)
-        return tuple(ids), tuple(first), tuple(end)
+                starts.append(position[start + a])
+                ends.append(position[start + b - 1] + 1)
+        return tuple(ids), tuple(starts), tuple(ends)
 
-    def normalize(self, run):
-        """The run as the list of pieces has it, and of each character the place in the run that it comes from."""
+    def normalize(self, run: str) -> tuple[str, Sequence[int]]:
+        """The run as the vocabulary has it, and the position in the run from which each character comes."""
         chars = [(char, i) for i, char in enumerate(run) if char != "\ufffd" and category(char)[0] != "C"
                  or category(char) == "Cn"]
         if self.strip_accents:
             chars = [(char, i) for char, i in decomposed(chars) if category(char) != "Mn"]
-        if self.lowercase:  # a character at a time: a sigma at a word's end is no other letter
+        if self.lowercase:  # one character at a time, so that a sigma at the end of a word becomes no other letter
             chars = [(small, i) for char, i in chars for small in char.lower()]
         return "".join(char for char, _ in chars), [i for _, i in chars]
 
-    def longest_pieces(self, word):
-        """[(id, first character, end)] of a word: the longest piece from the left each time, or [UNK] for all."""
-        found, start = [], 0
+    def longest_pieces(self, word: str) -> list[tuple[int, int, int]]:
+        """(id, start, end) of the pieces of a word, the longest from the left each time, or [UNK] for the whole."""
+        pieces, start = [], 0
         while start < len(word) <= LONGEST_WORD:
             for end in range(min(len(word), start + self.longest_piece), start, -1):
                 i = self.ids.get("##" * (start > 0) + word[start:end])
                 if i is not None:
                     break
             else:
-                found = []
+                pieces = []
                 break
-            found.append((i, start, end))
+            pieces.append((i, start, end))
             start = end
-        return found or [(self.ids["[UNK]"], 0, len(word))]
+        return pieces or [(self.ids["[UNK]"], 0, len(word))]
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join([self.token_bytes[i] for i in ids])
 
-    def decode(self, ids):
-        """Ids to text, with one space before each word and sign: what stood between them is not kept."""
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids to text, with one space between words and punctuation: the original white space is lost."""
         return self.decode_bytes(ids).decode().removeprefix(" ")
 
-    def chunk_starts(self, ids):
-        """Which tokens begin a word: (T,) ids -> (T,) bool. Special tokens, and the tokens after them, do."""
+    def chunk_starts(self, ids: Sequence[int]) -> np.ndarray:
+        """Which tokens begin a word: ids (T,) -> bool (T,). Special tokens, and the tokens after them, do."""
         ids = np.asarray(ids, dtype=np.int64)
         after = np.append(True, self.is_special[ids[:-1]])[:len(ids)]
         return ~self.continues[ids] | after
 
-    def save(self, path):
+    def save(self, path) -> None:
         """Write tokenizer.json, whole or not at all."""
         text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":")) + "\n"
         write_whole(path, lambda file: file.write(text.encode("utf-8")))
 
     @classmethod
-    def from_content(cls, content, path):
-        """The tokenizer that a tokenizer.json of kind FORMAT holds. Raises UserError when it is not a whole one."""
-        problem = find_problem(content)
-        if problem:
+    def from_content(cls, content: dict, path) -> "WordPiece":
+        """The tokenizer in the content of a tokenizer.json; path: of the file, for messages. Raises UserError."""
+        if problem := find_problem(content):
             raise UserError(f"{path}: not a whole list of word pieces ({problem}); fetch or prepare it again")
         return cls(content["tokens"], content["lowercase"], content["strip_accents"], content["split_chinese"])
 
 
-def find_problem(content):
-    """What is wrong with the content of a tokenizer file, in a few words; "" when nothing is."""
+def find_problem(content: dict) -> str:
+    """What is wrong with the content of a tokenizer file, in a few words; "" if nothing is."""
     if content.get("version") != 1:
         return f"version {content.get('version')} is not 1"
     for name in ("lowercase", "strip_accents", "split_chinese"):
@@ -184,13 +182,13 @@ def find_problem(content):
 
 
 @functools.cache
-def category(char):
-    """The two letters of a character's general category, as `tokenizers` has it."""
+def category(char: str) -> str:
+    """A character's general category (two letters, such as Po) in `tokenizers`."""
     return MOVED.get(char) or ("Lo" if LATER.match(char) else unicodedata.category(char))
 
 
-def words(text):
-    """(first, end) of the words and signs of a text without white space."""
+def words(text: str) -> list[tuple[int, int]]:
+    """(start, end) of the words and punctuation marks of a text without white space."""
     bounds = [0]
     for i, char in enumerate(text):
         if category(char)[0] == "P":
@@ -198,17 +196,17 @@ def words(text):
     return [(a, b) for a, b in itertools.pairwise([*bounds, len(text)]) if a < b]
 
 
-def decomposed(chars):
-    """The canonical decomposition (NFD) of (character, place) pairs.
+def decomposed(chars: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The canonical decomposition (NFD) of (character, position) pairs.
 
-    Where marks change their order, places do not: only how many characters came from each goes with them.
+    As in `tokenizers`, marks that change their order leave the order of positions as it was.
     """
     parts, group = [], 0
     for char, _ in chars:
         for nth, part in enumerate(char if LATER.match(char) else unicodedata.normalize("NFD", char)):
             mark = 0 if UNORDERED.match(part) else unicodedata.combining(part)
-            group += mark == 0  # marks are sorted behind the character that they are on
+            group += mark == 0  # marks are sorted after the character to which they belong
             parts.append((group, mark, part, nth == 0))
     parts.sort(key=lambda part: part[:2])
-    at = itertools.accumulate(is_first for *_, is_first in parts)
-    return [(part, chars[i - 1][1]) for (_, _, part, _), i in zip(parts, at)]
+    number = itertools.accumulate(is_first for *_, is_first in parts)
+    return [(part, chars[i - 1][1]) for (_, _, part, _), i in zip(parts, number)]
