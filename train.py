@@ -24,6 +24,7 @@ from nanoft.inspect.watch import Watch
 from nanoft.model import ModelConfig, check_model, make_model
 from nanoft.published.source import open_checkpoint
 from nanoft.text import prepare, vocabulary
+from nanoft.text.pairs import Pairs
 
 
 @dataclass
@@ -177,7 +178,7 @@ class Data:
     block_size: int
     make_batch: Callable
     masking: batches.Masking | None  # of an encoder
-    pairs: dict[str, batches.Pairs]  # of an encoder trained on pairs, for evaluation: the same pairs every time
+    pairs: dict[str, Pairs]  # of an encoder trained on pairs, for evaluation: the same pairs every time
 
     def evaluate(self, model, split, max_tokens, dist):
         """The metrics of a model on about max_tokens of a split, 0 = all."""
@@ -226,8 +227,8 @@ def open_data(cfg, dist):
     if cfg.objective == "mlm":
         make_batch = partial(batches.masked_batch, splits["train"], cfg.block_size, cfg.seed, masking=masking)
         return Data(folder, tokenizer, splits, cfg.block_size, make_batch, masking, {})
-    train = batches.Pairs(splits["train"], tokenizer, cfg.block_size, cfg.batch_size, cfg.seed, masking)
-    pairs = {name: batches.Pairs(splits[name], tokenizer, cfg.block_size, 8, batches.EVAL_SEED, masking)
+    train = Pairs(splits["train"], tokenizer, cfg.block_size, cfg.batch_size, cfg.seed, masking)
+    pairs = {name: Pairs(splits[name], tokenizer, cfg.block_size, 8, batches.EVAL_SEED, masking)
              for name in ("val", "test") if name in splits}
     return Data(folder, tokenizer, splits, cfg.block_size, train.batch, masking, pairs)
 

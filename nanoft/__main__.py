@@ -18,7 +18,7 @@ SCRIPTS = {  # name of the file: what it does
 }
 TOOLS = {  # name: (module with a main(), what it does)
     "prepare": ("nanoft.text.prepare", "make a data set, your own text too: prepare text --source=notes/,book.txt"),
-    "tokenizer": ("nanoft.bpe", "learn a tokenizer: tokenizer FILE... --vocab_size=8192 --out=tokenizer.json"),
+    "tokenizer": ("nanoft.text.learn", "learn a tokenizer: tokenizer FILE... --vocab_size=8192 --out=tokenizer.json"),
     "bins": ("nanoft.text.show_bin", "what a token file holds: bins data/wikitext/train.bin"),
     "model": ("nanoft.inspect.summary", "shapes, FLOPs, memory: model config/wikitext.py, or model out/wikitext"),
     "figures": ("nanoft.pages.data_report", "a page on a data set: figures data/sst2"),

@@ -14,18 +14,16 @@ import hashlib
 import heapq
 import itertools
 import json
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import regex
 import tiktoken
 
-from nanoft import UserError, config
-from nanoft.files import available_cores, map_ahead, progress_bar, read_blocks, write_whole
+from nanoft import UserError
+from nanoft.files import available_cores, map_ahead, progress_bar, write_whole
 from nanoft.pretokenize import COARSE, PATTERNS, batches, check_pattern, check_text
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|cls|>", "<|sep|>")
@@ -293,57 +291,3 @@ class Tokenizer:
         """Write tokenizer.json, whole or not at all."""
         text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":")) + "\n"
         write_whole(path, lambda file: file.write(text.encode("utf-8")))
-
-    @classmethod
-    def from_content(cls, content, path) -> "Tokenizer":
-        """The tokenizer in the content of a tokenizer.json; path: of the file, for messages. Raises UserError."""
-        problem = find_problem(content)
-        if problem:
-            raise UserError(f"{path}: not a nanoft tokenizer file ({problem}); prepare the data set again, or train "
-                            "one with python -m nanoft tokenizer")
-        return cls(content["pattern"], content["merges"], content["special_tokens"], content["byte_order"],
-                   content.get("ids"))
-
-
-def find_problem(content) -> str:
-    """What is wrong with the content of a tokenizer file, in a few words; "" if nothing is."""
-    if not isinstance(content, dict) or content.get("format") != "nanoft tokenizer":
-        return "the format line is missing"
-    if content.get("version") not in (1, 2):
-        return f"version {content.get('version')} is not 1 or 2"
-    try:
-        check_pattern(content["pattern"])
-        if sorted(content["byte_order"]) != list(range(256)):
-            return "byte_order is not the 256 bytes"
-        special = content["special_tokens"]
-        if (not {"<|endoftext|>", "</s>"} & set(special) or len(set(special)) != len(special)
-                or not all(map(str.encode, special))):
-            return "special_tokens are not different texts with <|endoftext|> among them"
-        table = [bytes([byte]) for byte in content["byte_order"]]
-        for a, b in content["merges"]:
-            if not (0 <= a < len(table) and 0 <= b < len(table)):
-                return f"merge {len(table) - 256} names a token that comes later"
-            table.append(table[a] + table[b])
-        if content["version"] == 2 and (
-                sorted([*content["ids"], *special.values()]) != list(range(len(content["ids"]) + len(special)))
-                or len(content["ids"]) != len(table)):
-            return "ids are not 0 to the last, each once"
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "" if len(set(table)) == len(table) else "two tokens have the same bytes"
-
-
-@dataclass
-class Options:
-    vocab_size: int = 8192  # number of ids: 256 bytes, merges, 5 special tokens
-    pattern: str = "gpt4"  # gpt4, gpt2, or a regular expression
-    processes: int = 0  # for counting words; 0 means one per core
-    out: str = "tokenizer.json"  # where the tokenizer goes
-
-
-def main():
-    cfg, files = config.load_tool(Options, "tokenizer FILE... --out=tokenizer.json")
-    start = time.perf_counter()
-    tokenizer = train(map(read_blocks, files), cfg.vocab_size, cfg.pattern, cfg.processes)
-    tokenizer.save(cfg.out)
-    print(f"{cfg.out}: {tokenizer.vocab_size:,} tokens learned in {time.perf_counter() - start:.1f} s")

@@ -12,6 +12,7 @@ from nanoft.bins import Tokens, write_split
 from nanoft.evaluate import masked_metrics
 from nanoft.model import BERT, CLASSIC, GPT, ModelConfig
 from nanoft.text import vocabulary
+from nanoft.text.pairs import Pairs
 
 TINY = dict(vocab_size=100, block_size=16, n_layer=2, n_head=4, n_embd=32, causal=False)
 
@@ -105,7 +106,7 @@ def test_a_tokenizer_without_a_mask_is_refused(tokenizer):
 
 def make_pairs(folder, tokenizer, documents, block_size=32, batch_size=4):
     tokens = write_split(folder, "train", documents, tokenizer)
-    return batches.Pairs(tokens, tokenizer, block_size, batch_size, 1, batches.masking(tokenizer, 0.15))
+    return Pairs(tokens, tokenizer, block_size, batch_size, 1, batches.masking(tokenizer, 0.15))
 
 
 def test_pairs_are_what_they_say(tmp_path, tokenizer):
@@ -140,7 +141,7 @@ def test_pairs_are_a_function_of_the_row_number(tmp_path, tokenizer):
 
 
 def test_padding_of_pairs_stays_small(train, tokenizer):
-    pairs = batches.Pairs(train, tokenizer, 64, 8, 1, batches.masking(tokenizer, 0.15))
+    pairs = Pairs(train, tokenizer, 64, 8, 1, batches.masking(tokenizer, 0.15))
     steps = [pairs.batch(step * 8 + np.arange(8))["mask"] for step in range(len(pairs.windows) // 8)]
     assert 1 - sum(m.sum() for m in steps) / sum(m.size for m in steps) < 0.05
 

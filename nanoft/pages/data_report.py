@@ -22,6 +22,7 @@ from nanoft.pages import text_statistics as statistics
 from nanoft.pages.html import escape, table, words, write
 from nanoft.tasks import collate, examples, features
 from nanoft.text import prepare, vocabulary
+from nanoft.text.pairs import Pairs
 
 MAX_TOKENS = 20_000_000  # of a split that are looked at
 LEARN_BYTES, MEASURE_BYTES = 2_000_000, 500_000  # of training and validation text for the vocabulary sizes
@@ -359,7 +360,7 @@ def show_windows(page, documents, tokenizer, block_size: int) -> None:
 def show_pairs(page, tokens: Tokens, tokenizer, block_size: int) -> None:
     """Two pairs of segments as objective=mlm_nsp makes them."""
     try:
-        pairs = batches.Pairs(tokens, tokenizer, block_size, 2, 0, batches.masking(tokenizer, 0.15))
+        pairs = Pairs(tokens, tokenizer, block_size, 2, 0, batches.masking(tokenizer, 0.15))
     except (UserError, KeyError):  # a single document, or a tokenizer without <|mask|>: no such objective either
         return
     batch = pairs.batch(np.arange(2))

@@ -13,6 +13,7 @@ from pathlib import Path
 from nanoft import UserError
 from nanoft.bpe import Tokenizer
 from nanoft.files import read_blocks, read_json
+from nanoft.pretokenize import check_pattern
 from nanoft.text import wordpiece
 from nanoft.text.wordpiece import WordPiece
 
@@ -30,7 +31,7 @@ def load(path: str | Path) -> Tokenizer | WordPiece:
         if isinstance(content, dict) and content.get("format") == wordpiece.FORMAT:
             return WordPiece.from_content(content, file)
         if not isinstance(content, dict) or content and "model" not in content:  # nanoft's, perhaps damaged
-            return Tokenizer.from_content(content, file)
+            return own_byte_level(content, file)
     options = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     if not isinstance(options, dict):
         raise UserError(f"{folder}/tokenizer_config.json: not a JSON object; fetch it again, or remove it")
@@ -61,6 +62,44 @@ def word_pieces(tokens: list[str], options: dict, path: Path) -> WordPiece:
         "split_chinese": options.get("tokenize_chinese_chars", True), "tokens": tokens}, path)
 
 
+def own_byte_level(content, path) -> Tokenizer:
+    """The tokenizer in the content of nanoft's tokenizer.json; path: of the file, for messages. Raises UserError."""
+    problem = find_problem(content)
+    if problem:
+        raise UserError(f"{path}: not a nanoft tokenizer file ({problem}); prepare the data set again, or train one "
+                        "with python -m nanoft tokenizer")
+    return Tokenizer(content["pattern"], content["merges"], content["special_tokens"], content["byte_order"],
+                     content.get("ids"))
+
+
+def find_problem(content) -> str:
+    """What is wrong with the content of a tokenizer file, in a few words; "" if nothing is."""
+    if not isinstance(content, dict) or content.get("format") != "nanoft tokenizer":
+        return "the format line is missing"
+    if content.get("version") not in (1, 2):
+        return f"version {content.get('version')} is not 1 or 2"
+    try:
+        check_pattern(content["pattern"])
+        if sorted(content["byte_order"]) != list(range(256)):
+            return "byte_order is not the 256 bytes"
+        special = content["special_tokens"]
+        if (not {"<|endoftext|>", "</s>"} & set(special) or len(set(special)) != len(special)
+                or not all(map(str.encode, special))):
+            return "special_tokens are not different texts with <|endoftext|> among them"
+        table = [bytes([byte]) for byte in content["byte_order"]]
+        for a, b in content["merges"]:
+            if not (0 <= a < len(table) and 0 <= b < len(table)):
+                return f"merge {len(table) - 256} names a token that comes later"
+            table.append(table[a] + table[b])
+        if content["version"] == 2 and (
+                sorted([*content["ids"], *special.values()]) != list(range(len(content["ids"]) + len(special)))
+                or len(content["ids"]) != len(table)):
+            return "ids are not 0 to the last, each once"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if len(set(table)) == len(table) else "two tokens have the same bytes"
+
+
 def byte_level(ids: dict[str, int], pairs: list[list[str]], path: Path) -> Tokenizer:
     """The tokenizer of GPT-2's or RoBERTa's files: {token: id}, and the merges. Raises UserError if they do not fit."""
     byte_order, names = byte_names()
@@ -79,7 +118,7 @@ def byte_level(ids: dict[str, int], pairs: list[list[str]], path: Path) -> Token
                "merges": merges, "special_tokens": special, "ids": ordered}
     if [*ordered, *special.values()] == [*range(len(ids))]:  # as in GPT-2, the order of learning
         content |= {"version": 1, "special_tokens": list(special), "ids": None}
-    return Tokenizer.from_content(content, path)
+    return own_byte_level(content, path)
 
 
 def byte_names() -> tuple[list[int], list[str]]:
