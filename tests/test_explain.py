@@ -68,16 +68,16 @@ def test_the_weights_give_the_outputs_of_the_fused_kernel(kind, monkeypatch):
     assert torch.allclose(maps.sum(-1), torch.ones(3, 2, 12), atol=1e-5)
 
 
-def test_weights_are_kept_only_where_they_are_asked_for(monkeypatch):
+def test_weights_are_recorded_only_where_they_are_asked_for(monkeypatch):
     model = classifier(causal=False)
     before = model.logits(text()[None])
-    with explain.attention_weights(model) as kept:
+    with explain.attention_weights(model) as recorded:
         inside = model.logits(text()[None])
-    assert len(kept) == 3 and torch.allclose(before, inside, atol=1e-5)
+    assert len(recorded) == 3 and torch.allclose(before, inside, atol=1e-5)
     with torch.no_grad(), monkeypatch.context() as patched:
         patched.setattr("torch.Tensor.softmax", None)  # of the explicit path; from here on the kernel does all
         after = model.logits(text()[None])
-    assert len(kept) == 3 and torch.allclose(after, before, atol=1e-5)
+    assert len(recorded) == 3 and torch.allclose(after, before, atol=1e-5)
 
 
 def test_rollout():
@@ -98,13 +98,13 @@ def test_gradients_are_those_of_the_embeddings(kind):
     model = classifier(**KINDS[kind])
     score, ids = scorer(model, 1), text()
     embedded = explain.embed(model.trunk, ids)
-    gradient = explain.gradients(model.trunk, score, embedded.read[None], ids)
-    scores = explain.scores_of(model.trunk, score, embedded.read[None], ids)
+    gradient = explain.gradients(model.trunk, score, embedded.x[None], ids)
+    scores = explain.score_embeddings(model.trunk, score, embedded.x[None], ids)
     assert torch.allclose(scores, model.logits(ids[None])[:, 1], atol=1e-5)
     double = model.double()
-    x = embedded.read.double()
+    x = embedded.x.double()
     step = 1e-2 * gradient[0].double() / gradient.norm()
-    ends = explain.scores_of(double.trunk, score, torch.stack((x - step, x + step)), ids)
+    ends = explain.score_embeddings(double.trunk, score, torch.stack((x - step, x + step)), ids)
     assert (ends[1] - ends[0]).item() / 2e-2 == pytest.approx(gradient.norm().item(), rel=0.01)
     assert torch.allclose(explain.saliency(gradient[0]).square().sum().sqrt(), gradient.norm())
 
@@ -116,13 +116,13 @@ def test_what_words_add_is_the_difference_of_the_scores(kind, tokenizer):
     base = explain.baseline(ids, tokenizer, model.cfg.causal)
     found = explain.integrated_gradients(model.trunk, scorer(model, 1), ids, base, steps=100)
     assert found.score == pytest.approx(model.logits(ids[None])[0, 1].item(), abs=1e-5)
-    assert found.base == pytest.approx(model.logits(base[None])[0, 1].item(), abs=1e-5)
-    assert found.delta == pytest.approx(found.tokens.sum().item() - (found.score - found.base), abs=1e-6)
-    assert abs(found.delta) < 0.01 * abs(found.score - found.base)
+    assert found.baseline == pytest.approx(model.logits(base[None])[0, 1].item(), abs=1e-5)
+    assert found.delta == pytest.approx(found.attributions.sum().item() - (found.score - found.baseline), abs=1e-6)
+    assert abs(found.delta) < 0.01 * abs(found.score - found.baseline)
     embedded = explain.embed(model.trunk, ids)
-    gradient = explain.gradients(model.trunk, scorer(model, 1), embedded.read[None], ids)
+    gradient = explain.gradients(model.trunk, scorer(model, 1), embedded.x[None], ids)
     product = explain.input_x_gradient(embedded, gradient[0])
-    assert product.sum().item() == pytest.approx((embedded.read * gradient[0]).sum().item(), abs=1e-4)
+    assert product.sum().item() == pytest.approx((embedded.x * gradient[0]).sum().item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["n-grams", "classic n-grams"])
@@ -138,23 +138,24 @@ def test_an_n_gram_credits_the_words_it_is_made_of(kind):
         total = total + trunk.types.weight[0]
     if trunk.positions is not None:
         total = total + trunk.positions.weight[:6]
-    assert torch.allclose(embedded.read, trunk.norm_in(total), atol=1e-5)
+    assert torch.allclose(embedded.x, trunk.norm_in(total), atol=1e-5)
     without = total - trunk.grams(rows).sum(1)
     rest = explain.share_of_norm(trunk.norm_in, without, total) + embedded.grams.sum(1)
     bias = getattr(trunk.norm_in, "bias", None)
-    assert torch.allclose(rest + (0 if bias is None else bias), embedded.read, atol=1e-5)
+    assert torch.allclose(rest + (0 if bias is None else bias), embedded.x, atol=1e-5)
     # only the last token's longest n-gram has a gradient: its credit goes to the n tokens it ends with, evenly
     gradient = torch.zeros(6, 32)
     gradient[5] = embedded.grams[5, -1]
     grams = torch.zeros_like(embedded.grams)
     grams[5, -1] = embedded.grams[5, -1]
-    tokens = explain.by_token(grams.sum(1), grams, gradient)
+    tokens = explain.token_attributions(grams.sum(1), grams, gradient)
     wanted = torch.zeros(6).double()
     wanted[6 - n_gram:] = gradient[5].square().sum() / n_gram
     assert torch.allclose(tokens, wanted, atol=1e-5)
     first = torch.zeros_like(grams)
     first[0] = 1.0  # no token stands before the first: all its n-grams are its own
-    assert explain.by_token(first.sum(1), first, torch.ones(6, 32)).tolist() == [32.0 * (n_gram - 1), 0, 0, 0, 0, 0]
+    tokens = explain.token_attributions(first.sum(1), first, torch.ones(6, 32))
+    assert tokens.tolist() == [32.0 * (n_gram - 1), 0, 0, 0, 0, 0]
 
 
 def test_a_word_without_effect_adds_nothing(tokenizer):
@@ -163,12 +164,13 @@ def test_a_word_without_effect_adds_nothing(tokenizer):
     model.task["pool"] = "cls"
     ids = text()
     found = explain.integrated_gradients(model.trunk, scorer(model, 0), ids, explain.baseline(ids, tokenizer, True))
-    assert found.tokens[0].abs() > 1e-3 and torch.allclose(found.tokens[1:], torch.zeros(11).double(), atol=1e-7)
+    first, *others = found.attributions.tolist()
+    assert abs(first) > 1e-3 and others == pytest.approx([0] * 11, abs=1e-7)
 
 
 @pytest.fixture(scope="module")
 def trained(tokenizer):
-    """A classifier that has learned which of two words is in a text, its accuracy 1, and 20 texts with their places."""
+    """A classifier that has learned which of two words is in a text, its accuracy 1; 20 texts, labels, positions."""
     task = {"kind": "classify", "labels": ["five", "six"], "head_dropout": 0.0, "label_smoothing": 0.0, "pool": "mean"}
     torch.manual_seed(1)
     model = TaskModel(ModelConfig(**SHAPE | dict(causal=False, n_layer=1)), task)  # more of it would be too sure
@@ -177,8 +179,8 @@ def trained(tokenizer):
     filler = torch.tensor([tokenizer.encode(f" {word}")[0] for word in ("one", "two", "three", "four", "seven", "ten")])
     ids = filler[torch.randint(len(filler), (512, 14))]
     ids[:, 0], ids[:, -1] = cls, sep
-    places, labels = torch.randint(1, 13, (512,)), torch.randint(2, (512,))
-    ids[torch.arange(512), places] = torch.where(labels == 0, five, six)
+    positions, labels = torch.randint(1, 13, (512,)), torch.randint(2, (512,))
+    ids[torch.arange(512), positions] = torch.where(labels == 0, five, six)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
     for step in range(100):
         some = torch.arange(step * 64, step * 64 + 64) % 512
@@ -188,16 +190,16 @@ def trained(tokenizer):
         optimizer.step()
     model.eval().requires_grad_(False)
     assert (model.logits(ids).argmax(-1) == labels).all()
-    return model, ids[:20], labels[:20], places[:20]
+    return model, ids[:20], labels[:20], positions[:20]
 
 
 def test_fifty_points_are_enough_and_the_deciding_word_gets_the_credit(trained, tokenizer):
-    model, texts, labels, places = trained
-    for ids, label, place in zip(texts, labels.tolist(), places.tolist()):
+    model, texts, labels, positions = trained
+    for ids, label, position in zip(texts, labels.tolist(), positions.tolist()):
         found = explain.integrated_gradients(model.trunk, scorer(model, label), ids,
                                              explain.baseline(ids, tokenizer, False), steps=50)
-        assert abs(found.delta) < 0.01 * abs(found.score - found.base)
-        assert found.tokens.argmax() == place
+        assert abs(found.delta) < 0.01 * abs(found.score - found.baseline)
+        assert found.attributions.argmax() == position
 
 
 def test_the_baseline(tokenizer):
@@ -216,24 +218,24 @@ def test_captum_says_the_same(kind, tokenizer):
     trunk, ids, k = model.trunk, text(16), 2
     base, score = explain.baseline(ids, tokenizer, model.cfg.causal), scorer(model, k)
     now, before = explain.embed(trunk, ids), explain.embed(trunk, base)
-    gradient = explain.gradients(trunk, score, now.read[None], ids)
+    gradient = explain.gradients(trunk, score, now.x[None], ids)
 
     def forward(ids):
         return model.logits(ids)
 
     product = captum.LayerGradientXActivation(forward, trunk.norm_in).attribute(ids[None], target=k)[0]
-    plain = product / now.read  # captum's product, taken apart again
+    plain = product / now.x  # captum's product, taken apart again
     assert torch.allclose(explain.saliency(gradient[0]), plain.norm(dim=-1), atol=1e-5)
     integrated = captum.LayerIntegratedGradients(forward, trunk.norm_in).attribute(
         ids[None], base[None], target=k, n_steps=50, method="gausslegendre")[0].detach()
     if model.cfg.n_gram == 1:  # captum knows nothing of n-grams' parts
-        ours = explain.integrated_gradients(trunk, score, ids, base, steps=50).tokens.float()
+        ours = explain.integrated_gradients(trunk, score, ids, base, steps=50).attributions.float()
         assert_same(ours, integrated.sum(-1))
         assert_same(explain.input_x_gradient(now, gradient[0]).float(), product.sum(-1).detach())
     else:
         ours = explain.integrated_gradients(trunk, score, ids, base, steps=50)
-        assert ours.tokens.sum().item() == pytest.approx(integrated.sum().item(), abs=1e-5)
-    assert now.read.shape == before.read.shape
+        assert ours.attributions.sum().item() == pytest.approx(integrated.sum().item(), abs=1e-5)
+    assert now.x.shape == before.x.shape
 
     def on_embeddings(x):
         hook = trunk.norm_in.register_forward_hook(lambda module, args, out: x)
@@ -242,7 +244,7 @@ def test_captum_says_the_same(kind, tokenizer):
         finally:
             hook.remove()
 
-    theirs = captum.Saliency(on_embeddings).attribute(now.read[None].clone().requires_grad_(), target=k, abs=False)[0]
+    theirs = captum.Saliency(on_embeddings).attribute(now.x[None].clone().requires_grad_(), target=k, abs=False)[0]
     assert torch.allclose(gradient[0], theirs, atol=1e-5)
     assert_same(explain.saliency(gradient[0]), theirs.norm(dim=-1))
 
@@ -271,7 +273,7 @@ def test_the_last_layer_of_the_lens_is_the_model(kind):
         wanted = model.head(model.trunk.norm_out(model.trunk.norm_in(embedding(model.trunk, ids))))
     else:
         assert torch.allclose(logits[-1], model.word_logits(model.hidden(ids[None])[0])[:, :290], atol=1e-5)
-        wanted = model.word_logits(model.trunk.norm_out(explain.embed(model.trunk, ids).read))
+        wanted = model.word_logits(model.trunk.norm_out(explain.embed(model.trunk, ids).x))
     assert torch.allclose(logits[0], wanted[:, :290], atol=1e-5)
     assert not torch.allclose(logits[1], logits[2], atol=1e-2)
     assert torch.allclose(explain.logit_lens(model, ids, [3, 7]), logits[:, [3, 7]], atol=1e-5)

@@ -23,7 +23,7 @@ OPTIONS = {
     "classify": [f"--text={TEXT}"], "multi": [f"--text={TEXT}"], "regress": [f"--text={TEXT}", "--pair=eight nine"],
     "pair": [f"--text={TEXT}", "--pair=eight nine"], "tag": [f"--text={TEXT}"],
     "answer": ["--question=which one", f"--context={TEXT * 9}"], "gpt": [f"--prompt={TEXT}", "--max_new_tokens=3"],
-    "gaps": ["--prompt=one <|mask|> three <|mask|>"],
+    "masks": ["--prompt=one <|mask|> three <|mask|>"],
 }
 
 
@@ -38,7 +38,7 @@ def runs(tmp_path_factory, tokenizer):
     TASKS["pair"] = ({"labels": ["no", "yes"]}, None)
     folders = {}
     for name in OPTIONS:
-        if name in ("gpt", "gaps"):
+        if name in ("gpt", "masks"):
             torch.manual_seed(0)
             fields = dict(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=32)
             model = (GPT if name == "gpt" else BERT)(ModelConfig(**fields, causal=name == "gpt"))
@@ -78,13 +78,13 @@ def test_a_page_for_every_kind_of_model(explained, name):
     # what was explained, and how well
     for part in ("Integrated gradients", "Input x gradient", "Saliency", "Attention rollout", "Neighbours"):
         assert part in page
-    assert ("Logit lens" in page) == (name in ("gpt", "gaps"))
+    assert ("Logit lens" in page) == (name in ("gpt", "masks"))
     assert page.count("<button") == 2 * 2 + 1 and 'alt="layer 2, head 2"' in page
     scores = re.findall(r"convergence delta ([-+.\de]+), [\d.]+% of the difference \(20 steps[^)]*\)", printed)
-    assert len(scores) == page.count("(convergence delta") >= (2 if name == "gaps" else 1)
+    assert len(scores) == page.count("(convergence delta") >= (2 if name == "masks" else 1)
     assert f"index.html{', words.png, attention.png, rollout.png' if plots.can_draw() else ''}" in printed
     pngs = {path.name for path in folder.iterdir()} - {"index.html"}
-    wanted = {"words.png", "attention.png", "rollout.png"} | ({"lens.png"} if name in ("gpt", "gaps") else set())
+    wanted = {"words.png", "attention.png", "rollout.png"} | ({"lens.png"} if name in ("gpt", "masks") else set())
     assert pngs == (wanted if plots.can_draw() else set())
     assert all((folder / png).read_bytes().startswith(b"\x89PNG") for png in pngs)
 
@@ -122,11 +122,11 @@ def test_chinese_is_shown_as_characters(explained, tokenizer):
 def test_tokens_of_a_character_are_together(tokenizer):
     single = bpe.Tokenizer("gpt4", [])  # a token is a byte
     ids = torch.tensor([*"aé中".encode(), 0xE4, 0xB8, single.special["<|sep|>"], 0xFF, 0x62])
-    units = targets.units_of(ids, single)
+    units = targets.text_units(ids, single)
     assert units == [("a", [0]), ("é", [1, 2]), ("中", [3, 4, 5]), ("\ufffd", [6, 7]), ("<|sep|>", [8]),
                      ("\ufffd", [9]), ("b", [10])]
     maps = np.random.default_rng(0).dirichlet(np.ones(11), size=(2, 11))  # (2, 11, 11)
-    together = targets.merged(maps, units)
+    together = targets.unit_maps(maps, units)
     assert together.shape == (2, 7, 7) and np.allclose(together.sum(-1), 1)
     assert together[1, 2, 1] == pytest.approx(maps[1, 3:6, 1:3].sum(-1).mean())
 
@@ -141,20 +141,20 @@ def test_long_texts_are_drawn_in_part_and_it_is_said(explained):
     page, _, _ = explained("gpt", f"--prompt={text * 4}", "--max_new_tokens=2")
     assert "tokens no longer fit" in page
     page, _, _ = explained("classify", f"--text={text * 4}")  # BASE takes windows
-    assert re.search(r"Piece \d of \d", page)
+    assert re.search(r"Window \d of \d", page)
 
 
 def test_rows_of_a_part_still_add_up():
     maps = np.random.default_rng(0).dirichlet(np.ones(9), size=(2, 3, 9))
-    drawn = explain_page.Drawn([(str(i), [i]) for i in range(9)], 4, 7, [0], [0])
-    part = explain_page.cut_map(maps, drawn)
+    view = explain_page.View([(str(i), [i]) for i in range(9)], 4, 7, [0], [0])
+    part = view.crop(maps)
     assert part.shape == (2, 3, 3, 4) and np.allclose(part.sum(-1), 1)
     assert np.allclose(part[..., :3], maps[:, :, 4:7, 4:7])
 
 
 def test_a_map_is_a_picture_whose_opacity_is_the_root_of_the_weight():
     weights = np.array([[0, 0.25, 1.0], [0.5, 0.01, 0.0]])
-    png = b64decode(explain_page.image(weights).partition(",")[2])
+    png = b64decode(explain_page.map_image(weights).partition(",")[2])
     assert png[:8] == b"\x89PNG\r\n\x1a\n" and png[16:24] == bytes([0, 0, 0, 3, 0, 0, 0, 2])
     data = png[png.index(b"IDAT") + 4:png.index(b"IEND") - 8]
     rows = np.frombuffer(zlib.decompress(data), dtype=np.uint8).reshape(2, 13)
@@ -169,11 +169,12 @@ def test_filters_of_layers_and_heads(explained):
 @pytest.mark.parametrize("options, words", [
     (["--layers=3"], "layers 1 to 2"), (["--heads=0"], "heads 1 to 2"), (["--layers=one"], "layers=one"),
     (["--drawn_tokens=0"], "drawn_tokens"), (["--ig_steps=0"], "ig_steps"), (["--pseudo_perplexity"], "explain"),
-    (["--output={run}/best.pt"], "folder"), (["--prompt=no gap"], "<|mask|>"),
+    (["--output={run}/best.pt"], "folder"), (["--prompt=no mask"], "<|mask|>"),
 ])
 def test_what_cannot_be_explained_is_refused(explained, runs, tmp_path, options, words):
+    options = [option.replace("{run}", str(runs["masks"])) for option in options]
     with pytest.raises(UserError, match=re.escape(words)):
-        explained("gaps", "--prompt=one <|mask|>", *[option.replace("{run}", str(runs["gaps"])) for option in options])
+        explained("masks", "--prompt=one <|mask|>", *options)
     assert not (tmp_path / "page").exists()
 
 

@@ -77,7 +77,7 @@ def test_every_weight_is_there_and_every_edge_leads_somewhere(name):
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert shapes(nodes["trunk/blocks.1/mlp/proj"]) == [(2, 16, 8)] and nodes["trunk/blocks.1/mlp/proj"].op == "linear"
     assert shapes(nodes["trunk/blocks.0/attn/view"]) == [(2, 16, 2, 4)]
-    assert "trunk/blocks.0/attn/attention/scaled_dot_product_attention" in nodes
+    assert "trunk/blocks.0/attn/scaled_dot_product_attention" in nodes
 
 
 def test_a_tied_weight_is_shown_where_it_is_used():

@@ -1,6 +1,9 @@
 """What TensorBoard gets of a fine-tuned model: curves, the confusion matrix, the hardest mistakes, the projector."""
 
+import html
 import random
+import re
+import shutil
 import zlib
 
 import numpy as np
@@ -12,7 +15,8 @@ from test_story_train import load, losses, result
 from test_watch import scalar, text, written
 
 import finetune
-from nanoft.inspect.mistakes import FONT, confusion_picture, mistakes, one_against_the_rest, png
+from nanoft.inspect.mistakes import FONT, confusion_picture, mistakes_table, one_against_the_rest, png, worst_rows
+from nanoft.pages import run_report
 
 OF_KIND = {  # what TensorBoard gets beside f1/, and the classes of pr/
     "classify": (["bad", "fine", "good"], True), "several": (["cats", "dogs"], False), "pair": (["no", "yes"], True),
@@ -101,21 +105,63 @@ def test_nothing_changes_without_and_only_the_first_process_writes(home, tmp_pat
 TASK = {"kind": "classify", "labels": ["a", "b"]}
 
 
-def test_mistakes_come_with_how_sure_the_model_was():
-    rows = [{"text": text, "label": label} for text, label in (("one", "a"), ("two", "b"), ("three", "a"))]
-    found = [{"prediction": "b", "probabilities": {"a": 1 - p, "b": p}} for p in (0.9, 0.8, 0.6)]
-    assert list(mistakes(TASK, rows, found)) == [(0.9, "one", "a", "b"), (0.6, "three", "a", "b")]
-    several = [{"text": "x", "labels": ["a"]}, {"text": "y", "labels": []}]
-    found = [{"prediction": [], "probabilities": {"a": p, "b": 0.1}} for p in (0.2, 0.1)]
-    assert list(mistakes(TASK | {"multi_label": True}, several, found)) == [(0.8, "x", "a", "")]
-    tags = [{"words": ["in", "Rome", "now"], "tags": ["O", "B-x", "O"]}]
-    assert list(mistakes({"kind": "tag"}, tags, [{"prediction": ["O", "O", "O"]}])) == [
-        (1, "in Rome now", "Rome: B-x", "Rome: O")]
-    answers = [{"question": "q", "answers": [{"text": "the 41"}]}, {"question": "r", "answers": []}]
-    assert not list(mistakes({"kind": "answer"}, answers, [{"prediction": "41", "probability": 0.5},
-                                                           {"prediction": "", "probability": 0.0}]))
-    numbers = [{"text": "t", "label": 3.0}]
-    assert list(mistakes({"kind": "regress"}, numbers, [{"prediction": 1.5}])) == [(1.5, "t", 3.0, 1.5)]
+def test_the_worst_come_first():
+    guesses = [("a", "a", 0.9), ("a", "b", 0.4), ("b", "a", 0.02), ("a", "b", 0.3)]
+    rows = [{"text": f"text {i}", "label": truth} for i, (truth, _, _) in enumerate(guesses)]
+    found = [{"prediction": guess, "probabilities": {truth: p, "b" if truth == "a" else "a": 1 - p}}
+             for truth, guess, p in guesses]
+    worst = worst_rows(TASK, rows, found)
+    assert worst == [(0.98, 2, "text 2", "b", "a"), (0.7, 3, "text 3", "a", "b"), (0.6, 1, "text 1", "a", "b")]
+    assert worst_rows(TASK, rows[:1], found[:1]) == []
+    assert mistakes_table(TASK, worst)[1][0] == ("2", "text 2", "b", "a", "0.980")
+    numbers = [{"text": "t", "label": 1.0}] * 3
+    worst = worst_rows({"kind": "regress"}, numbers, [{"prediction": p} for p in (1.5, 9.0, 1.0)])
+    assert worst == [(8.0, 1, "t", "1", "9"), (0.5, 0, "t", "1", "1.5")]
+    pairs = [{"prompt": "p", "response": "r"}, {"prompt": "q", "response": "s"}]
+    worst = worst_rows({"kind": "generate"}, pairs, [{"nats": 2.0, "tokens": 4}, {"nats": 3.0, "tokens": 2}])
+    assert worst == [(1.5, 1, "q", "s", ""), (0.5, 0, "p", "r", "")]
+
+
+def test_several_mistakes_of_a_row_add_up():
+    several = [{"text": "x", "labels": ["a"]}, {"text": "y", "labels": []}, {"text": "z", "labels": ["a"]}]
+    found = [{"prediction": guess, "probabilities": {"a": a, "b": b}}
+             for guess, a, b in (([], 0.2, 0.1), ([], 0.1, 0.1), (["b"], 0.2, 0.7))]
+    worst = worst_rows(TASK | {"multi_label": True}, several, found)
+    assert worst == [(pytest.approx(1.5), 2, "z", "a", "b"), (0.8, 0, "x", "a", "none")]
+    tags = {"words": ["in", "Rome", "now"], "tags": ["O", "B-x", "O"]}
+    found = {"prediction": ["O", "O", "B-x"], "probabilities": [0.9, 0.75, 0.5]}
+    assert worst_rows({"kind": "tag"}, [tags], [found]) == [
+        (1.25, 0, "in Rome now", "Rome: B-x, now: O", "Rome: O, now: B-x")]
+    del tags["words"]
+    assert worst_rows({"kind": "tag"}, [tags], [found]) == [(1.25, 0, "", "word 2: B-x, word 3: O",
+                                                             "word 2: O, word 3: B-x")]
+
+
+def test_an_answer_is_as_wrong_as_its_f1_is_low():
+    rows = [{"question": "q", "answers": [{"text": "the 41"}]}, {"question": "r", "answers": []},
+            {"question": "s", "answers": [{"text": "two cats"}, {"text": "2"}]}, {"question": "t", "answers": []}]
+    found = [{"prediction": guess, "probability": p}
+             for guess, p in (("41", 0.5), ("", 0.0), ("cats", 0.5), ("x", 0.5))]
+    assert worst_rows({"kind": "answer"}, rows, found) == [
+        (1.5, 3, "t", "no answer", "x"), (pytest.approx(0.5), 2, "s", "two cats / 2", "cats")]
+
+
+@pytest.mark.parametrize("name", OF_KIND)
+def test_the_report_shows_the_same_mistakes(name, home, tmp_path, call):
+    """TensorBoard's table of the only evaluation, and the report's of the same weights and rows."""
+    shutil.copytree(home / name, tmp_path / "data")
+    (tmp_path / "data" / "test.jsonl").unlink()
+    call(finetune, *options(home, name, tmp_path / "run"), f"--data={tmp_path / 'data'}", "--max_steps=2",
+         "--watch_interval=1")
+    call(run_report, tmp_path / "run")
+    page = html.unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    shown = page.partition("Furthest from the truth (val)</h2>")[2].partition("</table>")[0].split("<tr>")[1:]
+    shown = [re.split("<t[hd][^>]*>", line)[1:] for line in shown]
+    table = html.unescape(text(written(tmp_path / "run"), "hardest mistakes"))
+    logged = [line.strip("| ").split(" | ") for line in table.splitlines() if not line.startswith("|---")]
+    assert len(logged) == len(shown) > 3
+    for ours, theirs in zip(logged, shown):
+        assert [" ".join(cell.split()) for cell in theirs if cell.strip()] == [cell for cell in ours if cell]
 
 
 def test_a_curve_is_of_the_classs_own_probability():

@@ -1,5 +1,6 @@
-"""The model's summary: parameters, FLOPs against torch's own counter, and what autograd really keeps."""
+"""The model's summary: parameters, FLOPs against torch's own counter, and what autograd really saves."""
 
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
+from nanoft import UserError, checkpoint
 from nanoft.inspect import summary
 from nanoft.model import CLASSIC, ModelConfig, make_model
 from nanoft.tasks.heads import TaskModel
@@ -33,19 +35,19 @@ def test_figures_are_those_of_the_real_model(name):
     torch.manual_seed(0)
     rows, totals = summary.summarize(SHAPES[name], CFG)
     model = make_model(SHAPES[name])
-    batch = summary.example(model, 4, 64, CFG)
+    batch = summary.example_batch(model, 4, 64, CFG)
     with sdpa_kernel(SDPBackend.MATH):  # the counter does not know the fused kernel of processors
         with FlopCounterMode(display=False) as forward:
             loss = model(**batch).sum()
         with FlopCounterMode(display=False) as backward:
             loss.backward()
-    outputs, kept = summary.run(model, batch, torch.device("cpu"), torch.float32)
+    outputs, saved = summary.forward(model, batch, torch.device("cpu"), torch.float32)
     assert totals["parameters"] == sum(p.numel() for p in model.parameters()) == sum(row[3] for row in flat(rows))
     assert totals["flops"] * 4 * 64 == pytest.approx(forward.get_total_flops(), rel=0.01)
     assert 3 * totals["flops"] * 4 * 64 == pytest.approx(
         forward.get_total_flops() + backward.get_total_flops(), rel=0.01)
     assert sum(row[4] for row in flat(rows)) == pytest.approx(totals["flops"])
-    assert totals["activations"] == kept.total() == sum(row[5] for row in flat(rows)) > 0
+    assert totals["activations"] == saved.total() == sum(row[5] for row in flat(rows)) > 0
     assert next(row[1] for row in rows if row[0] == "block 1") == (4, 64, 64)
 
 
@@ -63,10 +65,10 @@ class Both(torch.nn.Module):
         return (self.a(x).relu() + self.b(x).relu()).sum()
 
 
-def test_what_is_kept_counts_once():
-    outputs, kept = summary.run(Both(), {"x": torch.ones(5, 8)}, torch.device("cpu"), torch.float32)
+def test_what_is_saved_counts_once():
+    outputs, saved = summary.forward(Both(), {"x": torch.ones(5, 8)}, torch.device("cpu"), torch.float32)
     assert outputs["a"].shape == (5, 16)
-    assert kept == {"a": 4 * 5 * 8, "": 2 * 4 * 5 * 16}  # x, which b needs too; the results of both relu
+    assert saved == {"a": 4 * 5 * 8, "": 2 * 4 * 5 * 16}  # x, which b needs too; the results of both relu
 
 
 def test_memory_of_the_optimizers():
@@ -116,6 +118,21 @@ def test_the_command(corpus, tmp_path, call, capsys):
     assert "block 1" in run("nanoft model", "config/wikitext.py").stdout  # whose other options are passed over
     bad = run("nanoft model", "config/wikitext.py", "--n_lyer=3", check=False)
     assert bad.returncode == 2 and "did you mean n_layer" in bad.stderr
+
+
+def test_a_run_made_on_another_device_is_described_here(tmp_path, monkeypatch, call, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    shape = SHAPES["gpt"]
+    for device in ("cuda", "cpu"):
+        checkpoint.save(tmp_path / f"{device}.pt", {"model": make_model(shape).state_dict(), "step": 1, "config": {
+            "device": device, "dtype": "bfloat16"}, "model_config": asdict(shape)})
+        call(summary, tmp_path / f"{device}.pt")
+    assert summary.from_run(tmp_path / "cuda.pt")[1].device == "auto"
+    out, err = capsys.readouterr()
+    assert "device=cuda is not available here" in err and "products in bfloat16" in out
+    assert out[:len(out) // 2] == out[len(out) // 2:]
+    with pytest.raises(UserError, match="device=cuda is not available"):  # asked for on the command line
+        call(summary, "--device=cuda")
 
 
 def test_the_options_are_those_of_train():

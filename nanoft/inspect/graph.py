@@ -1,24 +1,28 @@
-"""The graph of a model for TensorBoard: every operation of one forward pass, with what flows between them.
+"""The graph of a model for TensorBoard: every operation of one forward pass, and which tensors it reads and makes.
 
-torch's own tracers are not needed: a function mode is told of each call on tensors, and module hooks of where in the
-model it happens. The result is TensorFlow's GraphDef, a list of nodes with name, operation, inputs and attributes. A
-slash in a name makes a box, so the boxes are the modules by the names that their weights have (trunk/blocks.0/attn/q),
-and inside them the functions of nanoft that were called (attention, rotate, token_loss). Weights are no nodes but
-attributes of the operation that uses them, which also shows a tied weight twice.
+The result is TensorFlow's GraphDef: nodes with a name, an operation, inputs and attributes. TensorBoard draws a box for
+each part of a name before a slash. So the boxes are the modules, by the names that their weights have
+(trunk/blocks.0/attn/q), and inside them the functions of nanoft that were called (rotate, token_loss). A weight is not
+a node but an attribute of the operation that uses it; a tied weight appears at both.
+
+torch tells a function mode of each call on tensors; the Python frames above the call tell in which module and functions
+of nanoft it happens.
 """
 
 import re
 import sys
-from contextlib import contextmanager
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 HERE = str(Path(__file__).parents[1])
 
 
-def graph_of(model, batch):
+def graph_of(model: nn.Module, batch: dict):
     """The GraphDef of model(**batch), computed once in evaluation mode. batch: {name: tensor}."""
     from tensorboardX.proto.graph_pb2 import GraphDef
     from tensorboardX.proto.versions_pb2 import VersionDef
@@ -26,94 +30,77 @@ def graph_of(model, batch):
     trace = Trace(model, batch)
     training = model.training
     model.eval()
-    with torch.no_grad(), trace.watching(model), trace:
+    with torch.no_grad(), trace:
         out = model(**batch)
     model.train(training)
     trace.node("loss", "output", [trace.source(out)], out)
-    trace.alive.clear()
-    trace.boxes.clear()  # frames lead back to here, so nothing would be freed
+    trace.made.clear()
+    trace.boxes.clear()  # frames refer back to the trace, so nothing would be freed
     return GraphDef(node=trace.nodes, versions=VersionDef(producer=22))
 
 
 class Trace(TorchFunctionMode):
-    """Writes down a node for each call of torch that gives tensors."""
+    """Adds a node for each call of torch that returns tensors."""
 
-    def __init__(self, model, batch):
+    def __init__(self, model: nn.Module, batch: dict):
         super().__init__()
-        self.nodes, self.uses = [], {}       # the nodes; how often a name was asked for
-        self.made, self.alive = {}, []       # id of a tensor -> the name of its node; all, so that no id comes twice
-        self.module, self.boxes = [], {}     # the modules we are in, innermost last; frame of a function -> its box
+        self.nodes, self.uses = [], Counter()  # the nodes; how often each name was asked for
+        self.made = {}    # id of a tensor: (its name, the tensor itself, so that no other gets the same id)
+        self.boxes = {}   # frame of a function: the name of its box
+        self.modules = {module: boxed(name) for name, module in model.named_modules()}
         self.weights = {id(p): name for name, p in model.named_parameters()}
         self.buffers = {id(b): name for name, b in model.named_buffers()}
         for name, tensor in batch.items():
             self.node(name, "input", [], tensor)
-
-    @contextmanager
-    def watching(self, model):
-        """While this lasts, self.module tells where in the model the computation is."""
-        hooks = []
-        for name, module in model.named_modules():
-            if name:
-                hooks += [module.register_forward_pre_hook(lambda module, _, name=name: self.enter(module, name)),
-                          module.register_forward_hook(lambda *_: self.leave())]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def enter(self, module, name):
-        self.module.append((module, boxed(name)))
-
-    def leave(self):
-        self.module.pop()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func.__name__.strip("_")
         given = list(flat((args, kwargs)))
-        if name == "setitem" or func.__name__ == name + "_":  # in place: what it changes is what it gives
+        if name == "setitem" or func.__name__ == name + "_":  # in place: it returns what it changes
             result = [args[0]]
         else:  # x.float() of a float is x itself, which is no operation
-            result = [x for x in flat(out) if isinstance(x, torch.Tensor) and not any(x is y for y in given)]
+            result = [x for x in flat(out) if isinstance(x, Tensor) and not any(x is y for y in given)]
         if result and name != "get":
-            tensors = [x for x in given if isinstance(x, torch.Tensor)]
+            tensors = [x for x in given if isinstance(x, Tensor)]
             used = {self.weights[id(x)]: x for x in tensors if id(x) in self.weights}
             settings = [repr(x) for x in given if isinstance(x, (bool, int, float)) or x is Ellipsis]
-            self.node(self.place(name), name, [self.source(x) for x in tensors if id(x) not in self.weights], *result,
+            self.node(self.path(name), name, [self.source(x) for x in tensors if id(x) not in self.weights], *result,
                       weights=used, settings=", ".join(settings))
         return out
 
-    def place(self, operation):
-        """The name of an operation's node: the boxes it lies in, and its own."""
-        module, path = self.module[-1] if self.module else (None, "")
+    def path(self, operation: str) -> str:
+        """The name of an operation's node: its module, the functions inside that, and its own name."""
+        frame: Any = sys._getframe(2)
+        functions = []  # from the inside out
+        while not isinstance(module := frame.f_locals.get("self"), nn.Module):
+            if frame.f_code.co_filename.startswith(HERE) and frame.f_code.co_name[0] not in "<_":  # <lambda>
+                functions.append(frame)
+            frame = frame.f_back
+        name = self.modules[module]
         if type(module).__module__.startswith(("torch.nn", "nanoft.kernels")):  # the module is the node
-            return path
-        functions, frame = [], sys._getframe(2)
-        while not frame.f_code.co_filename.startswith(HERE):  # torch's own functions
-            frame = frame.f_back
-        while frame.f_code.co_filename.startswith(HERE) and "self" not in frame.f_locals:
-            if frame.f_code.co_name[0] not in "<_":  # <lambda>
-                if frame not in self.boxes:
-                    self.boxes[frame] = self.unique("/".join(filter(None, (path, frame.f_code.co_name))))
-                functions.insert(0, self.boxes[frame].rpartition("/")[2])
-            frame = frame.f_back
-        return "/".join(filter(None, (path, *functions, operation)))
+            return name
+        boxes = []
+        for frame in functions:
+            if frame not in self.boxes:
+                self.boxes[frame] = self.unique("/".join(filter(None, (name, frame.f_code.co_name))))
+            boxes.insert(0, self.boxes[frame].rpartition("/")[2])
+        return "/".join(filter(None, (name, *boxes, operation)))
 
-    def unique(self, name):
-        """The name, or with a number where it is taken."""
-        self.uses[name] = self.uses.get(name, 0) + 1
+    def unique(self, name: str) -> str:
+        """The name, with a number where it is taken."""
+        self.uses[name] += 1
         return name if self.uses[name] == 1 else f"{name}.{self.uses[name]}"
 
-    def source(self, tensor):
-        """The name of the node that a tensor comes from; of one never seen it is made here: a buffer, a constant."""
+    def source(self, tensor: Tensor) -> str:
+        """The name of the node that made a tensor. A tensor never seen, a buffer or a constant, gets one now."""
         if id(tensor) not in self.made:
             buffer = self.buffers.get(id(tensor))
             self.node(boxed(buffer) if buffer else "constant", "constant", [], tensor)
-        return self.made[id(tensor)]
+        return self.made[id(tensor)][0]
 
-    def node(self, name, operation, inputs, *outputs, weights=None, settings=""):
+    def node(self, name: str, operation: str, inputs: list[str], *outputs: Tensor, weights=None, settings="") -> None:
         from tensorboardX.proto.attr_value_pb2 import AttrValue
         from tensorboardX.proto.node_def_pb2 import NodeDef
         from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
@@ -130,8 +117,7 @@ class Trace(TorchFunctionMode):
             attributes["settings"] = AttrValue(s=settings.encode())
         self.nodes.append(NodeDef(name=name, op=operation, input=inputs, attr=attributes))
         for i, tensor in enumerate(outputs):
-            self.made[id(tensor)] = f"{name}:{i}" if i else name
-            self.alive.append(tensor)
+            self.made[id(tensor)] = f"{name}:{i}" if i else name, tensor
 
 
 def flat(x):
@@ -147,6 +133,6 @@ def flat(x):
         yield x
 
 
-def boxed(name):
+def boxed(name: str) -> str:
     """The box of a module: trunk.blocks.0.attn.q -> trunk/blocks.0/attn/q."""
     return re.sub(r"\.(?!\d)", "/", name)

@@ -1,20 +1,21 @@
-"""The model in figures: what each part puts out, its parameters, its work and its memory.
+"""A model in numbers: the outputs of its parts, their parameters, their work and their memory.
 
     python -m nanoft model config/wikitext.py --n_layer=6    # options are those of train.py
     python -m nanoft model out/wikitext                      # of a run, fine-tuned ones too
 
-One training step's forward pass is run on fake tensors, which have shapes but no memory, so that any size can be asked
-for. FLOPs are those of the matrix products: 2 for each number of a matrix and each row that meets it. Attention counts
-whole, though compiled causal code leaves a part of it out. Activations are what autograd keeps for the backward pass,
-eager, copies of the weights in bfloat16 among it; a compiled step keeps less. For moments a step needs more than it
-keeps, above all for the gradient of the logits: on the CPU 1.6 to 1.8 times as much was measured (LOG.md).
+The forward pass of one training step runs on fake tensors, which have shapes but no memory, so the model may have any
+size. FLOPs are those of the matrix products: 2 for each number of a matrix and each vector multiplied by it. Causal
+attention counts in full, though compiled code leaves a part of it out. Activations are the tensors that autograd saves
+for the backward pass in eager mode, bfloat16 copies of the weights included; a compiled step saves fewer. For moments a
+step needs more memory than that, above all for the gradient of the logits: 1.6 to 1.8 times as much was measured on the
+CPU (LOG.md).
 """
 
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -28,58 +29,69 @@ from nanoft.tasks.heads import TaskModel
 from nanoft.text import prepare, vocabulary
 
 
-def summarize(shape, cfg, task=None, device="cpu", dtype=torch.float32):
-    """The rows of the summary, and its totals, for a ModelConfig and a run's options.
+class Row(NamedTuple):
+    """A module; a block's row sums up its parts, which are listed for the first block only."""
+    name: str
+    output: tuple | None   # shape
+    weight: tuple | None   # shape
+    parameters: int
+    flops: float           # forward, per token
+    activations: int       # bytes
 
-    task: of a fine-tuned model. Rows: (name, output's shape, weights' shape, parameters, FLOPs a token, bytes of
-    activations), a module each and the first block opened up. Totals: parameters, trained parameters, forward FLOPs a
-    token, and bytes of weights, gradients, optimizer and activations.
+
+def summarize(shape: ModelConfig, cfg, task: dict | None = None, device="cpu",
+              dtype=torch.float32) -> tuple[list[Row], dict]:
+    """The rows of the summary, and its totals. cfg: a run's options; task: of a fine-tuned model.
+
+    Totals: parameters, trained parameters, forward FLOPs per token, the batch's shape (B, T), and the bytes of weights,
+    gradients, optimizer and activations.
     """
     device = torch.device(device)
     B, T = cfg.micro_batch_size or cfg.batch_size, task["max_length"] if task else shape.block_size
     with FakeTensorMode(), device:
-        # a response is asked of a GPT like any other; how much of a row it is varies, so all of it is counted
+        # a response is learned by a plain GPT; the prompt's share of a row varies, so all tokens count as targets
         model = TaskModel(shape, task) if task and task["kind"] != "generate" else make_model(shape)
         if task:
             freezing.freeze(model, cfg)
         groups = (optim.finetuning_groups if task else optim.pretraining_groups)(model, cfg)
         optimizers = optim.make_optimizers(model, groups, distributed.Dist(0, 1, device, dtype))
-        outputs, kept = run(model, example(model, B, T, cfg), device, dtype)
+        outputs, saved = forward(model, example_batch(model, B, T, cfg), device, dtype)
     parameters, flops = Counter(), Counter()
-    for name, p in model.named_parameters():  # a tied one comes once
+    for name, p in model.named_parameters():  # tied parameters count once
         parameters[name.rpartition(".")[0]] += p.numel()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name in outputs:
             flops[name] = 2 * module.in_features * outputs[name].numel() / (B * T)
-        elif isinstance(module, Attention):  # queries with keys, weights with values: T keys a query
+        elif isinstance(module, Attention):  # queries times keys, weights times values, T keys for each query
             flops[name] = 2 * 2 * T * shape.n_embd
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    state = sum(p.numel() * (4 if isinstance(o, optim.Muon) else 8)  # a momentum; or two moments
+    state = sum(p.numel() * (4 if isinstance(o, optim.Muon) else 8)  # Muon's momentum, or AdamW's two moments
                 for o in optimizers for group in o.param_groups for p in group["params"])
     totals = {"parameters": parameters.total(), "trained": trained, "flops": flops.total(), "batch": (B, T),
               "weights": 4 * parameters.total(), "gradients": 4 * trained, "optimizer": state,
-              "activations": kept.total()}
+              "activations": saved.total()}
     rows = []
     for name, module in model.named_modules():
-        _, block, inside = name.partition("trunk.blocks.")
-        number, _, inside = inside.partition(".")
+        _, block, rest = name.partition("trunk.blocks.")
+        number, _, inside = rest.partition(".")
         if name in ("", "trunk", "trunk.blocks") or inside and number != "0":
             continue
-        whole = block and not inside  # a block's row is the sum of its parts'
-        sums = [sum(part[n] for n in part if n == name or whole and n.startswith(name + "."))
-                for part in (parameters, flops, kept)]
+        sums = [sum(counter[n] for n in counter if n == name or block and not inside and n.startswith(name + "."))
+                for counter in (parameters, flops, saved)]
         if any(sums):
-            shapes = [x if x is None else tuple(x.shape) for x in (outputs.get(name), getattr(module, "weight", None))]
-            rows.append((f"  {inside}" if inside else f"block {number}" if block else name, *shapes, *sums))
-    rows.append(("loss and the rest", None, None, parameters[""] + parameters["trunk"], 0, kept[""] + kept["trunk"]))
+            output, weight = (x if x is None else tuple(x.shape)
+                              for x in (outputs.get(name), getattr(module, "weight", None)))
+            rows.append(Row(f"  {inside}" if inside else f"block {number}" if block else name, output, weight, *sums))
+    rows.append(Row("loss and the rest", None, None, parameters[""] + parameters["trunk"], 0,
+                    saved[""] + saved["trunk"]))
     return rows, totals
 
 
-def example(model, B, T, cfg):
+def example_batch(model: nn.Module, B: int, T: int, cfg) -> dict:
     """A batch with the shapes of a training step's, for any model."""
     ids, task = torch.zeros(B, T, dtype=torch.long), getattr(model, "task", None)
     if task is None:
-        batch = {"ids": ids, "targets": ids}
+        batch: dict = {"ids": ids, "targets": ids}
         if isinstance(model, BERT):
             batch["capacity"] = batches.capacity((B, T), cfg.mask_prob)
             if model.cfg.n_types:
@@ -95,13 +107,10 @@ def example(model, B, T, cfg):
         {"allowed": ids == 0} if kind == "answer" else {})
 
 
-def run(model, batch, device, dtype):
-    """One forward pass: {module: its output}, and {module: bytes it had autograd keep}, what nobody had kept before."""
-    outputs, kept, inside = {}, Counter(), [""]
+def forward(model: nn.Module, batch: dict, device: torch.device, dtype: torch.dtype) -> tuple[dict, Counter]:
+    """One forward pass: {module: its output}, and {module: bytes it made autograd save}, each storage counted once."""
+    outputs, saved, inside = {}, Counter(), [""]
     seen = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
-
-    def enter(name):
-        inside.append(name)
 
     def leave(name, output):
         inside.pop()
@@ -111,37 +120,39 @@ def run(model, batch, device, dtype):
         storage = x.untyped_storage()
         if storage._cdata not in seen:
             seen.add(storage._cdata)
-            kept[inside[-1]] += storage.nbytes()
+            saved[inside[-1]] += storage.nbytes()
         return x
 
     for name, module in model.named_modules():
         if name:
-            module.register_forward_pre_hook(lambda module, args, name=name: enter(name))
+            module.register_forward_pre_hook(lambda module, args, name=name: inside.append(name))
             module.register_forward_hook(lambda module, args, output, name=name: leave(name, output))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), distributed.autocast(device, dtype):
         loss = model(**batch)
-    del loss  # until here it held what was kept, so that no storage had another's place
-    return outputs, kept
+    del loss  # until here it held every saved storage, so that no address was used twice
+    return outputs, saved
 
 
-def lines(rows, totals, dtype=torch.float32):
-    """The summary as text."""
+def as_text(rows: list[Row], totals: dict, dtype=torch.float32) -> str:
+    """The summary as a table and two sentences."""
     B, T = totals["batch"]
-    table = [("", "output", "weights", "parameters", "FLOPs a token", "activations")]
-    table += [(name, *(str(x or "").replace(" ", "") for x in shapes), f"{n:,}", f"{work:,.0f}", size(kept))
-              for name, *shapes, n, work, kept in rows]
+    table: list[tuple] = [("", "output", "weights", "parameters", "FLOPs a token", "activations")]
+    table += [(row.name, *(str(x or "").replace(" ", "") for x in (row.output, row.weight)), f"{row.parameters:,}",
+               f"{row.flops:,.0f}", size(row.activations)) for row in rows]
     table.append(("in all", "", "", f"{totals['parameters']:,}", f"{totals['flops']:,.0f}",
                   size(totals["activations"])))
     parts = ("weights", "gradients", "optimizer", "activations")
     number_format = str(dtype).removeprefix("torch.")
-    return [files.aligned(table), "",
-            f"a step keeps     {' + '.join(f'{part} {size(totals[part])}' for part in parts)} = "
-            f"{size(sum(totals[part] for part in parts))}, products in {number_format}, {B} sequences of {T} at once",
-            f"a token's work   {totals['flops'] / 1e6:,.1f} MFLOP forward, in training 3 times that; "
-            f"{3 * totals['flops'] * B * T / 1e9:,.0f} GFLOP for these {B * T:,} tokens"]
+    return "\n".join([
+        files.aligned(table), "",
+        f"a step keeps     {' + '.join(f'{part} {size(totals[part])}' for part in parts)} = "
+        f"{size(sum(totals[part] for part in parts))}, products in {number_format}, {B} sequences of {T} at once",
+        f"a token's work   {totals['flops'] / 1e6:,.1f} MFLOP forward, in training 3 times that; "
+        f"{3 * totals['flops'] * B * T / 1e9:,.0f} GFLOP for these {B * T:,} tokens"])
 
 
-def size(n):
+def size(n: int) -> str:
+    """Bytes as text."""
     return f"{n / 1e6:,.1f} MB" if n >= 1e5 else f"{n / 1e3:,.1f} kB" if n else "0"
 
 
@@ -172,15 +183,23 @@ class Options:
     weight_decay: float = 0.0
 
 
-def of_run(place):
-    """The ModelConfig, the options and the task (or None) of a run folder or checkpoint."""
-    state, path = open_checkpoint(place)
-    options = asdict(Options()) | state["config"]  # weights that came from elsewhere have no options
+def from_run(path) -> tuple[ModelConfig, SimpleNamespace, dict | None]:
+    """The model's shape, the options and the task (or None) of a run folder or checkpoint.
+
+    A run made on a device that this machine lacks gets device=auto. Raises UserError where there is no checkpoint.
+    """
+    state, path = open_checkpoint(path)
+    options = asdict(Options()) | state["config"]  # published weights have no options
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(options["device"], True):
+        print(f"{path}: its device={options['device']} is not available here; described for device=auto",
+              file=sys.stderr)
+        options["device"] = "auto"
     return ModelConfig.from_saved(state["model_config"], path), SimpleNamespace(**options), state.get("task")
 
 
-def of_options(argv):
-    """The same for a config file and options of train.py."""
+def from_options(argv: list[str]) -> tuple[ModelConfig, Options, None]:
+    """The same for a config file and options of train.py. Raises UserError."""
     cfg = config.load(Options, argv, check_model, others=True)
     path, vocab_size = prepare.find_data(cfg.data) / "tokenizer.json", 8192
     if path.exists():
@@ -190,10 +209,10 @@ def of_options(argv):
     return ModelConfig.from_options(cfg, vocab_size), cfg, None
 
 
-def described(shape, cfg, task=None):
-    """The summary as text, on this machine's device and in its number format, unless the options name others."""
+def describe(shape: ModelConfig, cfg, task: dict | None = None) -> str:
+    """The summary as text, on the options' device and in their number format; auto: this machine's."""
     dist = distributed.start(cfg.device, cfg.dtype)
-    return "\n".join(lines(*summarize(shape, cfg, task, dist.device, dist.dtype), dist.dtype))
+    return as_text(*summarize(shape, cfg, task, dist.device, dist.dtype), dist.dtype)
 
 
 def main():
@@ -202,4 +221,4 @@ def main():
         print(__doc__.strip())
         return
     is_run = len(words) == 1 and not words[0].startswith("--") and not words[0].endswith(".py")
-    print(described(*(of_run(words[0]) if is_run else of_options(words))))
+    print(describe(*(from_run(words[0]) if is_run else from_options(words))))

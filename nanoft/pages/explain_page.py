@@ -1,13 +1,14 @@
-"""What `sample.py --explain` writes: one page on what the answers of a model rest on, and pictures.
+"""What `sample.py --explain` writes: a page on what a model's answers rest on, and pictures.
 
-A section for each text: its words coloured by what they add to the answer's score, attention by layer and head,
+A section for each text: its words coloured by what they add to the score of the answer, attention by layer and head,
 rollout, for a language model the logit lens, and the neighbours of the words that matter most. The page needs neither
-network nor matplotlib, the PNGs need it. Tokens that hold parts of one character are shown, and counted, together.
+network nor matplotlib; the PNG files need matplotlib. Tokens that share one character are shown, and counted, together
+as a unit.
+
+Shapes: L layers, H heads, T tokens, U units.
 """
 
 import json
-import struct
-import zlib
 from base64 import b64encode
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +18,12 @@ import torch
 
 from nanoft import UserError
 from nanoft.inspect import explain
-from nanoft.inspect.targets import label, merged, name_of, sums, units_of, window
+from nanoft.inspect.mistakes import png
+from nanoft.inspect.targets import Subject, Target, label, text_units, token_name, unit_maps, unit_sums, window
 from nanoft.pages import html, plots
 
-BARS = 40        # words of a bar chart
-NEIGHBOURS = 16  # words whose neighbours are shown
-
+MAX_BARS = 40        # words of a bar chart
+MAX_NEIGHBOURS = 16  # words whose neighbours are shown
 
 STYLE = """<style>.grid td,.grid th{border:0;padding:2px;text-align:center;font-weight:normal}
 .grid button{border:1px solid var(--line);background:none;padding:0;display:block;cursor:pointer}
@@ -61,113 +62,137 @@ document.querySelectorAll('.maps').forEach(box => {
 </script>"""
 
 
-def write(folder, checkpoint, model, tokenizer, subjects, cfg):
-    """index.html and, where matplotlib is, PNGs into a folder; what is found also in short lines on the screen.
+class Findings(NamedTuple):
+    """What explain.py finds about a subject."""
+    maps: np.ndarray                # (L, H, T, T)
+    rollout: np.ndarray             # (T, T)
+    integrated: list                # explain.Integrated of each target
+    input_x_gradient: list          # (T,) of each target
+    saliency: list                  # (T,) of each target
 
-    checkpoint: the path of the model's file. cfg has layers and heads (which maps: "1,3", "" = all), drawn_tokens and
-    ig_steps, as in sample.py.
+
+class View(NamedTuple):
+    """Which part of a subject is drawn."""
+    units: list                     # of the whole text
+    first: int                      # attention is drawn of the units first to end - 1
+    end: int
+    layers: list
+    heads: list
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """What stands beside the rows and the columns of a map."""
+        rows = [label(text) for text, _ in self.units[self.first:self.end]]
+        return rows, rows + ["(all others)"] * (len(rows) < len(self.units))
+
+    def crop(self, maps: np.ndarray) -> np.ndarray:
+        """Maps (..., T, T) as they are drawn, (..., rows, columns); where units are left out, their sum is a column."""
+        maps = unit_maps(maps, self.units)[..., self.first:self.end, :]
+        if self.end - self.first == len(self.units):
+            return maps
+        inside = maps[..., self.first:self.end]
+        return np.concatenate((inside, 1 - inside.sum(-1, keepdims=True)), axis=-1).clip(min=0)
+
+    def grid(self, maps: np.ndarray) -> np.ndarray:
+        """The drawn layers and heads of (L, H, T, T), cropped."""
+        return self.crop(maps[np.ix_(self.layers, self.heads)])
+
+
+def write(folder, checkpoint, model, tokenizer, subjects: list[Subject], cfg) -> None:
+    """Write index.html and, with matplotlib, PNG files into a folder, and print the findings.
+
+    checkpoint: the path of the model's file. cfg: layers and heads (which maps: "1,3", "" = all), drawn_tokens and
+    ig_steps, as in sample.py. Raises UserError for layers or heads that the model lacks.
     """
     if not model.cfg.n_layer:
         raise UserError(f"{checkpoint} has no blocks, so there is no attention to show; leave --explain out")
     folder = Path(folder)
-    layers = choose("layers", cfg.layers, model.cfg.n_layer)
-    heads = choose("heads", cfg.heads, model.cfg.n_head)
+    layers = parse_numbers("layers", cfg.layers, model.cfg.n_layer)
+    heads = parse_numbers("heads", cfg.heads, model.cfg.n_head)
     model.requires_grad_(False)
     folder.mkdir(parents=True, exist_ok=True)
-    drawing, written, deltas, parts = plots.can_draw(), [], [], [STYLE]
+    drawing, names, deltas, parts = plots.can_draw(), [], [], [STYLE]
     for number, subject in enumerate(subjects, 1):
-        found = look(model, tokenizer, subject, cfg.ig_steps)
-        units = units_of(subject.ids, tokenizer)
-        drawn = Drawn(units, *window(units, cfg.drawn_tokens, subject.targets[0].places), layers, heads)
-        parts.append(f"<h2>{html.escape(label(subject.title, 80))}</h2><pre>{html.escape(subject.said)}</pre>")
+        findings = explain_subject(model, tokenizer, subject, cfg.ig_steps)
+        units = text_units(subject.ids, tokenizer)
+        view = View(units, *window(units, cfg.drawn_tokens, subject.targets[0].positions[0]), layers, heads)
+        parts.append(f"<h2>{html.escape(label(subject.title, 80))}</h2><pre>{html.escape(subject.answer)}</pre>")
         if subject.note:
             parts.append(f'<p class="dim">{html.escape(subject.note)}</p>')
-        parts += [words_part(target, found, units, i) for i, target in enumerate(subject.targets)]
-        parts += [maps_part(found, drawn), *language_parts(model, tokenizer, subject, found, drawn)]
+        parts += [score_section(target, findings, units, i) for i, target in enumerate(subject.targets)]
+        parts.append(attention_section(findings, view))
+        if hasattr(model, "head"):
+            parts.append(lens_section(model, tokenizer, subject, view))
+        parts.append(neighbours_section(model, tokenizer, subject, findings))
         if drawing:
-            written += draw(folder, "" if number == 1 else f"{number}-", model, tokenizer, subject, found, drawn)
-        deltas += say(subject, found, units, cfg.ig_steps)
+            names += save_pictures(folder, f"{number}-" * (number > 1), model, tokenizer, subject, findings, view)
+        deltas += print_findings(subject, findings, units, cfg.ig_steps)
     html.write(folder / "index.html", f"What {Path(checkpoint).resolve().parent.name} looks at", *parts, SCRIPT)
     if len(deltas) > 1:
-        deltas = np.array(deltas)
-        print(f"convergence delta of {len(deltas)} scores: median {np.median(deltas):.3%}, largest {deltas.max():.3%} "
-              f"of the difference to the baseline, {(deltas < 0.01).sum()} below 1 % ({cfg.ig_steps} steps)")
-    print(f"{folder}: index.html{''.join(f', {name}' for name in written[:8])}{', ...' if len(written) > 8 else ''}")
+        print(f"convergence delta of {len(deltas)} scores: median {np.median(deltas):.3%}, largest {max(deltas):.3%} "
+              f"of the difference to the baseline, {sum(delta < 0.01 for delta in deltas)} below 1 % "
+              f"({cfg.ig_steps} steps)")
+    print(f"{folder}: index.html{''.join(f', {name}' for name in names[:8])}{', ...' if len(names) > 8 else ''}")
 
 
-def choose(name, text, n):
-    """The numbers, from 0, that a text such as 1,3 names from 1; "" names all n. Raises UserError."""
+def parse_numbers(name: str, text: str, n: int) -> list[int]:
+    """The numbers, counted from 0, that a text such as 1,3 names from 1; "" names all n. Raises UserError."""
     numbers = text.split(",") if text else [str(i) for i in range(1, n + 1)]
     if not all(number.isdigit() and 1 <= int(number) <= n for number in numbers):
         raise UserError(f"{name}={text}: this model has {name} 1 to {n}; give numbers, or nothing for all")
     return [int(number) - 1 for number in numbers]
 
 
-class Found(NamedTuple):
-    """What the methods say of a subject, as arrays."""
-    maps: np.ndarray      # (L, H, T, T)
-    flow: np.ndarray      # (T, T) rollout
-    integrated: list      # of a target: explain.Integrated
-    products: list        # (T,) input x gradient
-    lengths: list         # (T,) saliency
-
-
-class Drawn(NamedTuple):
-    """What is drawn of a subject."""
-    units: list
-    first: int            # of the units: those whose attention is drawn
-    end: int
-    layers: list
-    heads: list
-
-
-def look(model, tokenizer, subject, steps):
+def explain_subject(model, tokenizer, subject: Subject, steps: int) -> Findings:
+    """steps: of integrated gradients."""
     trunk, ids, types = model.trunk, subject.ids, subject.types
     base = explain.baseline(ids, tokenizer, model.cfg.causal)
     maps, embedded = explain.attention_maps(trunk, ids, types), explain.embed(trunk, ids, types)
-    integrated, products, lengths = [], [], []
+    findings = Findings(maps.cpu().numpy(), explain.rollout(maps).cpu().numpy(), [], [], [])
     for target in subject.targets:
-        gradient = explain.gradients(trunk, target.score, embedded.read[None], ids, types)
-        integrated.append(explain.integrated_gradients(trunk, target.score, ids, base, types, steps))
-        products.append(explain.input_x_gradient(embedded, gradient[0]).cpu().numpy())
-        lengths.append(explain.saliency(gradient[0]).cpu().numpy())
-    return Found(maps.cpu().numpy(), explain.rollout(maps).cpu().numpy(), integrated, products, lengths)
+        gradient = explain.gradients(trunk, target.score, embedded.x[None], ids, types)[0]  # (T, C)
+        findings.integrated.append(explain.integrated_gradients(trunk, target.score, ids, base, types, steps))
+        findings.input_x_gradient.append(explain.input_x_gradient(embedded, gradient).numpy())
+        findings.saliency.append(explain.saliency(gradient).cpu().numpy())
+    return findings
 
 
-def say(subject, found, units, steps):
-    """The findings as lines on the screen; the deltas, as parts of the differences."""
-    print(subject.said)
+def print_findings(subject: Subject, findings: Findings, units: list, steps: int) -> list[float]:
+    """Print a few lines; the convergence delta of each score as a fraction of its difference to the baseline."""
+    print(subject.answer)
     deltas = []
-    for target, result in zip(subject.targets, found.integrated):
-        difference = result.score - result.base
-        part = abs(result.delta / difference) if abs(difference) > 1e-4 else 0.0  # none where nothing is explained
-        deltas.append(part)
-        advice = f"; too large, try --ig_steps={4 * steps}" if part > 0.05 else ""
-        by_unit = sums(result.tokens.cpu(), units)
+    for target, result in zip(subject.targets, findings.integrated):
+        difference = result.score - result.baseline
+        delta = abs(result.delta / difference) if abs(difference) > 1e-4 else 0.0  # nothing is explained, nothing wrong
+        deltas.append(delta)
+        advice = f"; too large, try --ig_steps={4 * steps}" if delta > 0.05 else ""
+        by_unit = unit_sums(result.attributions, units)
         strongest = [i for i in np.abs(by_unit).argsort()[::-1][:6] if by_unit[i]]
-        print(f"    {target.name}: {result.score:.3f}, of the baseline {result.base:.3f}; convergence delta "
-              f"{result.delta:+.1e}, {part:.3%} of the difference ({steps} steps{advice})\n        "
+        print(f"    {target.name}: {result.score:.3f}, of the baseline {result.baseline:.3f}; convergence delta "
+              f"{result.delta:+.1e}, {delta:.3%} of the difference ({steps} steps{advice})\n        "
               + "   ".join(f"{label(units[i][0])} {by_unit[i]:+.3f}" for i in strongest))
     return deltas
 
 
-def views(target, found, units, i):
-    """(name, values by unit) of the four ways in which score i is taken apart; the first two have a sign."""
-    return [(name, sums(values, units)) for name, values in (
-        ("Integrated gradients: what each word adds", found.integrated[i].tokens.cpu().numpy()),
-        ("Input x gradient: the same, were the score linear", found.products[i]),
-        ("Saliency: how strongly a small change of the word would move the score", found.lengths[i]),
+# ---- the sections of the page ------------------------------------------------------------------------------------
+
+
+def attributions(target: Target, findings: Findings, units: list, i: int) -> list[tuple[str, np.ndarray]]:
+    """(name, values (U,)) of four ways to explain score i; the values of the first two have a sign."""
+    return [(name, unit_sums(values, units)) for name, values in (
+        ("Integrated gradients: what each word adds", findings.integrated[i].attributions),
+        ("Input x gradient: the same, were the score linear", findings.input_x_gradient[i]),
+        ("Saliency: how strongly a small change of the word would move the score", findings.saliency[i]),
         ("Attention rollout: what reaches the tokens that the score is read from",
-         found.flow[target.places].mean(0)))]
+         findings.rollout[target.positions].mean(0)))]
 
 
-def words_part(target, found, units, i):
-    """One score: its text coloured in four ways."""
-    result = found.integrated[i]
+def score_section(target: Target, findings: Findings, units: list, i: int) -> str:
+    """Score i: its text coloured in four ways."""
+    result = findings.integrated[i]
     parts = [f"<h3>{html.escape(target.name)}: {result.score:.3f}</h3>",
-             f'<p class="dim">The baseline has {result.base:.3f}; the words add up to {result.tokens.sum():+.3f} '
-             f"(convergence delta {result.delta:+.1e}).</p>"]
-    for number, (name, by_unit) in enumerate(views(target, found, units, i)):
+             f'<p class="dim">The baseline has {result.baseline:.3f}; the words add up to '
+             f"{result.attributions.sum():+.3f} (convergence delta {result.delta:+.1e}).</p>"]
+    for number, (name, by_unit) in enumerate(attributions(target, findings, units, i)):
         largest = max(np.abs(by_unit).max(), 1e-12)
         scale = f"blue raises it, orange lowers it, full colour {largest:.3g}" if number < 2 else f"most {largest:.3g}"
         notes = [f"{label(text)}: {value:+.3g}" for (text, _), value in zip(units, by_unit)]
@@ -176,171 +201,157 @@ def words_part(target, found, units, i):
     return "\n".join(parts)
 
 
-def cut_map(maps, drawn):
-    """Maps (..., U, U) as they are drawn: the units of the window, and a column for all others if there are any."""
-    first, end = drawn.first, drawn.end
-    maps = merged(maps, drawn.units)[..., first:end, :]
-    if end - first == len(drawn.units):
-        return maps
-    inside = maps[..., first:end]
-    return np.concatenate((inside, 1 - inside.sum(-1, keepdims=True)), axis=-1).clip(min=0)
-
-
-def axis_names(drawn):
-    rows = [label(text) for text, _ in drawn.units[drawn.first:drawn.end]]
-    return rows, rows + (["(all others)"] if len(rows) < len(drawn.units) else [])
-
-
-def maps_part(found, drawn):
-    """Attention: a small map for each layer and head, and rollout; the chosen one large, with words at its sides."""
-    rows, columns = axis_names(drawn)
-    maps = cut_map(found.maps[np.ix_(drawn.layers, drawn.heads)], drawn)
+def attention_section(findings: Findings, view: View) -> str:
+    """A small map for each layer and head, and rollout; the chosen one large, with words at its sides."""
+    rows, columns = view.names()
+    maps = view.grid(findings.maps)
 
     def button(weights, name):
         return (f'<td><button type="button"><img width="{len(columns)}" height="{len(rows)}" alt="{name}" '
-                f'src="{image(weights)}"></button>')
+                f'src="{map_image(weights)}"></button>')
 
-    lines = ["<tr><th>" + "".join(f"<th>head {head + 1}" for head in drawn.heads)]
-    for layer, some in zip(drawn.layers, maps):
+    lines = ["<tr><th>" + "".join(f"<th>head {head + 1}" for head in view.heads)]
+    for layer, layer_maps in zip(view.layers, maps):
         lines.append(f"<tr><th>layer {layer + 1}" + "".join(
-            button(weights, f"layer {layer + 1}, head {head + 1}") for head, weights in zip(drawn.heads, some)))
-    lines.append("<tr><th>rollout" + button(cut_map(found.flow, drawn), "rollout"))
-    shown = "" if len(rows) == len(drawn.units) else (
-        f" {len(rows)} of {len(drawn.units)} tokens are drawn, from number {drawn.first + 1} on; the last column is "
+            button(weights, f"layer {layer + 1}, head {head + 1}") for head, weights in zip(view.heads, layer_maps)))
+    lines.append("<tr><th>rollout" + button(view.crop(findings.rollout), "rollout"))
+    part = "" if len(rows) == len(view.units) else (
+        f" {len(rows)} of {len(view.units)} tokens are drawn, from number {view.first + 1} on; the last column is "
         "what all others get (--drawn_tokens=N for more).")
     names = html.escape(json.dumps([rows, columns], ensure_ascii=False))
     return (f'<h3>Attention</h3><p class="dim">Row: the token that looks. Column: what it looks at. A row adds up to '
-            f'100 %; opacity is the root of the weight, so that small ones are seen.{shown}</p>'
+            f'100 %; opacity is the root of the weight, so that small ones are seen.{part}</p>'
             f'<div class="maps" data-names="{names}"><div class="wide"><table class="grid">{"".join(lines)}</table>'
-            f'</div><p class="says" role="status">layer {drawn.layers[0] + 1}, head {drawn.heads[0] + 1}</p>'
+            f'</div><p class="says" role="status">layer {view.layers[0] + 1}, head {view.heads[0] + 1}</p>'
             f'<div class="wide">{large_map(maps[0, 0], rows, columns)}</div></div>')
 
 
-def large_map(weights, rows, columns, side=15, margin=112):
-    """An SVG of one map with words at its sides."""
+def large_map(weights: np.ndarray, rows: list[str], columns: list[str], side: int = 15, margin: int = 112) -> str:
+    """An SVG of a map (rows, columns) with words at its sides. side, margin: pixels of a square, and of the words."""
     width, height = side * len(columns), side * len(rows)
     text = [f'<text x="{margin - 5}" y="{margin + side * i + 11}" text-anchor="end">{html.escape(name)}</text>'
             for i, name in enumerate(rows)]
     text += [f'<text transform="translate({margin + side * i + 11},{margin - 5}) rotate(-90)">{html.escape(name)}'
              "</text>" for i, name in enumerate(columns)]
-    place = f'x="{margin}" y="{margin}" width="{width}" height="{height}"'
+    box = f'x="{margin}" y="{margin}" width="{width}" height="{height}"'
     return (f'<svg width="{margin + width + 2}" height="{margin + height + 2}" role="img" aria-label="attention">'
-            f'{"".join(text)}<image href="{image(weights)}" {place} preserveAspectRatio="none"/>'
-            f'<rect {place} fill="none" stroke="#8888" pointer-events="none"/></svg>')
+            f'{"".join(text)}<image href="{map_image(weights)}" {box} preserveAspectRatio="none"/>'
+            f'<rect {box} fill="none" stroke="#8888" pointer-events="none"/></svg>')
 
 
-def image(weights):
-    """Weights of 0 to 1, (rows, columns), as a PNG to stand in a page: blue, its opacity the weight's root."""
+def map_image(weights: np.ndarray) -> str:
+    """Weights of 0 to 1, (rows, columns), as the URL of a PNG: blue, its opacity the root of the weight."""
     pixels = np.empty((*weights.shape, 4), dtype=np.uint8)
     pixels[..., :3] = html.BLUE
     pixels[..., 3] = np.round(255 * np.sqrt(weights.clip(0, 1)))
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", weights.shape[1], weights.shape[0], 8, 6, 0, 0, 0)
-    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels), 9)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    return "data:image/png;base64," + b64encode(png).decode()
+    return "data:image/png;base64," + b64encode(png(pixels)).decode()
 
 
-def language_parts(model, tokenizer, subject, found, drawn):
-    """The logit lens of a language model, and the neighbours of the words that matter most."""
-    parts = []
-    if hasattr(model, "head"):
-        places, names, rows = lens(model, tokenizer, subject, drawn)
-        head = ["token", "embedding", *[f"layer {i + 1}" for i in range(model.cfg.n_layer)]]
-        cells = [[name_of(int(subject.ids[at]), tokenizer), *[html.cell(word, p) for word, p in zip(*row)]]
-                 for at, *row in zip(places, names, rows)]
-        what = "the next token" if model.cfg.causal else "the word in the gap"
-        parts.append(f'<h3>Logit lens</h3><p class="dim">What each layer would say for {what}, were it the last; the '
-                     "deeper the blue, the surer.</p>" + html.table(head, cells))
-    weight = sum(np.abs(result.tokens.cpu().numpy()) for result in found.integrated)
-    special = set(tokenizer.special.values())
-    strongest = [int(subject.ids[at]) for at in weight.argsort()[::-1]]
-    strongest = [token for token in dict.fromkeys(strongest) if token not in special][:NEIGHBOURS]
-    if strongest:
-        ids, cosines = explain.neighbours(model.trunk, torch.tensor(strongest, device=subject.ids.device))
-        rows = [[name_of(token, tokenizer), *[f"{name_of(i, tokenizer)} {x:.2f}" for i, x in zip(*found)]]
-                for token, *found in zip(strongest, ids.tolist(), cosines.tolist())]
-        parts.append('<h3>Neighbours</h3><p class="dim">The tokens whose embeddings are most alike (cosine), for those '
-                     "that matter most here.</p>" + html.table(["token", *[""] * ids.size(1)], rows))
-    return parts
+def lens_section(model, tokenizer, subject: Subject, view: View) -> str:
+    """The logit lens of a language model."""
+    positions, names, probabilities = lens(model, tokenizer, subject, view)
+    head = ["token", "embedding", *[f"layer {i + 1}" for i in range(model.cfg.n_layer)]]
+    rows = [[token_name(int(subject.ids[at]), tokenizer), *map(html.cell, *layers)]
+            for at, *layers in zip(positions, names, probabilities)]
+    what = "the next token" if model.cfg.causal else "the masked token"
+    return (f'<h3>Logit lens</h3><p class="dim">What each layer would predict for {what}, were it the last; the deeper '
+            "the blue, the surer.</p>" + html.table(head, rows))
 
 
-def lens(model, tokenizer, subject, drawn):
-    """P places, and for each the names (P, L + 1) of the likeliest token by layer, and its probabilities (P, L + 1)."""
+def lens(model, tokenizer, subject: Subject, view: View) -> tuple[list[int], list[list[str]], np.ndarray]:
+    """P positions; for each the most likely token by layer, (P, L + 1) names, and its probabilities (P, L + 1)."""
     if model.cfg.causal:
-        places = [at for _, some in drawn.units[drawn.first:drawn.end] for at in some]
+        positions = [at for _, unit in view.units[view.first:view.end] for at in unit]
     else:
-        places = [target.places[0] for target in subject.targets]
-    likely = explain.logit_lens(model, subject.ids, places).softmax(-1).max(-1)  # (L + 1, P)
-    names = [[name_of(token, tokenizer) for token in row] for row in likely.indices.T.tolist()]
-    return places, names, likely.values.T.cpu().numpy()
+        positions = [target.positions[0] for target in subject.targets]
+    likely = explain.logit_lens(model, subject.ids, positions).softmax(-1).max(-1)  # (L + 1, P)
+    names = [[token_name(token, tokenizer) for token in row] for row in likely.indices.T.tolist()]
+    return positions, names, likely.values.T.cpu().numpy()
+
+
+def neighbours_section(model, tokenizer, subject: Subject, findings: Findings) -> str:
+    """The neighbours of the words that matter most; "" if only special tokens matter."""
+    weight = sum(result.attributions.abs().numpy() for result in findings.integrated)  # (T,)
+    special = set(tokenizer.special.values())
+    tokens = dict.fromkeys(int(subject.ids[at]) for at in weight.argsort()[::-1])
+    tokens = [token for token in tokens if token not in special][:MAX_NEIGHBOURS]
+    if not tokens:
+        return ""
+    ids, cosines = explain.neighbours(model.trunk, torch.tensor(tokens, device=subject.ids.device))
+    rows = [[token_name(token, tokenizer), *(f"{token_name(i, tokenizer)} {x:.2f}" for i, x in zip(*nearest))]
+            for token, *nearest in zip(tokens, ids.tolist(), cosines.tolist())]
+    return ('<h3>Neighbours</h3><p class="dim">The tokens whose embeddings are most alike (cosine), for those that '
+            "matter most here.</p>" + html.table(["token", *[""] * ids.size(1)], rows))
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------
 
 
-def draw(folder, prefix, model, tokenizer, subject, found, drawn):
-    """The PNGs of a subject; their names."""
-    from matplotlib.figure import Figure
-
-    shown = {"words": word_bars(Figure, subject, found, drawn.units), "attention": attention_grid(Figure, found, drawn),
-             "rollout": labelled_map(Figure, cut_map(found.flow, drawn), "attention rollout", drawn)}
+def save_pictures(folder: Path, prefix: str, model, tokenizer, subject: Subject, findings: Findings,
+                  view: View) -> list[str]:
+    """Write the PNG files of a subject; their names."""
+    figures = {"words": word_bars(subject, findings, view.units), "attention": attention_grid(findings, view),
+               "rollout": labelled_map(view.crop(findings.rollout), "attention rollout", view)}
     if hasattr(model, "head"):
-        shown["lens"] = lens_picture(Figure, *lens(model, tokenizer, subject, drawn), subject, tokenizer)
-    for name, figure in shown.items():
+        figures["lens"] = lens_picture(*lens(model, tokenizer, subject, view), subject, tokenizer)
+    for name, figure in figures.items():
         plots.save(figure, folder / f"{prefix}{name}.png")
-    return [f"{prefix}{name}.png" for name in shown]
+    return [f"{prefix}{name}.png" for name in figures]
 
 
-def word_bars(Figure, subject, found, units):
-    """Integrated gradients as bars, a chart for each score: the words of most effect in the order of the text."""
-    charts = [sums(result.tokens.cpu(), units) for result in found.integrated]
-    widest = min(BARS, len(units))
-    figure = Figure(figsize=(2 + 0.24 * widest, 2.6 * len(charts)), layout="constrained")
+def new_figure(width: float, height: float):
+    """A figure of this many inches. Only after plots.can_draw()."""
+    from matplotlib.figure import Figure  # here, not above: the page does without
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def word_bars(subject: Subject, findings: Findings, units: list):
+    """Integrated gradients as bars, a chart for each score: the strongest words in the order of the text."""
+    charts = [unit_sums(result.attributions, units) for result in findings.integrated]
+    figure = new_figure(2 + 0.24 * min(MAX_BARS, len(units)), 2.6 * len(charts))
     for ax, values, target in zip(figure.subplots(len(charts), squeeze=False)[:, 0], charts, subject.targets):
-        kept = np.sort(np.abs(values).argsort()[::-1][:BARS])
-        ax.bar(range(len(kept)), values[kept], color=[plots.COLOURS[int(x < 0)] for x in values[kept]])
-        ax.set_xticks(range(len(kept)), [label(units[i][0]) for i in kept], rotation=90)
-        some = f", the {len(kept)} strongest of {len(units)} tokens" if len(kept) < len(units) else ""
-        ax.set(title=f"integrated gradients of the {target.name}{some}", ylabel="part of the logit")
+        drawn = np.sort(np.abs(values).argsort()[::-1][:MAX_BARS])
+        ax.bar(range(len(drawn)), values[drawn], color=[plots.COLOURS[int(x < 0)] for x in values[drawn]])
+        ax.set_xticks(range(len(drawn)), [label(units[i][0]) for i in drawn], rotation=90)
+        part = f", the {len(drawn)} strongest of {len(units)} tokens" if len(drawn) < len(units) else ""
+        ax.set(title=f"integrated gradients of the {target.name}{part}", ylabel="part of the logit")
         ax.axhline(0, color=plots.INK, linewidth=0.8)
     return figure
 
 
-def attention_grid(Figure, found, drawn):
-    """A map for each layer and head; words at the sides where there are few of them."""
-    maps = cut_map(found.maps[np.ix_(drawn.layers, drawn.heads)], drawn)
-    rows, columns = axis_names(drawn)
-    labelled = len(drawn.layers) * len(drawn.heads) <= 4
+def attention_grid(findings: Findings, view: View):
+    """A map for each layer and head; words at the sides of up to four maps, else numbers."""
+    maps = view.grid(findings.maps)
+    rows, columns = view.names()
+    labelled = len(view.layers) * len(view.heads) <= 4
     side = max(2.0, 0.16 * len(rows) + 1) if labelled else 1.7
-    figure = Figure(figsize=(side * len(drawn.heads) + 1, side * len(drawn.layers) + 0.6), layout="constrained")
-    axes = figure.subplots(len(drawn.layers), len(drawn.heads), squeeze=False, sharex=True, sharey=True)
-    for i, layer in enumerate(drawn.layers):
-        for j, head in enumerate(drawn.heads):
-            show(axes[i, j], maps[i, j], maps[..., :len(rows)].max(), drawn.first, rows if labelled else None, columns)
-            axes[i, j].set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
-    figure.supxlabel("token that is looked at (number)" if not labelled else "token that is looked at", fontsize=10)
-    figure.supylabel("token that looks (number)" if not labelled else "token that looks", fontsize=10)
+    figure = new_figure(side * len(view.heads) + 1, side * len(view.layers) + 0.6)
+    axes = figure.subplots(len(view.layers), len(view.heads), squeeze=False, sharex=True, sharey=True)
+    for (i, j), ax in np.ndenumerate(axes):
+        draw_map(ax, maps[i, j], maps[..., :len(rows)].max(), view.first, rows if labelled else None, columns)
+        ax.set_title(f"layer {view.layers[i] + 1}, head {view.heads[j] + 1}", fontsize=9)
+    unit = "" if labelled else " (number)"
+    figure.supxlabel(f"token that is looked at{unit}", fontsize=10)
+    figure.supylabel(f"token that looks{unit}", fontsize=10)
     figure.colorbar(axes[0, 0].images[0], ax=axes, label="attention weight", shrink=0.8)
     return figure
 
 
-def labelled_map(Figure, weights, title, drawn):
-    rows, columns = axis_names(drawn)
+def labelled_map(weights: np.ndarray, title: str, view: View):
+    """One map (rows, columns) with words at its sides."""
+    rows, columns = view.names()
     side = 1.6 + 0.16 * len(rows)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = new_figure(side + 0.8, side)
     ax = figure.subplots()
-    show(ax, weights, weights[:, :len(rows)].max(), drawn.first, rows, columns)  # not that of all others
+    draw_map(ax, weights, weights[:, :len(rows)].max(), view.first, rows, columns)  # not that of all others
     ax.set(title=title, xlabel="token that is looked at", ylabel="token that looks")
     figure.colorbar(ax.images[0], label="share")
     return figure
 
 
-def show(ax, weights, largest, first, rows, columns):
-    """A map with words at its sides; where rows is None with the tokens' numbers, from 1 on."""
+def draw_map(ax, weights: np.ndarray, largest: float, first: int, rows: list[str] | None, columns: list[str]) -> None:
+    """A map (rows, columns) with words at its sides, or if rows is None with the tokens' numbers, counted from 1."""
     from matplotlib.colors import PowerNorm
 
     begin = 0 if rows else first + 1
@@ -353,18 +364,17 @@ def show(ax, weights, largest, first, rows, columns):
         ax.set_yticks(range(len(rows)), rows, fontsize=8)
 
 
-def lens_picture(Figure, places, names, likely, subject, tokenizer):
-    """The logit lens: for each place the likeliest token of each layer, the surer the bluer."""
-    layers = likely.shape[1]
-    figure = Figure(figsize=(2 + 1.15 * layers, 1.2 + 0.21 * len(places)), layout="constrained")
+def lens_picture(positions: list[int], names: list[list[str]], probabilities: np.ndarray, subject: Subject, tokenizer):
+    """The logit lens, as `lens` gives it: for each position the most likely token by layer, the surer the bluer."""
+    n = probabilities.shape[1]
+    figure = new_figure(2 + 1.15 * n, 1.2 + 0.21 * len(positions))
     ax = figure.subplots()
-    ax.imshow(likely, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    ax.imshow(probabilities, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     ax.grid(False)
-    for i, row in enumerate(names):
-        for j, name in enumerate(row):
-            ax.text(j, i, name, ha="center", va="center", fontsize=8, color="white" if likely[i, j] > 0.6 else "black")
-    ax.set_yticks(range(len(places)), [name_of(int(subject.ids[at]), tokenizer) for at in places], fontsize=8)
-    ax.set_xticks(range(layers), ["embedding", *[f"layer {i}" for i in range(1, layers)]])
-    ax.set(title="logit lens: what each layer would say next", ylabel="token read")
+    for (i, j), p in np.ndenumerate(probabilities):
+        ax.text(j, i, names[i][j], ha="center", va="center", fontsize=8, color="white" if p > 0.6 else "black")
+    ax.set_yticks(range(len(positions)), [token_name(int(subject.ids[at]), tokenizer) for at in positions], fontsize=8)
+    ax.set_xticks(range(n), ["embedding", *[f"layer {i}" for i in range(1, n)]])
+    ax.set(title="logit lens: what each layer would predict next", ylabel="token read")
     figure.colorbar(ax.images[0], label="probability of the token named")
     return figure
