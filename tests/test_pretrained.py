@@ -39,6 +39,11 @@ def load(folder, meta=True):
     return model.eval(), state
 
 
+def read_all(path):
+    """{name: tensor} of a file of weights."""
+    return safetensors.map_tensors(safetensors.read_entries(path))
+
+
 def texts(vocab, length=13, pad=0):
     """ids, types and mask (4, T) of texts of four lengths, none of whose ids is that of padding."""
     generator = torch.Generator().manual_seed(1)
@@ -291,7 +296,7 @@ def test_every_tensor_is_accounted_for(tmp_path, capsys):
     _, state, tokenizer = classic("bert")
     convert.export(state, tokenizer, tmp_path / "x")
     path = tmp_path / "x" / "model.safetensors"
-    weights = safetensors.read(path)
+    weights = read_all(path)
     kept = {name: x.clone() for name, x in weights.items() if not name.startswith("cls.")}
     kept |= {"bert.embeddings.position_ids": torch.arange(24)[None],
              "bert.encoder.layer.2.output.dense.bias": torch.ones(16),
@@ -325,7 +330,7 @@ def change_config(folder, **changes):
 
 
 def change_weights(folder, change):
-    weights = {name: x.clone() for name, x in safetensors.read(folder / "model.safetensors").items()}
+    weights = {name: x.clone() for name, x in read_all(folder / "model.safetensors").items()}
     change(weights)
     safetensors.write(folder / "model.safetensors", weights)
 
@@ -426,7 +431,7 @@ def test_a_published_gpt_speaks(folders, tmp_path, call):
 def test_training_goes_on_from_published_weights(family, objective, folders, tmp_path, call):
     """At a rate of 0 nothing changes, but positions beyond the context are left out; else it learns, and resumes."""
     text = "the film was good . the cat was not bad , the a b c d e f . "
-    prepare.write_data(tmp_path / "data", {"train": lambda: [text * 9] * 40, "val": lambda: [text * 9] * 9}, 0,
+    prepare.write_data(tmp_path / "data", {"train": [text * 9] * 40, "val": [text * 9] * 9}, 0,
                        tokenizer=folders / family)
     options = [*TINY, f"--data={tmp_path / 'data'}", f"--arch={family}", f"--objective={objective}",
                "--optimizer=adamw", f"--init_from={folders / family}"]
@@ -449,7 +454,7 @@ def test_training_goes_on_from_published_weights(family, objective, folders, tmp
 def test_the_command_line_is_checked(folders, tmp_path, call):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("mine")
-    for words, why in (([], "give one folder"), ([folders / "bert"], "where to go"),
+    for words, why in (([], "0 files or folders given"), ([folders / "bert"], "where to go"),
                        ([folders / "bert", f"--out={tmp_path / 'full'}"], "is there already"),
                        ([folders / "bert", f"--export={folders / 'rows.csv'}"], "is there already"),
                        ([tmp_path, f"--out={tmp_path / 'new'}"], "no checkpoint there")):

@@ -14,6 +14,11 @@ from nanoft.published import safetensors
 FUZZED = int(os.environ.get("NANOFT_FUZZ", 1000))  # NANOFT_FUZZ=10000 pytest tests/test_safetensors.py -k fuzzed
 
 
+def read_all(path):
+    """{name: tensor} of a file, or of all shards of an index."""
+    return safetensors.map_tensors(safetensors.read_entries(path))
+
+
 def tensor_of(dtype, *shape):
     """Random bytes as a tensor; a bool's are 0 and 1."""
     raw = torch.randint(0, 2 if dtype == torch.bool else 256, (math.prod(shape) * dtype.itemsize,), dtype=torch.uint8)
@@ -45,11 +50,11 @@ def file_of(header, data=b"", length=None):
 def test_what_is_written_is_read(tmp_path):
     tensors = every_dtype() | {"a view": torch.arange(12.0).view(3, 4).mT, "名": torch.ones(1)}
     safetensors.write(tmp_path / "x.safetensors", tensors)
-    assert same(safetensors.read(tmp_path / "x.safetensors"), tensors)
+    assert same(read_all(tmp_path / "x.safetensors"), tensors)
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
     assert int.from_bytes((tmp_path / "x.safetensors").read_bytes()[:8], "little") % 8 == 0
     safetensors.write(tmp_path / "x.safetensors", {})
-    assert safetensors.read(tmp_path / "x.safetensors") == {}
+    assert read_all(tmp_path / "x.safetensors") == {}
 
 
 def test_the_official_package_reads_what_is_written_and_writes_what_is_read(tmp_path):
@@ -58,19 +63,19 @@ def test_the_official_package_reads_what_is_written_and_writes_what_is_read(tmp_
     safetensors.write(tmp_path / "ours.safetensors", tensors)
     assert same(official.load_file(tmp_path / "ours.safetensors"), tensors)
     official.save_file(tensors, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
-    assert same(safetensors.read(tmp_path / "theirs.safetensors"), tensors)
+    assert same(read_all(tmp_path / "theirs.safetensors"), tensors)
 
 
 def test_a_mapped_tensor_can_be_written_to_and_the_file_stays(tmp_path):
     path = tmp_path / "x.safetensors"
     safetensors.write(path, {"a": torch.zeros(4), "b": torch.ones(4)})
     before = path.read_bytes()
-    read = safetensors.read(path)
+    read = read_all(path)
     read["a"] += 3
     assert read["a"].tolist() == [3, 3, 3, 3] and read["b"].tolist() == [1, 1, 1, 1]
     safetensors.write(path, read)  # over the file that is mapped
     assert read["a"].tolist() == [3, 3, 3, 3] and before != path.read_bytes()
-    assert safetensors.read(path)["a"].tolist() == [3, 3, 3, 3]
+    assert read_all(path)["a"].tolist() == [3, 3, 3, 3]
 
 
 def test_tensors_where_no_number_can_be_mapped(tmp_path):
@@ -78,7 +83,7 @@ def test_tensors_where_no_number_can_be_mapped(tmp_path):
     for spaces in range(8):
         header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}' + b" " * spaces
         (tmp_path / "x.safetensors").write_bytes(file_of(header, torch.tensor([1.5, -2]).numpy().tobytes()))
-        tensor = safetensors.read(tmp_path / "x.safetensors")["a"]
+        tensor = read_all(tmp_path / "x.safetensors")["a"]
         assert tensor.tolist() == [1.5, -2] and tensor.data_ptr() % 4 == 0
 
 
@@ -88,7 +93,7 @@ def test_shards(tmp_path):
     assert len(files) == 5 and files[-1] == "model.safetensors.index.json"
     index = json.loads((tmp_path / files[-1]).read_text())
     assert index["metadata"] == {"total_size": 280} and set(index["weight_map"].values()) == set(files[:-1])
-    assert same(safetensors.read(tmp_path / files[-1]), tensors)
+    assert same(read_all(tmp_path / files[-1]), tensors)
     assert safetensors.write_folder(tmp_path, {"big": torch.zeros(100)}, limit=80) == ["model.safetensors"]
 
 
@@ -108,7 +113,7 @@ def test_an_index_that_does_not_fit_is_refused(change, why, tmp_path):
     change(index)
     path.write_text(json.dumps(index))
     with pytest.raises(UserError, match=why):
-        safetensors.read(path)
+        read_all(path)
 
 
 def entry(dtype="U8", shape=(4,), offsets=(0, 4)):
@@ -161,7 +166,7 @@ def test_what_is_malformed_is_refused(what, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(MALFORMED[what])
     with pytest.raises(UserError, match="is no whole safetensors file"):
-        safetensors.read(path)
+        read_all(path)
 
 
 def test_a_header_over_100_mb_is_refused_unread(tmp_path):
@@ -170,13 +175,13 @@ def test_a_header_over_100_mb_is_refused_unread(tmp_path):
         file.write((100_000_001).to_bytes(8, "little") + b"{}")
         file.truncate(100_000_100)  # a hole, which takes no room on the disk
     with pytest.raises(UserError, match="at most 100,000,000"):
-        safetensors.read(path)
+        read_all(path)
 
 
 def test_what_is_no_file_or_cannot_be_written(tmp_path):
     for path in (tmp_path, tmp_path / "none.safetensors"):
         with pytest.raises(UserError, match="cannot be read"):
-            safetensors.read(path)
+            read_all(path)
     for tensors in ({"a": torch.zeros(2, dtype=torch.complex128)}, {"__metadata__": torch.zeros(2)}):
         with pytest.raises(UserError, match="cannot be written"):
             safetensors.write(tmp_path / "x.safetensors", tensors)
@@ -219,7 +224,7 @@ def test_fuzzed_files_end_in_a_sentence_or_in_tensors(tmp_path):
         data = fuzzed(whole, rng)
         path.write_bytes(data)
         try:
-            found = safetensors.read(path)
+            found = read_all(path)
             assert sum(x.numel() * x.dtype.itemsize for x in found.values()) <= len(data)
         except UserError as error:
             assert str(path) in str(error)

@@ -1,9 +1,9 @@
-"""The safetensors container: named tensors in a file, described in JSON, mapped into memory and never executed.
+"""The safetensors format: named tensors in a file, described in JSON, mapped into memory, without any code to run.
 
     8 bytes: N, little-endian | N bytes of JSON, UTF-8, padded with spaces | the tensors, back to back
     {"name": {"dtype": "F32", "shape": [3, 5], "data_offsets": [begin, end]}, "__metadata__": {"format": "pt"}}
 
-Offsets count from the end of the JSON; the tensors cover all of the rest, without a hole. A large model is several
+Offsets count from the end of the JSON; the tensors fill the rest of the file without gaps. A large model is several
 such files and an index, {"weight_map": {name: file}}. Format: github.com/huggingface/safetensors
 """
 
@@ -11,7 +11,7 @@ import json
 import math
 import mmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,22 +30,21 @@ LONGEST_HEADER = 100_000_000  # bytes
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies."""
+    """A tensor in a file."""
     path: Path
     dtype: torch.dtype
-    shape: tuple
-    begin: int               # its first byte in the file
+    shape: tuple[int, ...]
+    begin: int  # its first byte in the file
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 
-def read_entries(path):
+def read_entries(path: Path) -> dict[str, Entry]:
     """{name: Entry} of a .safetensors file, or of all shards of an index. Reads no tensor.
 
-    Raises UserError for a file that is not whole and exactly as the format wants it.
+    Raises UserError for a file that is incomplete or differs from the format in anything.
     """
-    path = Path(path)
     if path.name.endswith(".index.json"):
         return read_shards(path)
     try:
@@ -64,15 +63,15 @@ def read_entries(path):
         raise UserError(f"{path} is no whole safetensors file ({error}); fetch or write it again") from None
 
 
-def parse_header(header, room):
-    """{name: (dtype, shape, begin)} from the JSON; `room`: bytes that follow it. Raises ValueError, RecursionError."""
+def parse_header(header: bytes, size: int) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]:
+    """{name: (dtype, shape, begin)} from the JSON; size: bytes after it. Raises ValueError, RecursionError."""
     if not header.startswith(b"{"):
         raise ValueError("its header is not a JSON object")
     content = json.loads(header.decode("utf-8"), object_pairs_hook=without_duplicates)
     metadata = content.pop("__metadata__", {})
     if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
         raise ValueError("its __metadata__ is not texts by name")
-    found, ends = {}, {}
+    tensors, ends = {}, {}
     for name, entry in content.items():
         if type(entry) is not dict or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise ValueError(f"tensor {name!r} is not described by dtype, shape and data_offsets")
@@ -82,57 +81,58 @@ def parse_header(header, room):
         for numbers in (shape, offsets):
             if type(numbers) is not list or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
                 raise ValueError(f"tensor {name!r}: {numbers!r:.100} is no list of sizes")
-        if len(offsets) != 2 or not offsets[0] <= offsets[1] <= room:
-            raise ValueError(f"tensor {name!r} lies at {offsets}, but there are {room:,} bytes")
+        if len(offsets) != 2 or not offsets[0] <= offsets[1] <= size:
+            raise ValueError(f"tensor {name!r} lies at {offsets}, but there are {size:,} bytes")
         if math.prod(n for n in shape if n) * DTYPES[dtype].itemsize >= 2**63:  # a zero must not hide it
             raise ValueError(f"tensor {name!r} has the impossible shape {shape}")
         if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
             raise ValueError(f"tensor {name!r} of {dtype} {shape} has {offsets[1] - offsets[0]:,} bytes")
-        found[name], ends[name] = (DTYPES[dtype], tuple(shape), offsets[0]), offsets[1]
+        tensors[name], ends[name] = (DTYPES[dtype], tuple(shape), offsets[0]), offsets[1]
     expected = 0
-    for name in sorted(found, key=lambda name: (found[name][2], ends[name])):
-        if found[name][2] != expected:
-            raise ValueError(f"tensor {name!r} begins at byte {found[name][2]:,}, where {expected:,} is next")
+    for name in sorted(tensors, key=lambda name: (tensors[name][2], ends[name])):
+        if tensors[name][2] != expected:
+            raise ValueError(f"tensor {name!r} begins at byte {tensors[name][2]:,}, where {expected:,} is next")
         expected = ends[name]
-    if expected != room:
-        raise ValueError(f"its tensors end at byte {expected:,} of {room:,}")
-    return found
+    if expected != size:
+        raise ValueError(f"its tensors end at byte {expected:,} of {size:,}")
+    return tensors
 
 
-def without_duplicates(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these (name, value) pairs. Raises ValueError for a name that occurs twice or is not UTF-8."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
         raise ValueError("a name occurs twice in its header")
-    for name in found:
-        name.encode("utf-8")  # raises ValueError for half a character
-    return found
+    for name in content:
+        name.encode("utf-8")
+    return content
 
 
-def read_index(path):
+def read_index(path: Path) -> dict[str, str]:
     """{name: file} of an index of shards. Raises UserError."""
     content = read_json(path)
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(x, str) and x == Path(x).name for x in places.values()):
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(x, str) and x == Path(x).name for x in files.values()):
         raise UserError(f"{path} is no index of shards: it lacks a weight_map of tensors to files beside it; fetch it "
                         "again")
-    return places
+    return files
 
 
-def read_shards(path):
-    """{name: Entry} of all shards of an index, each of which must hold exactly what the index says."""
-    places, entries = read_index(path), {}
-    for file in sorted(set(places.values())):
-        found = read_entries(path.with_name(file))
-        for name in sorted(found.keys() ^ {name for name, at in places.items() if at == file}):
+def read_shards(path: Path) -> dict[str, Entry]:
+    """{name: Entry} of all shards of an index. Raises UserError unless each holds exactly what the index says."""
+    files, entries = read_index(path), {}
+    for file in sorted(set(files.values())):
+        shard = read_entries(path.with_name(file))
+        for name in sorted(shard.keys() ^ {name for name in files if files[name] == file}):
             raise UserError(f"{path} and {file} do not fit: tensor {name!r} is in one of them alone; fetch both again")
-        entries |= found
+        entries |= shard
     return entries
 
 
-def map_tensors(entries):
-    """{name: tensor} from {name: Entry}. The tensors are views on the mapped files, whose pages come in when touched.
+def map_tensors(entries: dict[str, Entry]) -> dict[str, torch.Tensor]:
+    """{name: tensor} from {name: Entry}. The tensors are views on the mapped files, whose pages are read when used.
 
-    Writing to a tensor changes memory alone, never the file. A map ends with the last tensor on it.
+    Writing to a tensor changes memory, never the file. A map is freed with the last tensor on it.
     """
     maps, tensors = {}, {}
     for name, (path, dtype, shape, begin) in entries.items():
@@ -150,18 +150,17 @@ def map_tensors(entries):
     return tensors
 
 
-def read(path):
-    """{name: tensor} of a file, or of all shards of an index, mapped."""
-    return map_tensors(read_entries(path))
-
-
 # ---- writing -----------------------------------------------------------------------------------------------------
 
 
-def write(path, tensors):
-    """{name: tensor} to a file, whole or not at all: the widest dtypes first, then by name, as others write it too."""
+def write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """{name: tensor} to a file, whole or not at all: the widest dtypes first, then by name, as is usual.
+
+    Raises UserError for a dtype or a name that the format does not have.
+    """
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header, begin = {"__metadata__": {"format": "pt"}}, 0  # without this entry transformers reads no file
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers reads no file without this entry
+    begin = 0
     for name in names:
         tensor = tensors[name]
         if tensor.dtype not in NAMES or name == "__metadata__":
@@ -181,12 +180,9 @@ def write(path, tensors):
     write_whole(path, fill)
 
 
-def write_folder(folder, tensors, limit=5_000_000_000):
-    """model.safetensors; or, where a file would hold more than `limit` bytes, several and model.safetensors.index.json.
-
-    Returns the names of the files.
-    """
-    folder, shards, room = Path(folder), [], 0
+def write_folder(folder: Path, tensors: dict[str, torch.Tensor], limit: int = 5_000_000_000) -> list[str]:
+    """Write model.safetensors, or shards of at most `limit` bytes and their index; returns the names of the files."""
+    shards, room = [], 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.dtype.itemsize
         if not shards or size > room:

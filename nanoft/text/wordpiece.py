@@ -58,8 +58,8 @@ class WordPiece:
     separators, published, pattern = 1, True, "wordpiece"
 
     def __init__(self, tokens: Sequence[str], lowercase: bool, strip_accents: bool, split_chinese: bool = True):
-        self.content = {"format": FORMAT, "version": 1, "lowercase": lowercase, "strip_accents": strip_accents,
-                        "split_chinese": split_chinese, "tokens": list(tokens)}
+        self.content: dict = {"format": FORMAT, "version": 1, "lowercase": lowercase, "strip_accents": strip_accents,
+                              "split_chinese": split_chinese, "tokens": list(tokens)}
         self.lowercase, self.strip_accents = lowercase, strip_accents
         self.ids = {token: i for i, token in enumerate(tokens)}
         self.vocab_size, self.longest_piece = len(tokens), max(map(len, tokens))
