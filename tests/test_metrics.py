@@ -280,7 +280,7 @@ def test_correlations_agree_with_scipy():
 ])
 def test_entities_of_a_sentence(tags, lenient, strict):
     assert metrics.entities(tags.split()) == lenient
-    assert metrics.entities(tags.split(), strict=True) == strict
+    assert metrics.entities(tags.split(), "IOB2") == strict
 
 
 @pytest.mark.parametrize("tags, found", [
@@ -292,8 +292,32 @@ def test_entities_of_a_sentence(tags, lenient, strict):
 def test_ends_and_singles_are_read_when_lenient(tags, found):
     assert metrics.entities(tags.split()) == found
     with pytest.raises(UserError, match="is no tag"):
-        metrics.entities(tags.split(), strict=True)
+        metrics.entities(tags.split(), "IOB2")
 
+
+@pytest.mark.parametrize("tags, lenient, strict", [
+    ("B-X I-X L-X O U-Y", [("X", 0, 2), ("Y", 4, 4)], [("X", 0, 2), ("Y", 4, 4)]),   # BILOU
+    ("B-X M-X E-X O S-Y", [("X", 0, 2), ("Y", 4, 4)], [("X", 0, 2), ("Y", 4, 4)]),   # BMES
+    ("B M E S B E", [("_", 0, 2), ("_", 3, 3), ("_", 4, 5)], [("_", 0, 2), ("_", 3, 3), ("_", 4, 5)]),
+    ("B-X I-X O", [("X", 0, 1)], []),                                                # no end
+    ("O E-X", [("X", 1, 1)], []),                                                    # no beginning
+    ("B-X E-Y", [("X", 0, 0), ("Y", 1, 1)], []),
+    ("B-X S-X", [("X", 0, 0), ("X", 1, 1)], [("X", 1, 1)]),
+])
+def test_entities_with_ends(tags, lenient, strict):
+    assert metrics.entities(tags.split()) == lenient
+    assert metrics.entities(tags.split(), "BIOES") == strict
+
+
+@pytest.mark.parametrize("tags, scheme", [
+    ("O B-X I-X", "IOB2"), ("B-X", "IOB2"), ("O B I", "IOB2"), ("B-X I-X O I-X", "IOB2"),  # one slip in two
+    ("O I-X I-X", "IOB1"), ("I-X B-X O I-Y", "IOB1"),
+    ("B-X E-X O", "BIOES"), ("B-X I-X E-X S-X", "BIOES"), ("B-X L-X", "BILOU"), ("I-X U-X O", "BILOU"),
+    ("B-X M-X E-X S-X", "BMES"), ("B M E S", "BMES"),
+    ("O", ""), ("", ""), ("NN VB", ""), ("B-X O NN", ""), ("S M L", ""), ("O-X B-X", ""), ("O PER LOC", ""),
+])
+def test_the_scheme_of_tags(tags, scheme):
+    assert metrics.tag_scheme([tags.split()]) == scheme
 
 def test_entity_scores_by_hand():
     truth = ["B-PER I-PER O B-LOC".split(), "B-ORG I-ORG O O".split(), "O B-PER O O".split()]
@@ -321,33 +345,36 @@ def test_clean_tags_give_back_their_entities():
             kind, length = "XYZ"[rng.integers(3)], int(rng.integers(1, 4))
             written.append((kind, len(tags), len(tags) + length - 1))
             tags += [f"B-{kind}"] + [f"I-{kind}"] * (length - 1) + ["O"] * int(rng.integers(3))
-        assert metrics.entities(tags) == metrics.entities(tags, strict=True) == written
+        assert metrics.entities(tags) == metrics.entities(tags, "IOB2") == written
         assert metrics.entity_scores([tags], [tags])["macro_f1"] == 1.0
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_entity_scores_agree_with_seqeval(strict):
+@pytest.mark.parametrize("name, marks, own", [("", "BIES", ""), ("IOB2", "BI", "IOB2"), ("IOBES", "BIES", "BIOES"),
+                                              ("BILOU", "BILU", "BIOES")])
+def test_entity_scores_agree_with_seqeval(name, marks, own):
     reference = pytest.importorskip("seqeval.metrics", reason="seqeval is not installed")
     scheme = pytest.importorskip("seqeval.scheme")
     warnings.simplefilter("ignore")  # on 0 / 0
-    options = dict(mode="strict", scheme=scheme.IOB2) if strict else {}
-    marks, types = ("BI" if strict else "BIES"), ["-X", "-Y", "-X-Y", "-Z", ""]
+    strict, types = getattr(scheme, name, None), ["-X", "-Y", "-X-Y", "-Z", ""]
+    options = dict(mode="strict", scheme=strict) if strict else {}
     rng, worst, empty = np.random.default_rng(10), Worst(), 0
     for i in range(INPUTS):
         few = types[:rng.integers(1, len(types) + 1)]
         wild = ["O", "O", *(mark + kind for mark in marks[:2 + i % 3] for kind in few)]
         truth = [rng.choice(wild, rng.integers(1, 9)).tolist() for _ in range(rng.integers(1, 4))]
         guess = [np.where(rng.random(len(tags)) < 0.3, rng.choice(wild, len(tags)), tags).tolist() for tags in truth]
+        if own == "BIOES":
+            truth, guess = ([*sentences, [marks[-1] + "-X"]] for sentences in (truth, guess))  # by which it is known
         for tags in truth + guess:
-            theirs = ([(e.tag, e.start, e.end - 1) for e in scheme.Tokens(tags, scheme.IOB2).entities] if strict
+            theirs = ([(e.tag, e.start, e.end - 1) for e in scheme.Tokens(tags, strict).entities] if strict
                       else reference.sequence_labeling.get_entities(tags))
-            assert metrics.entities(tags, strict) == theirs
-        if not any(metrics.entities(tags, strict) for tags in truth + guess):  # where seqeval has nan or an exception
+            assert metrics.entities(tags, own) == theirs
+        if not any(metrics.entities(tags, own) for tags in truth + guess):  # where seqeval has nan or an exception
             empty += 1
             with pytest.raises(UserError, match="no entity"):
-                metrics.entity_scores(truth, guess, strict)
+                metrics.entity_scores(truth, guess, bool(strict))
             continue
-        ours = metrics.entity_scores(truth, guess, strict)
+        ours = metrics.entity_scores(truth, guess, bool(strict))
         theirs = reference.classification_report(truth, guess, output_dict=True, zero_division=0, **options)
         for kind in ("micro", "macro", "weighted"):
             row = theirs.pop(f"{kind} avg")
@@ -399,6 +426,13 @@ def test_normalized_answers(text, plain):
     ("", "", 1, 0, 1),
     ("", "Paris", 0, 0, 0),
     ("Paris", "...", 0, 0, 0),
+    ("盛大游戏", "盛大游戏运营", 0, 4 / 5, 4 / 5),                      # 4 characters of 4 and of 6
+    ("《盛大 游戏》。", "盛大游戏", 1, 1, 1),
+    ("于1998年3月", "1998年", 0, 4 / 7, 4 / 7),                       # 于 1998 年 3 月: a number is one word
+    ("年月日", "日月年", 0, 1 / 3, 1 / 3),                             # only what stands together
+    ("苹果iPhone手机", "the iPhone", 0, 2 / 6, 2 / 6),                # iphone, of 5 and of 1
+    ("東京タワー", "タワー", 0, 6 / 8, 6 / 8),
+    ("กรุงเทพ", "กรุง", 0, 8 / 11, 8 / 11),
 ])
 def test_two_answers(prediction, answer, exact, f1, f1_v2):
     for one, other in ((prediction, answer), (answer, prediction)):

@@ -10,14 +10,21 @@ import math
 import re
 import string
 from collections import Counter
+from difflib import SequenceMatcher
 
 import numpy as np
 
 from nanoft import UserError, files
+from nanoft.text.wordpiece import CHINESE
 
 PRF = ("precision", "recall", "f1")
 AVERAGES = ("micro", "macro", "weighted", "samples")
+TAG = re.compile(r"O|[BIESMLU](-.+)?")  # of any scheme
+LETTERS = {"M": "I", "L": "E", "U": "S"}  # of BMES and BILOU in those of BIOES
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+NO_CHINESE_PUNCTUATION = str.maketrans("", "", "，。：？！“”；’《》…·、「」（）－～『』")
+NO_SPACES = f"{CHINESE}\u3040-\u30ff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Japanese; Thai, Lao, Burmese, Khmer
+UNSPACED = re.compile(f"[{NO_SPACES}]")
 
 
 def paired(labels, predictions) -> tuple[np.ndarray, np.ndarray]:
@@ -180,30 +187,49 @@ def spearman(x, y) -> float:
 # ---- entities ----------------------------------------------------------------------------------------------------
 
 
-def split_tag(tag: str, prefixes: tuple) -> tuple[str, str]:
-    """`B-PER` -> ("B", "PER"); a prefix alone has the type _. Raises UserError for another prefix."""
-    prefix, dash, kind = tag.partition("-")
-    if prefix not in prefixes or (prefix == "O" and dash):
+def tag_scheme(sentences: list[list[str]]) -> str:
+    """The scheme of tags: IOB2, IOB1, BIOES, BILOU or BMES, or "" where some tag is of none of them.
+
+    IOB1 writes B- only between two entities of a type that touch; entities that begin with I- tell it from IOB2.
+    """
+    tags = {tag for sentence in sentences for tag in sentence}
+    prefixes = {tag.partition("-")[0] for tag in tags if tag != "O"}
+    if not all(map(TAG.fullmatch, tags)) or not prefixes & {"B", "I"}:
+        return ""
+    for scheme, own in (("BMES", "M"), ("BILOU", "LU"), ("BIOES", "ES")):
+        if prefixes & set(own):
+            return scheme
+    loose, strict = (sum(len(entities(sentence, scheme)) for sentence in sentences) for scheme in ("", "IOB2"))
+    return "IOB2" if 2 * strict >= loose else "IOB1"
+
+
+def split_tag(tag: str, prefixes: str) -> tuple[str, str]:
+    """`B-PER` -> ("B", "PER"), in the letters of BIOES; a prefix alone has the type _. UserError for another prefix."""
+    prefix, _, kind = tag.partition("-")
+    prefix = LETTERS.get(prefix, prefix)
+    if not TAG.fullmatch(tag) or prefix not in prefixes:
         raise UserError(f"{tag!r} is no tag: expected O, or one of {' '.join(prefixes[1:])} and a type, as in B-PER")
     return prefix, kind or "_"
 
 
-def entities(tags: list[str], strict: bool = False) -> list[tuple[str, int, int]]:
+def entities(tags: list[str], scheme: str = "") -> list[tuple[str, int, int]]:
     """The entities of one sentence in order: (type, first word, last word), counted from 0.
 
     tags: B-type at the first word of an entity, I-type inside, O elsewhere; also E- at a last word and S- at an only
-    one, unless strict. Lenient (as CoNLL's script and seqeval's default): an entity also begins where I- follows O or
-    another type. Strict (IOB2): it begins at B- alone, and an I- that continues nothing belongs to none.
+    one; M- is read as I-, L- as E-, U- as S-. Lenient, without a scheme (as CoNLL's script and seqeval's default): an
+    entity also begins where I- or E- continues nothing. Strict, as seqeval's: of "IOB2" an entity begins at B- alone,
+    of "BIOES" (and so BILOU and BMES) it is S-, or begins at B- and ends at E-; any other I- or E- belongs to none.
     """
-    prefixes = ("O", "B", "I") if strict else ("O", "B", "I", "E", "S")
+    prefixes = "OBI" if scheme == "IOB2" else "OBIES"
     spans, start, last_prefix, last_kind = [], None, "O", "_"
     for i, tag in enumerate([*tags, "O"]):
         prefix, kind = split_tag(tag, prefixes)
         continues = prefix in "IE" and last_prefix in "BI" and kind == last_kind
         if start is not None and not continues:
-            spans.append((last_kind, start, i - 1))
+            if scheme != "BIOES" or last_prefix in "ES":
+                spans.append((last_kind, start, i - 1))
             start = None
-        if start is None and (prefix == "B" if strict else prefix != "O"):
+        if start is None and (prefix in "BS" if scheme else prefix != "O"):
             start = i
         last_prefix, last_kind = prefix, kind
     return spans
@@ -213,8 +239,11 @@ def entity_scores(true_sentences: list, predicted_sentences: list, strict: bool 
     """The scores of whole entities: right only if type, first and last word are. Two lists of lists of tags.
 
     precision, recall and f1 (of all types together, that is micro), all averages as in `classification` over the types
-    that occur in the truth or the predictions, and `per_class` by type.
+    that occur in the truth or the predictions, and `per_class` by type. strict: by BIOES if the tags have its letters,
+    else by IOB2.
     """
+    letters = {LETTERS.get(tag[:1], tag[:1]) for sentence in true_sentences + predicted_sentences for tag in sentence}
+    scheme = "" if not strict else "BIOES" if letters & {"E", "S"} else "IOB2"
     if len(true_sentences) != len(predicted_sentences):
         raise UserError(f"{len(true_sentences)} true sentences against {len(predicted_sentences)} predicted ones; "
                         "a score needs as many")
@@ -223,13 +252,13 @@ def entity_scores(true_sentences: list, predicted_sentences: list, strict: bool 
         if len(truth) != len(guess):
             raise UserError(f"sentence {number} has {len(truth)} true tags and {len(guess)} predicted ones; words that "
                             "were cut off count as O")
-        truth, guess = set(entities(truth, strict)), set(entities(guess, strict))
+        truth, guess = set(entities(truth, scheme)), set(entities(guess, scheme))
         for counter, spans in ((hits, truth & guess), (predicted, guess), (actual, truth)):
             counter.update(kind for kind, _, _ in spans)
     types = sorted(predicted | actual)
     if not types:
         raise UserError("there is nothing to score: no entity in the truth, and none among the predictions"
-                        + (" (strict ones begin with B-)" if strict else ""))
+                        + " (strict ones begin with B-)" * strict)
     counts = [np.array([counter[kind] for kind in types]) for counter in (hits, predicted, actual)]
     scores = class_scores(types, *counts)
     return {name: scores[f"micro_{name}"] for name in PRF} | scores
@@ -241,9 +270,12 @@ def entity_scores(true_sentences: list, predicted_sentences: list, strict: bool 
 def normalize_answer(text: str) -> str:
     """What answers are compared by: lower case, no ASCII punctuation, no a, an, the, single spaces.
 
-    In this order, so that `well-known` becomes `wellknown`, and `"The"` becomes nothing.
+    In this order, so that `well-known` becomes `wellknown`, and `"The"` becomes nothing. Characters of scripts without
+    spaces stand alone, and where there are any, Chinese punctuation goes too (as for CMRC, arXiv:1810.07366).
     """
     text = text.lower().translate(NO_PUNCTUATION)
+    if UNSPACED.search(text):
+        text = UNSPACED.sub(r" \g<0> ", text.translate(NO_CHINESE_PUNCTUATION))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
@@ -255,13 +287,17 @@ def exact_match(prediction: str, answer: str) -> float:
 def answer_f1(prediction: str, answer: str, v2: bool = False) -> float:
     """F1 of the words that two answers share, each as often as both have it.
 
-    Where one of them has no word left, v1.1 gives 0, and v2 gives 1 if neither has.
+    Where a script without spaces occurs, of their longest common run of characters (and of words of other scripts), as
+    CMRC scores. Where one of them has no word left, v1.1 gives 0, and v2 gives 1 if neither has.
     """
-    prediction, answer = normalize_answer(prediction).split(), normalize_answer(answer).split()
-    if v2 and not (prediction and answer):
-        return float(prediction == answer)
-    shared = (Counter(prediction) & Counter(answer)).total()
-    return 2 * shared / (len(prediction) + len(answer)) if shared else 0.0
+    guess, truth = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    if v2 and not (guess and truth):
+        return float(guess == truth)
+    if UNSPACED.search(prediction + answer):
+        shared = SequenceMatcher(None, guess, truth, autojunk=False).find_longest_match().size
+    else:
+        shared = (Counter(guess) & Counter(truth)).total()
+    return 2 * shared / (len(guess) + len(truth)) if shared else 0.0
 
 
 def squad_scores(examples: list[dict], predictions: dict, v2: bool = False) -> dict:

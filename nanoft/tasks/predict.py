@@ -198,7 +198,7 @@ def scores(task: dict, rows: list[dict], guesses: list[dict], encoded: Encoded, 
     if kind == "tag" and has_entities(labels):
         tags = [row["tags"] for row in rows], [item["prediction"] for item in guesses]
         entity = {"accuracy": metrics.accuracy(truth, guess)} | metrics.entity_scores(*tags)
-        if any(tag.startswith("B-") for row in rows for tag in row["tags"]):  # else strictly there is no entity
+        if metrics.tag_scheme(tags[0]) not in ("", "IOB1"):  # else strictly there is no entity
             strict = metrics.entity_scores(*tags, strict=True)
             entity |= {f"strict_{name}": strict[name] for name in metrics.PRF}
         return loss | entity, matrix
@@ -206,9 +206,8 @@ def scores(task: dict, rows: list[dict], guesses: list[dict], encoded: Encoded, 
 
 
 def has_entities(labels: list[str]) -> bool:
-    """Do the tags mark entities (IOB, or with E- and S- IOBES), so that whole entities are scored?"""
-    return all(label == "O" or label[:2] in ("B-", "I-", "E-", "S-") for label in labels) and any(
-        label != "O" for label in labels)
+    """Do the tags mark entities, so that whole entities are scored?"""
+    return metrics.tag_scheme([labels]) != ""
 
 
 def check_scores(task: dict, rows: list[dict], encoded: Encoded) -> None:
