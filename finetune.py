@@ -22,7 +22,7 @@ from nanoft import UserError, checkpoint, config, distributed, files, kernels, l
 from nanoft.inspect import mistakes
 from nanoft.inspect.watch import Watch
 from nanoft.model import check_model
-from nanoft.tasks import collate, examples, features, freezing, lora, metrics, predict, start, sweep
+from nanoft.tasks import baselines, collate, examples, features, freezing, linear, lora, metrics, predict, start, sweep
 from nanoft.tasks.heads import TaskModel
 
 
@@ -59,12 +59,13 @@ class Config:
     doc_stride: int = 128              # tokens from one window to the next
     max_answer: int = 30               # longest answer in tokens
     pool: Literal["auto", "mean", "cls", "last"] = "auto"  # a text's vector; auto: mean, of a GPT the last token's
-    match_types: bool = False          # of two texts: tokens that the other text has too get a type of their own
+    match_types: Literal["auto", "true", "false"] = "auto"  # of two texts: token types mark tokens shared by both
+    linear: Literal["auto", "true", "false"] = "auto"  # add a linear model of n-grams; auto: classify from scratch
     token_drop: float = 0.0            # part of the training tokens left out, each epoch others
     token_swap: float = 0.0            # part of them swapped with their neighbour
     token_mask: float = 0.0            # part of them replaced by <|mask|>
 
-    n_layer: int = 2                   # of a model from scratch, an encoder (for generate a GPT): blocks
+    n_layer: int = -1                  # blocks of a model from scratch (for generate a GPT); -1 = chosen
     n_head: int = 4                    # attention heads
     n_embd: int = 128                  # width
     n_gram: int = 1                    # longest run of tokens with an embedding of its own
@@ -72,13 +73,13 @@ class Config:
 
     batch_size: int = 32               # pieces per optimizer step, over all processes
     micro_batch_size: int = 0          # pieces a process takes through the model at once, 0 = all of its share
-    epochs: float = 3.0                # times through the training rows
+    epochs: float = 0.0                # times through the training rows, 0 = chosen
     max_steps: int = 0                 # optimizer steps instead of epochs, 0 = epochs
-    optimizer: Literal["muon", "adamw"] = "adamw"  # muon: Muon for the blocks' matrices, AdamW for the rest
-    lr: float = 3e-4                   # peak learning rate of AdamW
+    optimizer: Literal["auto", "muon", "adamw"] = "auto"  # muon: Muon for the blocks' matrices, AdamW for the rest
+    lr: float = 0.0                    # peak learning rate of AdamW, 0 = chosen
     head_lr: float = 0.0               # the same for the task's head, 0 = lr
     embed_lr: float = 0.0              # the same for the embeddings, 0 = lr
-    muon_lr: float = 0.002             # peak learning rate of Muon
+    muon_lr: float = 0.0               # peak learning rate of Muon, 0 = chosen
     layer_decay: float = 1.0           # each block's rate is this part of the rate of the block above it
     weight_decay: float = 0.01         # of the matrices
     grad_clip: float = 1.0             # largest norm of the gradient, 0 = no clipping
@@ -111,8 +112,6 @@ def check(cfg):
     problems += config.fraction(cfg, "warmup", "layer_decay")
     if cfg.layer_decay == 0:
         problems.append("layer_decay=0 leaves every block as it is; use freeze_blocks=-1 for that")
-    if not cfg.epochs and not cfg.max_steps:
-        problems.append("epochs and max_steps are both 0; give the run a length in one of them")
     if not cfg.data and not cfg.train_file:
         problems.append("nothing to train on; give --data=sst2 (a folder), or --train_file=reviews.csv")
     for name in ("val_file", "test_file", "text_column", "pair_column", "label_column", "separator"):
@@ -163,12 +162,13 @@ def fine_tune(cfg, dist):
     started = time.monotonic()
     source, path = start.open_source(cfg)  # a checkpoint to resume, to measure or to begin from, or None
     data = open_data(cfg, dist, source, path)  # task, rows, features of each split, make_batch(rows)
+    cfg = data.cfg                             # with the options that were left to be chosen
     if cfg.eval_only:
         known = Path(cfg.out_dir) / "result.json"
         result = files.read_json(known) if known.exists() else {}
         return final_metrics(source, path, data, dist, result, started)
     predict.check_scores(data.task, data.rows["val"], data.features["val"])  # fail now, not after an epoch
-    steps = cfg.max_steps or max(1, round(cfg.epochs * data.steps_per_epoch))
+    steps = cfg.max_steps or round(cfg.epochs * data.steps_per_epoch)
     eval_interval = cfg.eval_interval or data.steps_per_epoch
 
     # ---- the model, its optimizers and the state of the run: fresh, or restored from latest.pt
@@ -177,6 +177,8 @@ def fine_tune(cfg, dist):
     run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer, steps, started=started)
     run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * eval_interval, dist.dtype)
     average = EMA(model, cfg.average, source["averaged"] if cfg.resume else None)
+    if cfg.linear == "true" and not cfg.resume:
+        run.evaluated = -1  # what the linear model knows before the first step is evaluated, too
     source = None  # free memory
     describe(run, data, steps)
 
@@ -233,6 +235,8 @@ def fine_tune(cfg, dist):
     result = {"step": run.step, "epochs": run.step / data.steps_per_epoch, "train_seconds": run.spent,
               "parameters": sum(p.numel() for p in model.parameters()),
               "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    if run.step:
+        result["train_loss"] = run.last_loss
     path = run.out_dir / "best.pt"
     result = final_metrics(checkpoint.load(path), path, data, dist, result, started)
     run.log.finish(run.step, cfg, result)
@@ -273,6 +277,12 @@ class Data:
         return collate.batch(self.features["train"], index, self.task, self.tokenizer, self.multiple, self.weights,
                               collate.augmentation(self.cfg, self.tokenizer, epoch))
 
+    @functools.cached_property
+    def fitted(self):
+        """A linear model of the training rows, seconds, or None for a kind without one."""
+        train, val = self.features["train"], self.features["val"]
+        return linear.fit(self.task, train, val) if self.task["kind"] in linear.KINDS else None
+
     def tokens_of(self, step):
         """How many tokens the batch of a step holds, without padding."""
         epoch, number = divmod(step, self.steps_per_epoch)
@@ -292,10 +302,11 @@ class Data:
 def open_data(cfg, dist, source, path):
     """The rows, the task and the model's shape; rows as features, always by the pretrained model's tokenizer."""
     task, rows, tokenizer = start.open_data(cfg, dist, path)
-    shape = None
+    shape, chosen = None, ""
     if cfg.eval_only:
         task = start.saved_task(source, path, task, rows)
     else:
+        cfg, chosen = start.choose_options(cfg, source, task, rows)
         shape = start.model_shape(cfg, source, path, tokenizer, task)
         task = start.complete_task(task, cfg, shape, rows)
         if cfg.resume:
@@ -305,6 +316,7 @@ def open_data(cfg, dist, source, path):
     if dist.main:
         n_tokens = {split: some.n_tokens.tolist() for split, some in encoded.items()}
         examples.report(task, rows, n_tokens, task["max_length"])
+        print(chosen)
     return Data(cfg, task, rows, tokenizer, encoded, shape)
 
 
@@ -314,6 +326,8 @@ def build_model(cfg, data, source, path, dist):
     model = TaskModel(data.shape, data.task)
     if source and not cfg.resume:
         start.take_weights(model, source, path, dist)
+    if model.ngrams is not None and not cfg.resume:
+        model.ngrams = data.fitted
     freezing.freeze(model, cfg)
     if cfg.resume:
         checkpoint.load_weights(model, source["model"], path)
@@ -411,9 +425,13 @@ def final_metrics(state, path, data, dist, result, started):
         scores, matrix = predict.scores(task, rows, found, encoded, out)
         if split == "val" and cfg.watch_interval and not cfg.eval_only:
             mistakes.save_projector(out_dir, model, task, rows, found, encoded, data.tokenizer, dist)
+        simple = baselines.baseline_scores(task, rows, encoded, data.features["train"], data.fitted)
         result |= {f"{split}_{k}": v for k, v in scores.items()}
+        result |= {f"{split}_{task['metric']}_of_{name}": value for name, value in simple.items()}
         result |= {} if matrix is None else {f"{split}_confusion": matrix.tolist()}
         lines.append(f"{split}, all of it: {described(task, scores)}")
+        lines += [f"    {line}" for line in baselines.remarks(task, found, predict.main_score(task, scores), simple,
+                                                              result.get("train_loss"), scores.get("loss"))]
         written.append("predictions_val.jsonl" if split == "val" and "test" in data.rows else "predictions.jsonl")
         if dist.main:
             files.write_jsonl(out_dir / written[-1], [

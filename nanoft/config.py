@@ -23,6 +23,7 @@ import typing
 from pathlib import Path
 
 from nanoft import HOME, UserError
+from nanoft.files import read_json
 
 
 def load(cls, argv=None, check=None, others=False):
@@ -63,6 +64,12 @@ def load(cls, argv=None, check=None, others=False):
             key, equals, value = word[2:].partition("=")
             bare_flag = not equals and key in fields and fields[key].type is bool
             put(key, "true" if bare_flag else value, word, parse_text)
+    if (values.get("resume") or values.get("eval_only")) and "out_dir" in fields:  # a run remembers its options; those given now come last
+        saved = Path(values.get("out_dir", fields["out_dir"].default), "config.json")
+        remembered = read_json(saved) if saved.is_file() else {}
+        for key in remembered.keys() & fields.keys() - values.keys() - {"resume", "eval_only"}:
+            value = tuple(remembered[key]) if fields[key].type is tuple else remembered[key]
+            put(key, value, str(saved), accept)
     cfg = cls(**values)
     if check is not None:
         problems += check(cfg)

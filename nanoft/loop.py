@@ -106,6 +106,9 @@ class Run:
         """The fraction of the budget that is used, 0 to 1, the same on every rank; sets done and interrupted."""
         mine = time.monotonic() - self.began, bool(self.caught)
         self.spent, interrupted = distributed.total(mine, self.dist, "max")
+        if not self.max_steps and not self.max_minutes:  # nothing to train: the model is complete before the first step
+            self.done = True
+            return 1.0
         progress = max((self.step + 0.5) / self.max_steps if self.max_steps else 0.0,  # the middle of the coming step
                        self.spent / (60 * self.max_minutes) if self.max_minutes else 0.0)
         self.done, self.interrupted = self.step > 0 and progress >= 1, bool(interrupted)
@@ -197,7 +200,7 @@ class Run:
                    60 * self.max_minutes - (now - self.began) if self.max_minutes else math.inf)
         self.log.say(f"step {self.step:6} | {before}loss {loss:.4f} | lr {lr:.2e} | {rates[unit]:9,.0f} {unit}/s | "
                      f"{clock(max(left, 0))} left")
-        self.line, self.paused, self.tokens = (now, self.step), 0.0, 0
+        self.line, self.paused, self.tokens, self.last_loss = (now, self.step), 0.0, 0, loss
 
     def row(self, **values) -> None:
         """A row of metrics.jsonl for this step, with the seconds since the script began."""

@@ -89,11 +89,10 @@ REFUSED = {  # what is wrong: (options, words of the sentence)
     "no such metric asked for": (["--data={home}/data", "--metric=rouge", "--max_steps=1"], "metric=rouge"),
     "a column of a folder": (["--data={home}/data", "--label_column=stars"], "label_column=stars goes with"),
     "types of a single text": (["--data={home}/data", "--init_from={home}/encoder", "--match_types=true"], "two texts"),
-    "no tokenizer from scratch": (["--train_file={home}/data/train.jsonl"], "needs a tokenizer"),
     "no such option in the grid": (["--data={home}/data", "--grid=lrr=1"], "grid"),
     "no such value in the grid": (["--data={home}/data", "--grid=dropout=0,2"], "dropout=2"),
     "no number among the seeds": (["--data={home}/data", "--seeds=1,x"], "seeds must be a whole number"),
-    "several problems": (["--data={home}/data", "--warmup=2", "--epochs=0"], "warmup=2(.|\n)*epochs"),
+    "several problems": (["--data={home}/data", "--warmup=2", "--epochs=-1"], "epochs=-1(.|\n)*warmup=2"),
 }
 
 

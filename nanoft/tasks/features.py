@@ -96,8 +96,9 @@ def special_ids(tokenizer) -> tuple[list, list, list]:
 def text_features(rows, task, tokenizer):
     """classify, pair and regress. Of two texts that are too long together, the longer one is cut."""
     cls, sep, between = special_ids(tokenizer)
+    space = " " * task.get("leading_space", False)  # so that the first word has the same token as elsewhere
     ids = encode_all((row[name] for row in rows for name in ("text", "pair") if name in row),
-                     tokenizer.encode_to_numpy)
+                     lambda text: tokenizer.encode_to_numpy(space + text))
     number = {label: i for i, label in enumerate(task.get("labels", ()))}
     for row in rows:
         if task.get("multi_label"):

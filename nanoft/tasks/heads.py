@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanoft.model import ModelConfig, Transformer, make_head, masked_rows
+from nanoft.tasks.linear import NGramLinear
 
 TEXT_KINDS = ("classify", "pair", "regress")  # whose head reads one vector a text; the other heads read every token's
 
@@ -31,6 +32,8 @@ class TaskModel(nn.Module):
             self.task_head = nn.Linear(cfg.n_embd, n_outputs(task))
             nn.init.zeros_(self.task_head.weight)
             nn.init.zeros_(self.task_head.bias)
+        # a linear model of n-grams, fitted before training; its logits are added to the head's in evaluation
+        self.ngrams = NGramLinear(n_outputs(task)) if task.get("linear") else None
 
     def hidden(self, ids: Tensor, types: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """One vector a token: ids (B, T) -> (B, T, C). mask: bool (B, T), False at padding; None: no padding.
@@ -51,6 +54,8 @@ class TaskModel(nn.Module):
             if self.pooler is not None:
                 x = torch.tanh(self.pooler(x))
         y = self.task_head(x).float()
+        if self.ngrams is not None and not self.training:
+            y = y + self.ngrams(ids, mask)
         return y.masked_fill(~allowed[..., None], -torch.inf) if self.task["kind"] == "answer" else y
 
     def nats(self, ids: Tensor, targets: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
-from nanoft import UserError, checkpoint, distributed
+from nanoft import UserError, bpe, checkpoint, distributed
 from nanoft.distributed import Dist
 from nanoft.model import ModelConfig
 from nanoft.published.source import open_checkpoint
@@ -40,7 +40,7 @@ def open_latest(cfg) -> tuple[dict, Path]:
         raise UserError(f"{path.parent} is a run of pretraining, not of fine-tuning; begin from it by --init_from, "
                         "with another --out_dir")
     for name in ("optimizer", "lora_rank", "freeze_blocks", "average"):
-        if source["config"][name] != getattr(cfg, name):
+        if getattr(cfg, name) not in (source["config"][name], AUTO.get(name)):
             raise UserError(f"{path} is of a run with another {name}; resume with the one it began with, or "
                             "start another run with --init_from")
     return source, path
@@ -67,10 +67,6 @@ def open_data(cfg, dist: Dist, path: Path | None) -> tuple[dict, dict[str, list[
     if folder and dist.main:
         prepare.ensure(folder, ("train.jsonl", "val.jsonl", "task.json"))
     distributed.barrier(dist)
-    home = path.parent if path else folder
-    if home is None:
-        raise UserError("a model from scratch needs a tokenizer, and train_file brings none; give --init_from")
-    tokenizer = vocabulary.load(home)
     with nullcontext() if dist.main else redirect_stdout(None):
         task, rows = examples.load_task(folder) if folder else examples.from_table(
             cfg.train_file, cfg.kind, cfg.text_column, cfg.pair_column, cfg.label_column, cfg.val_file, cfg.test_file,
@@ -82,13 +78,65 @@ def open_data(cfg, dist: Dist, path: Path | None) -> tuple[dict, dict[str, list[
             print(f"train: {n_before - len(rows['train']):,} of {n_before:,} rows left out")
         if not rows["train"]:
             raise UserError("drop_empty leaves no training row; give rows with text in them")
-    return task, rows, tokenizer
+    if path or folder:
+        return task, rows, vocabulary.load(path.parent if path else folder)
+    return task | {"leading_space": True}, rows, learn_tokenizer(rows["train"])
+
+
+def learn_tokenizer(rows: list[dict]) -> bpe.Tokenizer:
+    """A tokenizer learned from the training rows, for a table without a pretrained model.
+
+    Where words are not separated by spaces, small tokens, a character or two, generalise better (LOG.md).
+    """
+    names = (*examples.INPUTS, "response")
+    texts = [row[name] for row in rows for name in names if isinstance(row.get(name), str)]
+    texts += [word for row in rows for word in row.get("words", ())]
+    spaces = sum(text.count(" ") for text in texts) / max(1, sum(map(len, texts)))
+    return bpe.train([f" {text}" for text in texts], vocab_size=16384 if spaces > 0.05 else 4096, progress=False)
+
+
+# ---- options that follow from the data ---------------------------------------------------------------------------
+
+# The values that stand for "choose": by where the model comes from, the kind of task and the number of rows.
+AUTO = {"optimizer": "auto", "lr": 0.0, "muon_lr": 0.0, "epochs": 0.0, "n_layer": -1, "linear": "auto",
+        "match_types": "auto"}
+
+
+def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[dict]]):
+    """The options with every AUTO replaced, and a line that says what was chosen. LOG.md has the measurements.
+
+    From scratch, texts are classified by a linear model of n-grams, which needs no steps; other kinds get two blocks.
+    A model of nanoft's own learns fastest by Muon; published weights want small steps, large ones smaller still.
+    """
+    kind, n_rows = task["kind"], len(rows["train"])
+    published = source is not None and not source["model_config"].get("qk_norm", True)
+    if not source and kind == "classify" and cfg.n_layer == -1 and not cfg.epochs and not cfg.max_steps:
+        choice = {"n_layer": 0, "n_head": 1, "n_embd": 8, "linear": "true", "max_length": cfg.max_length or 2048}
+        choice |= {"optimizer": "adamw", "match_types": "false"}
+        return replace(cfg, **choice), f"chosen  a linear model of n-grams ({kind} from scratch)"
+    choice = {"epochs": 3.0 if n_rows < 20_000 else 2.0, "n_layer": 2, "linear": "false", "match_types": "false"}
+    if published or kind == "generate":
+        width = source["model_config"]["n_embd"] if source else cfg.n_embd
+        choice |= {"optimizer": "adamw", "lr": 3e-4 if width <= 400 else 5e-5, "muon_lr": 0.002}
+    else:
+        choice |= {"optimizer": "muon", "lr": 1e-3, "muon_lr": 0.01}
+        if not cfg.lr:  # the rates of embeddings and head follow a given lr
+            choice |= {"embed_lr": cfg.embed_lr or (0.03 if kind in ("classify", "pair", "regress") else 0.01),
+                       "head_lr": cfg.head_lr or 0.01}
+        if kind in features.TWO_TEXTS and any("pair" in row or "question" in row for row in rows["train"]):
+            choice["match_types"] = "true"
+    choice = {name: value for name, value in choice.items() if getattr(cfg, name) == AUTO.get(name, 0.0)}
+    shown = [f"{name}={value}" for name, value in choice.items()
+             if not (name == "n_layer" and source or name == "epochs" and cfg.max_steps)]
+    began = "published weights" if published else "a model of nanoft's own" if source else "from scratch"
+    return replace(cfg, **choice), f"chosen  {' '.join(shown)} ({kind}, {began}, {n_rows:,} rows)"
 
 
 def scratch_shape(cfg) -> ModelConfig:
     """The shape that the options describe, for check() and for a model from scratch."""
-    return ModelConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd, n_gram=cfg.n_gram,
-                       n_buckets=cfg.n_buckets, dropout=cfg.dropout, block_size=max(1, cfg.max_length or 128))
+    return ModelConfig(n_layer=2 if cfg.n_layer == -1 else cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd,
+                       n_gram=cfg.n_gram, n_buckets=cfg.n_buckets, dropout=cfg.dropout,
+                       block_size=max(1, cfg.max_length or 128))
 
 
 def model_shape(cfg, source: dict | None, path: Path | None, tokenizer, task: dict) -> ModelConfig:
@@ -106,7 +154,7 @@ def model_shape(cfg, source: dict | None, path: Path | None, tokenizer, task: di
             raise UserError(f"max_length={cfg.max_length} is more than the {shape.block_size} positions that {path} "
                             "has learned; use that many, or fewer")
         shape = replace(shape, block_size=cfg.max_length)
-    if cfg.match_types:
+    if cfg.match_types == "true":
         if task["kind"] not in features.TWO_TEXTS:
             raise UserError(f"match_types compares two texts, which a {task['kind']} task has not; leave it out")
         shape = replace(shape, n_types=4)  # of each text, the tokens that it alone has and those of both
@@ -122,8 +170,8 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
     kind = task["kind"]
     task = task | {"metric": cfg.metric or task["metric"], "max_length": cfg.max_length or shape.block_size,
                    "pool": {"auto": "last" if shape.causal else "mean"}.get(cfg.pool, cfg.pool)}
-    task |= {name: getattr(cfg, name) for name in ("long_text", "doc_stride", "match_types", "head_dropout",
-                                                   "label_smoothing")}
+    task |= {name: getattr(cfg, name) for name in ("long_text", "doc_stride", "head_dropout", "label_smoothing")}
+    task |= {"match_types": cfg.match_types == "true", "linear": cfg.linear == "true"}
     if task["max_length"] < 8:
         raise UserError(f"a block_size of {task['max_length']} has no room for a text; give --max_length=64, say")
     if kind == "regress":  # the head learns numbers of mean 0 and deviation 1
@@ -177,7 +225,7 @@ def take_weights(model: TaskModel, source: dict, path: Path, dist: Dist) -> None
     same_head = all(task.get(name) == model.task.get(name) for name in ("kind", "labels"))
     weights = {name: tensor for name, tensor in source["model"].items()
                if name in own and (same_head or not name.startswith("task_head."))}
-    fresh: tuple[str, ...] = ("task_head.", "pooler.")
+    fresh: tuple[str, ...] = ("task_head.", "pooler.", "ngrams.")
     if model.task.get("match_types"):  # a token that both texts have starts with the type that it had without
         fresh += ("trunk.types.",)
         if (types := weights.get("trunk.types.weight")) is not None:

@@ -27,6 +27,7 @@ from nanoft.evaluate import causal_metrics, described
 from nanoft.model import GPT, ModelConfig
 from nanoft.published.source import open_checkpoint
 from nanoft.tasks import metrics, tables
+from nanoft.tasks.start import AUTO
 from nanoft.text import prepare, vocabulary
 
 # ---- the runs of finetune.py --seeds and --grid, and their table -------------------------------------------------
@@ -69,7 +70,8 @@ def finished(run) -> bool:
     if not (out_dir / "result.json").exists():
         return False
     before = files.read_json(out_dir / "config.json")
-    return all(before.get(name) == value for name, value in asdict(run).items() if name != "resume")
+    return all(before.get(name) == value or AUTO.get(name) == value for name, value in asdict(run).items()
+               if name != "resume")
 
 
 def compare(cfg, runs: list, results: list[dict]) -> None:

@@ -1,0 +1,51 @@
+"""What a result is worth: the same scores for the commonest class and for a linear model, and what to be told."""
+
+import numpy as np
+
+from nanoft.tasks import linear, predict
+from nanoft.tasks.features import Encoded
+
+
+def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encoded, fitted) -> dict[str, float]:
+    """The task's metric, higher is better, of simple models on a split: {"majority": ..., "linear": ...}.
+
+    majority: always the commonest class of training, or the mean of its numbers, or the commonest tag. fitted: what
+    linear.fit made of the training rows, or None. Kinds without classes or numbers have no baseline: {}.
+    """
+    outputs, kind = {}, task["kind"]
+    if kind in (*linear.KINDS, "tag"):
+        n = predict.output_offsets(encoded, task)[-1]
+        if kind == "regress":
+            prior = np.zeros(1)  # labels have mean 0 here
+        elif task.get("multi_label"):
+            prior = train.targets.mean(axis=0) - 0.5
+        else:
+            prior = np.log(1e-9 + np.bincount(train.targets[train.targets >= 0], minlength=len(task["labels"])))
+        outputs["majority"] = np.tile(prior, (n, 1))
+    if fitted is not None:
+        outputs["linear"] = linear.outputs(fitted, encoded)
+    return {name: predict.main_score(task, predict.scores(
+        task, rows, predict.predictions(task, rows, encoded, out), encoded, out)[0]) for name, out in outputs.items()}
+
+
+def remarks(task: dict, found: list[dict], score: float, baselines: dict[str, float], train_loss: float | None,
+            loss: float | None) -> list[str]:
+    """Sentences on what a user should not overlook in the scores of a split.
+
+    found: the predictions; score, baselines: the task's metric; train_loss, loss: of training and of this split.
+    """
+    lines = []
+    if baselines:
+        lines.append(f"baselines: {', '.join(f'{name} {value:.4f}' for name, value in baselines.items())} "
+                     f"({task['metric']})")
+    guesses = {str(item["prediction"]) for item in found} if task["kind"] in ("classify", "pair") else set()
+    if len(guesses) == 1 and len(found) > 1:
+        lines.append(f"note: every row is predicted as {guesses.pop()!r}: the model has learned no difference")
+    better = [name for name, value in baselines.items() if value >= score]
+    if better and not (task.get("linear") and better == ["linear"]):
+        lines.append(f"note: {' and '.join(better)} is as good or better: more epochs, other rates, a pretrained model "
+                     "(--init_from) or more rows may help")
+    if train_loss is not None and loss is not None and loss > 2 * train_loss + 0.1:
+        lines.append(f"note: the training loss {train_loss:.3f} is far below {loss:.3f} here: the rows are learned by "
+                     "heart; fewer epochs, more dropout or more rows may help")
+    return lines

@@ -1,0 +1,137 @@
+"""A linear model of hashed n-grams of tokens, fitted in seconds: the baseline of every report, and for a table without
+a pretrained model the model itself, since blocks from scratch did not beat it (LOG.md).
+
+What TF-IDF with logistic regression is in other libraries, on the tokens that the neural model reads. A text becomes
+its distinct tokens and pairs of neighbours, each weighted by (1 + log count) * idf, the vector scaled to length 1
+(Salton and Buckley 1988); a weight for each of them and each class is fitted by L-BFGS with an L2 penalty.
+
+Shapes: B texts, T tokens, K outputs, M distinct n-grams of each text, over all texts of a batch.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanoft.model import hash_multipliers
+from nanoft.tasks.features import Encoded
+
+KINDS = ("classify", "pair", "regress")
+PENALTIES = (1, 10, 100)  # C: |W|^2 / (2 * C * rows) is added to the mean loss; the best by validation loss is taken
+
+
+class NGramLinear(nn.Module):
+    """Logits of a text from its n-grams. table: (n_buckets, K); idf: (n_buckets,), 0 where training had no such n-gram.
+
+    Both are found by fit(), not by gradient descent, and are saved with the model.
+    """
+
+    def __init__(self, n_outputs: int):
+        super().__init__()
+        self.n_buckets = 2**18 if n_outputs <= 16 else 2**15
+        self.register_buffer("table", torch.zeros(self.n_buckets, n_outputs))
+        self.register_buffer("idf", torch.zeros(self.n_buckets))
+        with torch.device("cpu"):  # never "meta": no checkpoint holds these
+            self.register_buffer("multipliers", hash_multipliers(2), persistent=False)
+
+    def ngrams(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The distinct n-grams of texts: number of the text, bucket, count, each (M,). ids, mask: (B, T)."""
+        before = F.pad(ids + 1, (1, 0))[:, :-1]                              # (B, T) the token before, 0 for none
+        hashed = torch.stack((ids + 1, before), dim=-1) * self.multipliers   # (B, T, 2)
+        keys = (hashed.cumsum(-1) >> 32) % self.n_buckets                    # (B, T, 2) of the token, of the pair
+        keys = keys + self.n_buckets * torch.arange(len(ids), device=ids.device)[:, None, None]
+        keys, counts = (keys if mask is None else keys[mask]).flatten().unique(return_counts=True)
+        return keys // self.n_buckets, keys % self.n_buckets, counts
+
+    def weights(self, text: Tensor, bucket: Tensor, count: Tensor, n_texts: int) -> Tensor:
+        """(1 + log count) * idf, so that the vector of each text has length 1: (M,)."""
+        weight = (1 + count.float().log()) * self.idf[bucket]
+        norm = weight.new_zeros(n_texts).index_add(0, text, weight.square()).sqrt()
+        return weight / norm.clamp(min=1e-9)[text]
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """ids, mask: (B, T) -> (B, K)."""
+        text, bucket, count = self.ngrams(ids, mask)
+        weight = self.weights(text, bucket, count, len(ids))
+        return self.table.new_zeros(len(ids), self.table.size(1)).index_add(
+            0, text, weight[:, None] * self.table[bucket])
+
+
+def fit(task: dict, train: Encoded, val: Encoded) -> NGramLinear:
+    """The model fitted on the training features, its penalty chosen by the validation loss; a few seconds.
+
+    task: of one of KINDS, several labels a text among them.
+    """
+    model = NGramLinear(1 if task["kind"] == "regress" else len(task["labels"]))
+    text, bucket, count = count_all(model, train)
+    df = torch.bincount(bucket, minlength=model.n_buckets).float()
+    model.idf = torch.where(df > 0, ((1 + len(train)) / (1 + df)).log() + 1, 0.0)
+    used = df.nonzero()[:, 0]  # the buckets that occur
+    X = matrix(model, text, bucket, count, len(train), used)
+    V = matrix(model, *count_all(model, val), len(val), used)
+    y, y_val = (torch.from_numpy(encoded.targets) for encoded in (train, val))
+    Xt, W, best = X.t().to_sparse_csr(), torch.zeros(len(used), model.table.size(1)), float("inf")
+    for C in PENALTIES:
+        W = solve(X, Xt, y, W, 1 / (C * len(train)), task)
+        loss = loss_of(V @ W, y_val, task).item()
+        if loss < best:
+            best, model.table[used] = loss, W
+    return model.eval()
+
+
+def outputs(model: NGramLinear, encoded: Encoded) -> np.ndarray:
+    """The logits of all features, (N, K), as predict.outputs gives them for a whole model."""
+    used = torch.arange(model.n_buckets)
+    return (matrix(model, *count_all(model, encoded), len(encoded), used) @ model.table).double().numpy()
+
+
+def count_all(model: NGramLinear, encoded: Encoded, size: int = 2048) -> tuple[Tensor, Tensor, Tensor]:
+    """The n-grams of all features, as NGramLinear.ngrams gives them."""
+    parts = []
+    for first in range(0, len(encoded), size):
+        lengths = encoded.lengths[first:first + size]
+        mask = np.arange(lengths.max()) < lengths[:, None]  # (B, T)
+        ids = np.zeros(mask.shape, dtype=np.int64)
+        ids[mask] = encoded.ids[encoded.begin[first]:encoded.begin[first + len(lengths)]]
+        text, bucket, count = model.ngrams(torch.from_numpy(ids), torch.from_numpy(mask))
+        parts.append((text + first, bucket, count))
+    text, bucket, count = (torch.cat(columns) for columns in zip(*parts))
+    return text, bucket, count
+
+
+def matrix(model: NGramLinear, text: Tensor, bucket: Tensor, count: Tensor, n_texts: int, used: Tensor) -> Tensor:
+    """The weighted n-grams as a sparse matrix (n_texts, len(used)); what is not in the buckets `used` weighs 0."""
+    begin = F.pad(torch.bincount(text, minlength=n_texts).cumsum(0), (1, 0))
+    column = torch.searchsorted(used, bucket).clamp(max=len(used) - 1)
+    weight = model.weights(text, bucket, count, n_texts)
+    with warnings.catch_warnings():  # that torch does not check the indices of such a matrix
+        warnings.simplefilter("ignore")
+        return torch.sparse_csr_tensor(begin, column, weight, size=(n_texts, len(used)))
+
+
+def loss_of(z: Tensor, y: Tensor, task: dict) -> Tensor:
+    """Mean loss of outputs z: (n, K), as TaskModel has it for these kinds."""
+    if task["kind"] == "regress":
+        return (z[:, 0] - y).square().mean()
+    return F.binary_cross_entropy_with_logits(z, y) if task.get("multi_label") else F.cross_entropy(z, y)
+
+
+def solve(X: Tensor, Xt: Tensor, y: Tensor, start: Tensor, penalty: float, task: dict) -> Tensor:
+    """The W that minimises loss_of(X W) + penalty / 2 * |W|^2. X: (n, columns), sparse; Xt: its transpose."""
+    W = start.clone()
+    optimizer = torch.optim.LBFGS([W], max_iter=60, tolerance_grad=1e-5, tolerance_change=1e-7,
+                                  line_search_fn="strong_wolfe")
+
+    def closure():
+        with torch.enable_grad():
+            z = (X @ W).requires_grad_()  # the gradient of a sparse product is taken by hand
+            loss = loss_of(z, y, task)
+            loss.backward()
+        W.grad = Xt @ z.grad + penalty * W
+        return loss.detach() + penalty / 2 * W.square().sum()
+
+    with torch.no_grad():
+        optimizer.step(closure)
+    return W

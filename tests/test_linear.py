@@ -1,0 +1,116 @@
+"""The linear model of n-grams: the baseline of every report, and what a table alone is learned with."""
+
+import csv
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import finetune
+import sample
+from nanoft import bpe, checkpoint
+from nanoft.tasks import baselines, collate, features, linear, start
+
+WORDS = {"good": "fine lovely bright warm", "bad": "dull grey broken slow"}
+FILLER = "the a film was and very it in of with".split()
+
+
+def rows_of(n, seed):
+    """Reviews of which three words out of eight tell the class."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(n):
+        label = ("good", "bad")[i % 2]
+        text = rng.choices(FILLER, k=5) + rng.choices(WORDS[label].split(), k=3)
+        rows.append({"text": " ".join(rng.sample(text, len(text))), "label": label})
+    return rows
+
+
+def write_csv(path, rows):
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["review", "stars"])
+        writer.writeheader()
+        writer.writerows({"review": row["text"], "stars": row["label"]} for row in rows)
+    return path
+
+
+def encoded(rows, task):
+    tokenizer = bpe.train([row["text"] for row in rows], 400, progress=False)
+    return features.encode(rows, task, tokenizer), tokenizer
+
+
+TASK = {"kind": "classify", "labels": ["bad", "good"], "max_length": 64, "long_text": "head", "metric": "accuracy"}
+
+
+def test_a_table_is_enough(tmp_path, call, capsys):
+    table = write_csv(tmp_path / "reviews.csv", rows_of(300, 1))
+    call(finetune, f"--train_file={table}", f"--out_dir={tmp_path / 'run'}", "--device=cpu")
+    said = capsys.readouterr().out
+    assert "chosen  a linear model of n-grams" in said and "majority" in said
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["val_accuracy"] > 0.95 and result["val_accuracy_of_majority"] < 0.7
+    assert result["val_accuracy_of_linear"] == result["val_accuracy"] and result["step"] == 0
+    call(sample, f"--checkpoint={tmp_path / 'run'}", "--text=a lovely warm film", "--device=cpu")
+    assert "good" in capsys.readouterr().out.split("\n")[1].split("%")[0]
+
+
+def test_blocks_learn_beside_it_and_a_run_goes_on_without_its_options(tmp_path, call, capsys):
+    table = write_csv(tmp_path / "reviews.csv", rows_of(200, 2))
+    options = [f"--train_file={table}", "--device=cpu", "--dtype=float32", "--linear=true", "--n_layer=1", "--n_head=2",
+               "--n_embd=16", "--max_length=32", "--log_interval=1"]
+    call(finetune, *options, "--epochs=2", f"--out_dir={tmp_path / 'whole'}")
+    call(finetune, *options, "--epochs=1", f"--out_dir={tmp_path / 'run'}")
+    call(finetune, f"--out_dir={tmp_path / 'run'}", "--resume", "--epochs=2")  # nothing else is typed again
+    a, b = (checkpoint.load(tmp_path / name / "latest.pt") for name in ("whole", "run"))
+    assert a["step"] == b["step"] == 12 and a["model"]["ngrams.table"].abs().sum() > 0
+    assert a["config"]["n_embd"] == b["config"]["n_embd"] == 16
+    assert torch.equal(a["model"]["ngrams.table"], b["model"]["ngrams.table"])
+
+
+def test_the_logits_are_those_of_the_matrix_and_a_wide_margin_is_found():
+    rows = rows_of(200, 3)
+    split, tokenizer = encoded(rows, TASK)
+    model = linear.fit(TASK, split, split)
+    out = linear.outputs(model, split)
+    assert (out.argmax(1) == split.targets).mean() > 0.98
+    batch = collate.batch(split, np.arange(20), TASK, tokenizer)
+    mask = torch.from_numpy(batch["mask"]) if "mask" in batch else None
+    torch.testing.assert_close(model(torch.from_numpy(batch["ids"]), mask).numpy(), out[:20].astype(np.float32),
+                               atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["several", "regress"])
+def test_labels_and_numbers(kind):
+    rows = rows_of(200, 4)
+    task = TASK | ({"multi_label": True} if kind == "several" else {"kind": "regress", "mean": 0.5, "deviation": 0.5})
+    for row in rows:
+        row |= {"labels": [row["label"]], "label": float(row["label"] == "good")}
+    split, _ = encoded(rows, task)
+    out = linear.outputs(linear.fit(task, split, split), split)
+    guess = out.argmax(1) if kind == "several" else out[:, 0] > 0
+    assert (guess == [row["label"] for row in rows]).mean() > 0.95
+
+
+def test_remarks():
+    task = {"kind": "classify", "metric": "accuracy"}
+    same = [{"prediction": "a"}] * 4
+    lines = "\n".join(baselines.remarks(task, same, 0.5, {"majority": 0.5, "linear": 0.8}, 0.01, 0.9))
+    assert "predicted as 'a'" in lines and "majority and linear is as good" in lines and "by heart" in lines
+    assert baselines.remarks(task, [*same, {"prediction": "b"}], 0.9, {"majority": 0.5}, 0.2, 0.25) == [
+        "baselines: majority 0.5000 (accuracy)"]
+
+
+@pytest.mark.parametrize("kind, source, expected", [
+    ("classify", {"n_embd": 64, "qk_norm": True}, {"optimizer": "muon", "lr": 1e-3, "match_types": "false"}),
+    ("pair", {"n_embd": 64, "qk_norm": True}, {"optimizer": "muon", "embed_lr": 0.03, "match_types": "true"}),
+    ("pair", {"n_embd": 768, "qk_norm": False}, {"optimizer": "adamw", "lr": 5e-5, "match_types": "false"}),
+    ("classify", None, {"n_layer": 0, "linear": "true"}), ("tag", None, {"n_layer": 2, "optimizer": "muon"})])
+def test_options_follow_from_where_one_begins(kind, source, expected):
+    rows = {"train": [{"text": "a", "pair": "b"} if kind == "pair" else {"text": "a"}] * 9}
+    cfg, line = start.choose_options(finetune.Config(), source and {"model_config": source}, {"kind": kind}, rows)
+    assert {name: getattr(cfg, name) for name in expected} == expected and line.startswith("chosen  ")
+    cfg, _ = start.choose_options(finetune.Config(optimizer="adamw", lr=0.5, epochs=7), source and {
+        "model_config": source}, {"kind": kind}, rows)
+    assert (cfg.optimizer, cfg.lr, cfg.epochs) == ("adamw", 0.5, 7)  # what is given is taken
