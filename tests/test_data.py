@@ -38,6 +38,7 @@ def decoded(folder, split):
 
 
 @needs("wikitext-2-v1.zip")
+@pytest.mark.slow
 def test_wikitext_counts_are_the_published_ones(tmp_path):
     done = run("wikitext", f"--out={tmp_path}", "--vocab_size=300", cwd="/")
     assert done.returncode == 0, done.stderr
@@ -209,6 +210,7 @@ def test_write_data_with_a_tokenizer_of_another_set(tmp_path):
 
 
 @needs("aclImdb_v1.tar.gz")
+@pytest.mark.slow
 def test_imdb_keeps_the_test_reviews_out_of_pretraining(tmp_path):
     done = run("imdb", f"--out={tmp_path}", "--vocab_size=1000", mirror=MIRROR)
     assert done.returncode == 0, done.stderr

@@ -95,6 +95,7 @@ def test_the_loss_of_the_mean_of_two_gpts():
         assert sweep.MeanGPT(models[:1])(ids, targets).item() == pytest.approx(models[0](ids, targets).item(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_gpts_by_the_command(corpus, tmp_path, call):
     """Two tiny runs: together, which convexity keeps below their mean loss; one alone has its own scores."""
     runs = [tmp_path / name for name in ("one", "two", "encoder", "longer")]

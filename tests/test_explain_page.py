@@ -131,6 +131,7 @@ def test_tokens_of_a_character_are_together(tokenizer):
     assert together[1, 2, 1] == pytest.approx(maps[1, 3:6, 1:3].sum(-1).mean())
 
 
+@pytest.mark.slow
 def test_long_texts_are_drawn_in_part_and_it_is_said(explained):
     text = " ".join(WORDS) * 2
     page, _, _ = explained("gpt", f"--prompt={text}", "--max_new_tokens=2", "--drawn_tokens=5")

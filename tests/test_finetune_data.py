@@ -153,6 +153,7 @@ def test_squad_takes_the_files_it_is_told(tmp_path):
     pytest.param("squad", (6_829, 788, 10_570), {}, marks=needs("squad/train-small.json")),
     pytest.param("chnsenticorp", (8_344, 903, 1_200), {"negative": 607, "positive": 593}, marks=needs("chnsenticorp")),
 ])
+@pytest.mark.slow
 def test_the_real_files(tmp_path, name, rows, labels):
     done = run(name, f"--out={tmp_path}", "--vocab_size=600")
     assert done.returncode == 0, done.stderr

@@ -43,6 +43,7 @@ def links(path):
     return re.findall(r'src="([^"]*)"', text) + re.findall(r"\]\(([^)]*)\)", text)
 
 
+@pytest.mark.slow
 def test_a_walk_through_tiny_runs(runs, tmp_path, call, capsys):
     pytest.importorskip("matplotlib")
     call(inside, f"--gpt={runs / 'gpt'}", f"--classifier={runs / 'classify'}", "--rows=30", f"--out={tmp_path}")

@@ -213,6 +213,7 @@ def fuzzed(data, rng):
     return bytes(data)
 
 
+@pytest.mark.slow
 def test_fuzzed_files_end_in_a_sentence_or_in_tensors(tmp_path):
     """Never in another exception, nor in more memory than the file is long."""
     rng, path, refused = random.Random(1), tmp_path / "x.safetensors", 0

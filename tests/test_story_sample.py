@@ -79,6 +79,7 @@ def test_prompts_from_a_file_become_json_lines(trained, say, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "prompts.txt"]
 
 
+@pytest.mark.slow
 def test_a_terminal_that_cannot_show_a_character_gets_another(trained):
     done = run("sample.py", f"--checkpoint={trained}", "--prompt=\u4e2d\u6587", "--device=cpu", "--max_new_tokens=40",
                env={"PYTHONIOENCODING": "ascii"})
@@ -162,6 +163,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(trained, tmp_path, say, optio
     assert contents(tmp_path, trained) == before
 
 
+@pytest.mark.slow
 def test_wrong_input_on_the_command_line_ends_with_exit_code_2(trained):
     before = contents(trained)
     done = run("sample.py", f"--checkpoint={trained}", "--prompt=", "--device=cpu", check=False)

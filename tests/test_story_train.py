@@ -114,6 +114,7 @@ def test_a_checkpoint_is_a_plain_dictionary_with_plain_names(plain):
     assert load(plain / "latest.pt")["step"] == 12
 
 
+@pytest.mark.slow
 def test_a_terminal_that_cannot_show_a_sample_does_not_end_the_run(corpus, tmp_path):
     # a fresh model writes bytes that decode to U+FFFD, which a Windows console or an ASCII log cannot take
     run("train.py", *TINY, "--max_steps=2", f"--data={corpus}", f"--out_dir={tmp_path / 'run'}", "--sample_tokens=32",
@@ -189,7 +190,7 @@ def stop_at(number, words, folder, step):
     return process.returncode, output
 
 
-@pytest.fixture(scope="session", params=["muon", pytest.param("adamw", marks=pytest.mark.slow)])
+@pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.slow) for name in ("muon", "adamw")])
 def stopped(request, corpus, tmp_path_factory):
     """A run never stopped, and one that was killed, resumed, asked to stop, and resumed again; and what it said."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -107,6 +107,7 @@ def test_large_models_need_no_memory():
     assert totals["parameters"] == pytest.approx(1.558e9, rel=0.001)
 
 
+@pytest.mark.slow
 def test_the_command(corpus, tmp_path, call, capsys):
     shape = [option for option in TINY if option[2:].partition("=")[0] in summary.Options.__annotations__]
     done = run("nanoft model", f"--data={corpus}", *shape)
