@@ -45,9 +45,11 @@ class Config:
     val_file: str = ""                 # the same for validation; without it a part of train_file
     test_file: str = ""                # the same for the final test, may be left out
     kind: Literal["classify", "pair", "regress", "tag", "answer", "generate"] = "classify"  # of train_file
-    text_column: str = ""              # names of train_file's columns; "" = the one with a usual name
+    text_column: str = ""              # names of train_file's columns (of CoNLL numbers, too); "" = the usual; a,b joins
     pair_column: str = ""              # the second text
     label_column: str = ""             # the label, or the response of generate
+    columns: str = ""                  # the names, where files have no header: class,title,description
+    encoding: str = ""                 # of the files, as gb18030; "" = UTF-8, or UTF-16 with a byte-order mark
     separator: str = ""                # what stands between several labels of a text: makes the task multi-label
     val_fraction: float = 0.1          # part of train_file for validation
     metric: str = ""                   # the figure by which the best weights are chosen; "" = the kind's usual one
@@ -114,7 +116,8 @@ def check(cfg):
         problems.append("layer_decay=0 leaves every block as it is; use freeze_blocks=-1 for that")
     if not cfg.data and not cfg.train_file:
         problems.append("nothing to train on; give --data=sst2 (a folder), or --train_file=reviews.csv")
-    for name in ("val_file", "test_file", "text_column", "pair_column", "label_column", "separator"):
+    for name in ("val_file", "test_file", "text_column", "pair_column", "label_column", "columns", "encoding",
+                 "separator"):
         if getattr(cfg, name) and not cfg.train_file:
             problems.append(f"{name}={getattr(cfg, name)} goes with a train_file; a folder has its own rows")
     if 0 < cfg.max_length < 8 or cfg.max_length < 0:

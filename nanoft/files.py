@@ -4,6 +4,7 @@ import codecs
 import gzip
 import json
 import os
+import re
 import sys
 import time
 import unicodedata
@@ -50,27 +51,66 @@ def read_json(path):
         raise UserError(f"{path}: not a JSON file ({error}); it is damaged or another file, make it again") from None
 
 
-def read_blocks(path, size=2**22):
-    """The text of a UTF-8 file (byte-order mark or not, `.gz` or not), in parts. Raises UserError with the bad byte."""
-    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
+def read_blocks(path, size=2**22, encoding=""):
+    """The text of a file, `.gz` or not, in parts, without its byte-order mark.
+
+    encoding: as Python names it; "" is UTF-8, or UTF-16 where a byte-order mark says so. Raises UserError with the
+    number of a wrong byte, and the encoding that the file seems to have.
+    """
+    decoder, position, begun = None, 0, False
     try:
         with gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb") as file:
             ended = False
             while not ended:
                 data = file.read(size)
                 ended = not data
+                if decoder is None:
+                    encoding = encoding or ("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+                                            else "utf-8")
+                    if encoding == "utf-8" and data[:1000].count(0) > len(data[:1000]) / 4:
+                        raise UserError(f"{path}: so many bytes of 0 that it is not UTF-8; where it is an option, try "
+                                        f"--encoding=utf-16-{'be' if data[:1] == bytes(1) else 'le'}")
+                    "".encode(encoding)  # raises LookupError for what is no encoding of text
+                    decoder = codecs.getincrementaldecoder(encoding)()
                 pending = len(decoder.getstate()[0])
-                if position == 0 and data.startswith(codecs.BOM_UTF8):
-                    position, data = 3, data[3:]
                 text = decoder.decode(data, final=ended)
                 position += len(data)
                 if text:
-                    yield text
+                    yield text if begun else text.removeprefix("\ufeff")
+                    begun = True
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {position - pending + error.start} is not UTF-8 ({error.reason}); save the file "
-                        "as UTF-8") from None
+        advice = "give another --encoding"
+        if encoding == "utf-8":
+            other, line = guess_encoding(error.object, error.start)
+            advice = (f"save the file as UTF-8, or, where it is an option, give --encoding={other}, by which the line "
+                      f"reads {line.strip()!r:.60}")
+        raise UserError(f"{path}: byte {position - pending + error.start} is not {encoding.upper()} ({error.reason}); "
+                        f"{advice}") from None
+    except LookupError:
+        raise UserError(f"encoding={encoding} is unknown; give one such as utf-8, gb18030, utf-16 or latin-1") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); check the name and the file") from None
+
+
+def read_text(path, encoding=""):
+    """The whole text of a file, as read_blocks; carriage returns are line ends where it has no others."""
+    text = "".join(read_blocks(path, encoding=encoding))
+    return text if "\n" in text else text.replace("\r", "\n")
+
+
+def guess_encoding(data: bytes, start: int) -> tuple[str, str]:
+    """The encoding of bytes that are not UTF-8, Chinese or Western, and in it the line that holds byte `start`.
+
+    In Chinese text the bytes above 127 stand in pairs, in Western text mostly alone.
+    """
+    line = data[data.rfind(b"\n", 0, start) + 1:].partition(b"\n")[0]
+    try:
+        if 2 * len(re.findall(rb"[\x81-\xfe][\xa1-\xfe]", data)) >= 0.8 * len(re.findall(rb"[\x80-\xff]", data)):
+            return "gb18030", line.decode("gb18030")
+    except UnicodeDecodeError:
+        pass
+    other = "cp1252" if re.search(rb"[\x80-\x9f]", data) else "latin-1"  # the same but for these
+    return other, line.decode(other, "replace")
 
 
 def progress_bar(what, total=0, unit=""):

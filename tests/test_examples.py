@@ -150,6 +150,52 @@ def test_quotes_in_tsv(tmp_path):
     assert "a\nb" in {row["text"] for row in split["train"] + split["val"]}
 
 
+@pytest.mark.parametrize("name, encode, options, said", [
+    ("a.csv", lambda text: text.replace(",", ";"), {}, "separated by a semicolon"),
+    ("a.csv", lambda text: text.replace(",", "\t"), {}, "separated by a tab"),
+    ("a.tsv", lambda text: text.replace(",", "|"), {}, "separated by a vertical bar"),
+    ("a.tsv", lambda text: text, {}, "separated by a comma"),
+    ("a.csv", lambda text: text.replace("\n", "\r"), {}, ""),
+    ("a.tsv", lambda text: text.replace(",", "\t").replace("\n", "\r"), {}, ""),
+    ("a.csv", lambda text: text.encode("utf-16"), {}, ""),  # with a byte-order mark
+    ("a.csv", lambda text: b"\xfe\xff" + text.encode("utf-16-be"), {}, ""),
+    ("a.csv", lambda text: text.encode("utf-16-le"), {"encoding": "utf-16-le"}, ""),
+    ("a.csv", lambda text: text.encode("gb18030"), {"encoding": "gb18030"}, ""),
+    ("a.csv.gz", lambda text: gzip.compress(text.encode("gb18030")), {"encoding": "GB18030"}, ""),
+    ("a.csv", lambda text: text.partition("\n")[2], {"columns": "review, sentiment"}, ""),
+    ("a.csv", lambda text: text, {"columns": "review,sentiment"}, ""),  # it has a header after all
+])
+def test_tables_as_people_have_them(tmp_path, capsys, name, encode, options, said):
+    text = as_table([(f"{text} 好", label) for text, label in REVIEWS])
+    expected = examples.from_table(write(tmp_path / "right.csv", text), "classify")
+    capsys.readouterr()
+    assert examples.from_table(write(tmp_path / name, encode(text)), "classify", **options) == expected
+    assert said in (printed := capsys.readouterr().out) and ("separated" in printed) == bool(said)
+
+
+def test_columns_may_be_joined_and_nul_is_a_character(tmp_path):
+    rows = [(str(i % 2), f"title {i}", f"a\0b, {i}") for i in range(30)]
+    path = write(tmp_path / "a.csv", "".join(f'{label},{title},"{text}"\n' for label, title, text in rows))
+    options = {"columns": "class,title,description", "text_column": "title, description"}
+    task, splits = examples.from_table(path, "classify", **options)
+    assert task["labels"] == ["0", "1"]
+    assert {row["text"] for rows in splits.values() for row in rows} == {f"title {i} a\0b, {i}" for i in range(30)}
+    path = write(tmp_path / "b.jsonl", [dict(zip(("class", "title", "description"), row)) for row in rows])
+    assert examples.from_table(path, "classify", text_column="title,description") == (task, splits)
+
+
+def test_labels_that_look_alike(tmp_path, capsys):
+    rows = [(f"{text} {i}", ["very good", "very  good", "Very\u00a0good", " bad"][i % 4])
+            for i, (text, _) in enumerate(REVIEWS)]
+    task, _ = examples.from_table(write(tmp_path / "a.csv", as_table(rows)), "classify")
+    assert task["labels"] == ["Very good", "bad", "very good"]
+    assert "labels that look alike, taken for different ones: Very good, very good" in capsys.readouterr().out
+    rows = [(text, ["0", "00", "1", "-0"][i % 4]) for i, (text, _) in enumerate(REVIEWS)]
+    task, _ = examples.from_table(write(tmp_path / "b.csv", as_table(rows)), "classify")
+    assert task["labels"] == ["-0", "0", "00", "1"]  # in every process
+    assert "ones: -0, 0, 00\n" in capsys.readouterr().out
+
+
 def test_long_fields_are_read(tmp_path):
     rows = [*REVIEWS, ("word " * 50_000, "pos")]
     splits = examples.from_table(write(tmp_path / "r.csv", as_table(rows)), "classify")[1]
@@ -200,7 +246,38 @@ def test_labels_of_every_kind(tmp_path):
     ("a.csv", as_table(REVIEWS), {"val_fraction": 0}, ["val_fraction=0 of its 40 rows leaves the val"]),
     ("a.csv", as_table(REVIEWS), {"val_fraction": 1}, ["leaves the training set empty"]),
     ("a.csv", as_table(REVIEWS), {"kind": "regress"}, ["a.csv line 2: the label 'neg' is not a number"]),
-    ("a.xlsx", "PK", {}, ["none of .csv .tsv .jsonl"]),
+    ("a.parquet", "PAR1", {}, ["none of .csv .tsv .jsonl"]),
+    ("a.xlsx", "PK", {}, ["a.xlsx is a spreadsheet; save it", "as CSV"]),
+    ("a.ods.gz", "PK", {}, ["a spreadsheet"]),
+    ("a.csv", '3,"Cables, and more",We all know them.\n4,Ships,They sail.\n3,Ropes,They hold the ships.\n', {},
+     ["which column is the text?", "no header? then name the columns, as by --columns=label,column2,text"]),
+    ("a.tsv", "ks08\t1\t\tShe sleeps.\ncj99\t0\t*\tHer sleep much.\nks09\t1\t\tThey sing a song.\n", {},
+     ["--columns=column1,label,column3,text"]),
+    ("a.csv", "yes,yes\nyes,no\n", {}, ["two columns have the same name", "no header?"]),
+    ("a.csv", "a,b\nc,d\n", {"columns": "text"}, ["a.csv line 1: 2 fields where --columns names 1 columns (text)"]),
+    ("a.jsonl", [{"text": "a", "label": "b"}], {"columns": "text,label"}, ["columns=text,label: the rows of"]),
+    ("a.csv", as_table(REVIEWS), {"text_column": "review,title"}, ["no column 'title' (text_column); it has review,"]),
+    ("a.csv", as_table(REVIEWS), {"text_column": "review,review"}, ["text = review + review, label = sentiment takes"]),
+    ("a.jsonl", [{"a": "x", "b": None, "label": "1"}], {"text_column": "a,b"}, ["line 1: b is None, not a text"]),
+    ("a.csv", "text,label\n好吃,正\n难吃,负\n".encode("gb18030"), {},
+     ["byte 11 is not UTF-8", "--encoding=gb18030, by which the line reads '好吃,正'"]),
+    ("a.csv", "text,label\nnaïve,a\ncliché,b\n".encode("latin-1"), {},
+     ["byte 13 is not UTF-8", "--encoding=latin-1, by which the line reads 'naïve,a'"]),
+    ("a.csv", "text,label\nso “naïve”,a\n".encode("cp1252"), {}, ["--encoding=cp1252", "'so “naïve”,a'"]),
+    ("a.csv", as_table(REVIEWS).encode("utf-16-be"), {}, ["bytes of 0", "--encoding=utf-16-be"]),
+    ("a.csv", "text,label\né,a\n", {"encoding": "ascii"}, ["byte 11 is not ASCII", "another --encoding"]),
+    ("a.csv", as_table(REVIEWS), {"encoding": "utf9"}, ["encoding=utf9 is unknown"]),
+    ("a.csv", as_table(REVIEWS), {"encoding": "hex"}, ["encoding=hex is unknown"]),
+    ("a.csv", as_table([("same", label) for _, label in REVIEWS]), {}, ["set empty (1 texts are different)"]),
+    ("a.csv", as_table([(text, "1e300") for text, _ in REVIEWS]), {"kind": "regress"}, ["not a number below 1e30"]),
+    ("a.jsonl", [{"text": "a", "label": 10**400}], {"kind": "regress"}, ["is not a number; regress"]),
+    ("a.conll", "EU X Y\nsays X Y\n\n", {"kind": "tag"}, ["none of its 3 columns looks like tags", "--label_column"]),
+    ("a.conll", "EU X B-org\n", {"kind": "tag", "label_column": "4"}, ["no column '4' (label_column)", "of its 3"]),
+    ("a.conll", "EU\n", {"kind": "tag"}, ["line 1: 'EU' is not a word and its tag"]),
+    ("a.json", json.dumps({"data": [squad(("a", [("Byron", 0)]), ("b", [("Keats", 0)]))]}),
+     {"kind": "answer", "val_fraction": 0.0, "val_file": "a.json"}, ["no answer of a training question occurs in its"]),
+    ("a.json", json.dumps({"data": [squad(("a", [("Ada", 0)]), ("a", [("Babbage", 30)]))]}),
+     {"kind": "answer", "val_file": "a.json"}, ["two train questions have the same id"]),
     ("a.csv", b"review,sentiment\n\xff,pos\n", {}, ["byte 17 is not UTF-8"]),
     ("a.conll", "EU B-org\nrejects\n", {"kind": "tag"}, ["a.conll line 2: 'rejects' is not a word and its tag"]),
     ("a.conll", "EU NNP B-org\nsays O\n", {"kind": "tag"}, ["line 2", "in 3 columns"]),
@@ -209,8 +286,10 @@ def test_labels_of_every_kind(tmp_path):
     ("a.json", '{"data": [{"paragraphs": [{"qas": []}, {"qas": [{}]}]}]}', {"kind": "answer"}, ["'answers'"]),
 ])
 def test_a_bad_table_is_refused_in_a_sentence(tmp_path, name, content, options, words):
+    path = write(tmp_path / name, content)
+    options = options | ({"val_file": path} if "val_file" in options else {})
     with pytest.raises(UserError) as caught:
-        examples.from_table(write(tmp_path / name, content), **{"kind": "classify"} | options)
+        examples.from_table(path, **{"kind": "classify"} | options)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -238,6 +317,50 @@ def test_conll(tmp_path):
     assert all(row["words"][1] == "EU" and row["tags"] == ["O", "I-org"] for rows in splits.values() for row in rows)
     assert sum(map(len, splits.values())) == 9
     assert examples.order_labels(["I-b", "B-b", "O", "B-a"]) == ["O", "B-a", "B-b", "I-b"]
+
+
+@pytest.mark.parametrize("content, options, words, tags, said", [
+    ("# id = 1\n# text = EU x\nEU\tB-org\n#\tO\n\n# id = 2\n#\tO\nx{i}\tO\n", {}, "EU # # x{i}", "B-org O O O",
+     "words = column 1, tags = column 2 of 2; left out: 3 comments"),
+    ("# newdoc id a{i}\nEU NNP B-NP B-org\nx{i} NN O O\n", {}, "EU x{i}", "B-org O", "column 4 of 4; left out: 1 comm"),
+    ("#begin document (x{i})\nEU NNP B-org\nx{i} NN O\n#end document\n", {}, "EU x{i}", "B-org O", "2 comments"),
+    ("-DOCSTART- -X- O\n\nEU NNP I-org\nx{i} NN O\n", {}, "EU x{i}", "I-org O", "left out: 1 document marks"),
+    ("1\tNew York{i}\tB-loc\t_\n2\twins\tO\t_\n", {}, "New York{i}|wins", "B-loc O", "words = column 2, tags = colu"),
+    ("1 EU{i} X B-org O\n2 x Y I-org O\n", {}, "EU{i} x", "B-org I-org", "tags = column 4 of 5; left out: nothing"),
+    ("1 EU{i} X B-org B-a\n2 x Y O O\n", {"label_column": "3", "text_column": "5"}, "B-a O", "X Y", "words = column 5"),
+    ("token\tpos\tner\nEU{i}\tX\tB-org\nx\tY\tO\n", {}, "EU{i} x", "B-org O", "left out: 1 header"),
+    ("token\tpos\tner\nEU{i}\tX\tB-org\nx\tY\tO\n", {"label_column": "pos"}, "EU{i} x", "X Y", "1 header"),
+    ("EU{i}\tX\tB-org\nx\tY\tO\n", {"label_column": "pos", "columns": "token,pos,ner"}, "EU{i} x", "X Y", ""),
+    ("B-org EU{i}\nO x\n", {}, "EU{i} x", "B-org O", "words = column 2, tags = column 1"),
+    ("10\u00a0000 O\n\u3000 O\nEU{i} B-org\n", {}, "10\u00a0000|\u3000|EU{i}", "O O B-org", "IOB2"),
+    ("EU{i} I-a\nx  I-org\ny B-org\n", {}, "EU{i} x y", "I-a I-org B-org", "tags of entities, in the scheme IOB1"),
+    ("EU{i} B-a\nx E-a\ny S-a\nz O\n", {}, "EU{i} x y z", "B-a E-a S-a O", "scheme BIOES"),
+    ("EU{i} B-a\nx I-a\nz L-a\n", {}, "EU{i} x z", "B-a I-a L-a", "scheme BILOU"),
+    ("北{i} B\n上 M\n市 E\n我 S\n", {}, "北{i} 上 市 我", "B M E S", "scheme BMES"),
+    ("EU{i} NNP\nis VB\n# #\n", {}, "EU{i} is #", "NNP VB #", "tags of no scheme of entities"),
+])
+def test_conll_files_as_people_have_them(tmp_path, capsys, content, options, words, tags, said):
+    """Each content is the only sentence of a file for training, with {i} = 0, and of one for validation."""
+    train, val = (write(tmp_path / f"{i}.txt", content.replace("{i}", str(i)).replace("\n", "\r\n")) for i in range(2))
+    task, splits = examples.from_table(train, "tag", val_file=val, **options)
+    printed = capsys.readouterr().out
+    for i, split in enumerate(("train", "val")):
+        of_split = splits[split]
+        got = [sum((row[name] for row in of_split), []) for name in ("words", "tags")]
+        assert got == [words.replace("{i}", str(i)).split("|" if "|" in words else " "), tags.split()]
+    assert said in printed and printed.count("tags = column") == 2
+    assert task["metric"] == ("accuracy" if "no scheme" in printed else "f1")
+
+
+def test_offsets_in_bytes_and_in_utf16(tmp_path):
+    context = "🚀é🚀 The 12 rockets met 12 other 12 rockets."
+    starts = [i for i in range(len(context)) if context.startswith("12", i)]
+    for encoding, size in (("utf-16-le", 2), ("utf-8", 1)):
+        offsets = [len(context[:start].encode(encoding)) // size for start in starts]
+        questions = [(str(offset), [("12", offset)]) for offset in offsets]
+        path = write(tmp_path / "a.json", json.dumps({"data": [squad(*questions, context=context)]}))
+        _, splits = examples.from_table(path, "answer", val_file=path)
+        assert [row["answers"][0]["start"] for row in splits["train"]] == starts
 
 
 def test_squad_answers_move_to_their_offset(tmp_path, capsys):

@@ -319,6 +319,7 @@ def test_entities_with_ends(tags, lenient, strict):
 def test_the_scheme_of_tags(tags, scheme):
     assert metrics.tag_scheme([tags.split()]) == scheme
 
+
 def test_entity_scores_by_hand():
     truth = ["B-PER I-PER O B-LOC".split(), "B-ORG I-ORG O O".split(), "O B-PER O O".split()]
     guess = ["B-PER I-PER O B-ORG".split(), "B-ORG O O O".split(), "O B-PER O B-PER".split()]

@@ -31,7 +31,7 @@ def test_a_line_of_a_file_has_its_number(tmp_path):
     ("pair", "in.csv", "sentence1,sentence2\na,b\n", [{"text": "a", "pair": "b"}]),
     ("regress", "in.csv", "text,score\na,3\n", [{"text": "a", "score": "3"}]),
     ("regress", "in.csv", "text,text2\na,b\n", [{"text": "a", "pair": "b"}]),
-    ("tag", "in.csv", "text\nin Rome\n", [{"text": "in Rome", "words": ["in", "Rome"]}]),
+    ("tag", "in.csv", "text\nin Rome\n", [{"text": "in Rome", "words": ["in", "Rome"], "offsets": [[0, 2], [3, 7]]}]),
     ("answer", "in.csv", "question,context\na,b\n", [{"question": "a", "context": "b"}]),
     ("generate", "in.csv", "instruction,output\na,b\n", [{"output": "b", "prompt": "a"}]),
     ("", "in.csv", "prompt\na\n", [{"prompt": "a"}]),
@@ -54,12 +54,25 @@ def test_columns_to_predict_are_recognised_and_the_others_stay(tmp_path, kind, n
     ("generate", {"text": ["a", "b"]}, [{"prompt": "a"}, {"prompt": "b"}]),
     ("", {"prompt": ""}, [{"prompt": ""}]),
     ("", {}, [{"prompt": "<|endoftext|>"}]),  # a new document
-    ("tag", {"text": ["演员很好看。（iPhone 12）don't go了"]}, [
-        {"text": "演员很好看。（iPhone 12）don't go了",  # each Chinese character is a word
-         "words": [*"演员很好看。（", "iPhone", "12", "）", "don't", "go", "了"]}]),
+    ("tag", {"text": ["Go!"]}, [{"text": "Go!", "words": ["Go", "!"], "offsets": [[0, 2], [2, 3]]}]),
 ])
 def test_options_spell_out_rows_to_predict(kind, options, rows):
     assert tables.prediction_rows(kind, options=options) == rows
+
+
+@pytest.mark.parametrize("text, words", [
+    ("演员很好看。（iPhone 12）don't go了",  # each Chinese character is a word
+     [*"演员很好看。（", "iPhone", "12", "）", "don't", "go", "了"]),
+    ("“Dr. No”, U.S. (1,000 at 3.5%): e-mail!",
+     ["“", "Dr", ".", "No", "”", ",", "U.S", ".", "(", "1,000", "at", "3.5", "%", ")", ":", "e-mail", "!"]),
+    ("@me: #news https://a.b/c?d=e so…", ["@me", ":", "#news", "https://a.b/c?d=e", "so", "…"]),
+    ("हिन्दी में\u00a0की", ["हिन्दी", "में", "की"]),  # vowel signs are parts of words
+    ("タワーへ go", [*"タワーへ", "go"]),
+    (" \n", []),
+])
+def test_a_text_to_be_tagged_is_split_into_words_and_signs(text, words):
+    found = tables.word_offsets(text)
+    assert found["words"] == words == [text[start:end] for start, end in found["offsets"]]
 
 
 @pytest.mark.parametrize("kind, given, words", [

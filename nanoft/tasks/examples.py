@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nanoft import UserError
 from nanoft.files import read_json, write_json, write_jsonl
-from nanoft.tasks import tables
+from nanoft.tasks import metrics, tables
 
 COLUMNS = {
     "classify": ("text", "label"),  # multi-label: ("text", "labels"), a list
@@ -56,40 +56,47 @@ def load_task(folder) -> tuple[dict, dict[str, list[dict]]]:
 
 
 def from_table(train_file, kind: str, text_column: str = "", pair_column: str = "", label_column: str = "",
-               val_file="", test_file="", val_fraction: float = 0.1, separator: str = ""):
+               val_file="", test_file="", val_fraction: float = 0.1, separator: str = "", columns: str = "",
+               encoding: str = ""):
     """The user's own files as load_task returns a folder: (task, {"train": rows, "val": rows, and perhaps "test"}).
 
     classify, pair, regress, generate: .csv, .tsv or .jsonl. A column that is not named is found by its usual names;
-    generate takes its prompt from text_column and its response from label_column. separator: what stands between
-    several labels of a text, which makes the task multi-label. tag: a CoNLL file. answer: SQuAD's .json, v1.1 or v2.
-    (Those two also as .jsonl in the form above.) Every file may be gzipped. Without val_file, val_fraction of the rows
-    are validation, chosen by the hash of their text. Raises UserError as load_task.
+    several of text, separated by commas, are joined; generate takes its prompt from text_column and its response from
+    label_column. columns: the names, where files lack them. separator: what stands between several labels of a text,
+    which makes the task multi-label. tag: a CoNLL file. answer: SQuAD's .json, v1.1 or v2. (Those two also as .jsonl
+    in the form above.) Every file may be gzipped. Without val_file, val_fraction of the rows are validation, chosen by
+    the hash of their text. Raises UserError as load_task.
     """
     if separator and kind != "classify":
         raise UserError(f"separator={separator!r} is for kind=classify; a {kind} row has one label")
     paths = {"train": train_file} | ({"val": val_file} if val_file else {}) | ({"test": test_file} if test_file else {})
-    readers = {"tag": tables.read_conll, "answer": tables.read_squad}
     text, label = ("text_column", text_column), ("label_column", label_column)
     options = {"text": text, "prompt": text, "pair": ("pair_column", pair_column), "label": label, "response": label}
-    chosen, located = None, {}
+    chosen, given, located = None, [text_column, label_column], {}
     for split, path in paths.items():
-        if kind in readers:
-            located[split] = (tables.read_jsonl if tables.suffix(path) == ".jsonl" else readers[kind])(path)
+        if kind in ("tag", "answer"):
+            if tables.suffix(path) == ".jsonl":
+                located[split] = tables.read_jsonl(path, encoding)
+            elif kind == "answer":
+                located[split] = tables.read_squad(path, encoding)
+            else:
+                located[split], given = tables.read_conll(path, *given, columns, encoding)
             continue
-        columns, rows = tables.read_table(path)
+        header, rows = tables.read_table(path, columns, encoding)
         if chosen is None:
             names = COLUMNS[kind] + (("pair",) if kind == "regress" else ())
-            chosen = tables.choose_columns(path, columns, {name: options[name] for name in names},
-                                    optional="pair" if kind == "regress" else "")
-            print(f"{path}: {', '.join(f'{name} = {column}' for name, column in chosen.items())}")
+            chosen = tables.choose_columns(path, header, {name: options[name] for name in names},
+                                           "pair" if kind == "regress" else "", [[*row.values()] for _, row in rows])
+            print(f"{path}: {tables.describe(chosen)}")
         located[split] = [(where, named_row(row, where, kind, chosen, separator)) for where, row in rows]
     if not val_file:
         n_rows = len(located["train"])
         located |= split_off_validation(located["train"], val_fraction, salt="1", row_of=lambda item: item[1])
         for split, name in (("train", "training"), ("val", "validation")):
             if n_rows and not located[split]:
+                n_texts = len({str(inputs_of(row)) for _, row in located["train"] + located["val"]})
                 raise UserError(f"{train_file}: val_fraction={val_fraction} of its {n_rows:,} rows leaves the {name} "
-                                "set empty; give another, or a val_file")
+                                f"set empty ({n_texts:,} texts are different); give another, or a val_file")
         if kind in LABELLED:
             move_rare_labels(located)
     task: dict = {"kind": kind, "metric": METRICS[kind]}
@@ -97,26 +104,31 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
         task |= {"multi_label": True, "metric": "micro_f1"}  # all labels of a text right at once is rare
     if kind in LABELLED:
         task["labels"] = order_labels(label for _, row in located["train"] for label in labels_of(row))
+        print_oddities(task, [labels_of(row) for _, row in located["train"]])
     return task, check_splits(task, {split: located[split] for split in SPLITS if split in located})
 
 
-def named_row(raw: dict, where: str, kind: str, chosen: dict, separator: str) -> dict:
+def named_row(raw: dict, where: str, kind: str, chosen: dict[str, list[str]], separator: str) -> dict:
     """A table's row with our names for its columns, and its label as the kind needs it. Raises UserError."""
-    for column in chosen.values():
-        if column not in raw:
-            raise UserError(f"{where}: no column {column!r}; it has {', '.join(raw)}")
-    row = {name: raw[column] for name, column in chosen.items()}
+    row = {}
+    for name, columns in chosen.items():
+        for column in columns:
+            if column not in raw:
+                raise UserError(f"{where}: no column {column!r}; it has {', '.join(raw)}")
+            if len(columns) > 1 and not is_text(raw[column]):
+                raise UserError(f"{where}: {column} is {raw[column]!r:.60}, not a text")
+        row[name] = " ".join(raw[column] for column in columns) if len(columns) > 1 else raw[columns[0]]
     if kind == "regress":
         try:
             row["label"] = float(row["label"])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UserError(f"{where}: the label {row['label']!r:.60} is not a number; regress needs numbers") from None
     elif separator:
         labels = row.pop("label")
         labels = labels if isinstance(labels, list) else str(labels).split(separator)
-        row["labels"] = list(dict.fromkeys(str(label).strip() for label in labels if str(label).strip()))
+        row["labels"] = list(dict.fromkeys(" ".join(str(label).split()) for label in labels if str(label).strip()))
     elif "label" in row and isinstance(row["label"], str | int | float):  # .jsonl has 0 and true beside texts
-        row["label"] = str(row["label"]).strip()
+        row["label"] = " ".join(str(row["label"]).split())
     return row
 
 
@@ -159,8 +171,23 @@ def order_labels(labels) -> list[str]:
     """Each label once: whole numbers by size; else O first, then by name, B-x beside I-x."""
     labels = set(labels)
     if all(re.fullmatch(r"-?\d{1,18}", label) for label in labels):
-        return sorted(labels, key=int)
-    return sorted(labels, key=lambda label: (label != "O", re.sub(r"^[BIES]-", "", label), label))
+        return sorted(labels, key=lambda label: (int(label), label))
+    return sorted(labels, key=lambda label: (label != "O", re.sub(r"^[BIESMLU]-", "", label), label))
+
+
+def print_oddities(task: dict, labels_of_rows: list[list[str]]):
+    """Print the scheme of tags, or that they have none (then accuracy is the metric); and labels that look alike."""
+    if task["kind"] == "tag":
+        scheme = metrics.tag_scheme(labels_of_rows)
+        task["metric"] = "f1" if scheme else "accuracy"
+        print(f"tags of entities, in the scheme {scheme}" if scheme else
+              "tags of no scheme of entities (IOB, BIOES, BILOU, BMES): plain labels, scored one by one")
+    alike = defaultdict(list)
+    for label in task["labels"]:
+        alike[int(label) if re.fullmatch(r"-?\d{1,18}", label) else label.casefold()].append(label)
+    for several in alike.values():
+        if len(several) > 1:
+            print(f"labels that look alike, taken for different ones: {', '.join(several)}")
 
 
 # ---- checks ------------------------------------------------------------------------------------------------------
@@ -180,7 +207,7 @@ def check_splits(task, located):
     if task["kind"] == "regress" and len({row["label"] for _, row in located["train"]}) == 1:
         raise UserError("every training row has the same number as its label, so there is nothing to learn")
     splits = {split: [row for _, row in items] for split, items in located.items()}
-    return splits if task["kind"] != "answer" else {split: fix_offsets(rows, split) for split, rows in splits.items()}
+    return fix_answers(splits) if task["kind"] == "answer" else splits
 
 
 def check_row(task, row, where):
@@ -198,7 +225,7 @@ def check_row(task, row, where):
         elif name == "answers":
             fits, form = is_answers(value), 'a list of {"text": ..., "start": whole number}'
         elif name == "label" and kind == "regress":
-            fits, form = type(value) in (int, float) and math.isfinite(value), "a number"
+            fits, form = type(value) in (int, float) and abs(value) < 1e30, "a number below 1e30"
         else:
             fits, form = is_text(value) and (value or name != "label"), "a text"
         if not fits:
@@ -212,7 +239,7 @@ def is_text(value):
 
 
 def is_texts(value):
-    return isinstance(value, list) and all(is_text(item) and item.strip() for item in value)
+    return isinstance(value, list) and all(is_text(item) and item.strip(" \t\r\n") for item in value)
 
 
 def is_answers(value):
@@ -237,6 +264,18 @@ def check_labels(task, located):
                         "does not occur in training; mend it, or give training rows with it"))
 
 
+def fix_answers(splits):
+    """fix_offsets of every split. Raises UserError where ids are not unique or training has no question left."""
+    for split, rows in splits.items():
+        if len({row["id"] for row in rows}) < len(rows):
+            raise UserError(f"two {split} questions have the same id, so that their answers cannot be told apart; give "
+                            "each its own")
+    splits = {split: fix_offsets(rows, split) for split, rows in splits.items()}
+    if not splits["train"]:
+        raise UserError("no answer of a training question occurs in its context; give the contexts they are taken from")
+    return splits
+
+
 def fix_offsets(rows, split):
     """Answers that are not at their offset are looked up in the context: moved to the nearest occurrence, or dropped.
 
@@ -253,8 +292,11 @@ def fix_offsets(rows, split):
                 continue
             starts = [match.start() for match in re.finditer(re.escape(text), row["context"])] if text else []
             moved, missing = moved + bool(starts), missing + (not starts)
-            if starts:
-                answers.append({"text": text, "start": min((abs(at - start), at) for at in starts)[1]})
+            if starts:  # some programs count UTF-16's units, or bytes
+                exact = [len(row["context"].encode(code)[:start * size].decode(code, "ignore"))
+                         for code, size in (("utf-16-le", 2), ("utf-8", 1)) if start >= 0]
+                answers.append({"text": text, "start": next((at for at in exact if at in starts), min(
+                    (abs(at - start), at) for at in starts)[1])})
             elif split != "train":
                 answers.append(answer)
         if answers or not row["answers"]:

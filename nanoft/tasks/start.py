@@ -70,7 +70,7 @@ def open_data(cfg, dist: Dist, path: Path | None) -> tuple[dict, dict[str, list[
     with nullcontext() if dist.main else redirect_stdout(None):
         task, rows = examples.load_task(folder) if folder else examples.from_table(
             cfg.train_file, cfg.kind, cfg.text_column, cfg.pair_column, cfg.label_column, cfg.val_file, cfg.test_file,
-            cfg.val_fraction, separator=cfg.separator)
+            cfg.val_fraction, cfg.separator, cfg.columns, cfg.encoding)
     if cfg.drop_duplicates or cfg.drop_empty:
         n_before = len(rows["train"])
         rows["train"], _ = examples.clean(rows["train"], cfg.drop_duplicates, cfg.drop_empty)
@@ -179,7 +179,7 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
         task |= {"mean": statistics.fmean(labels), "deviation": statistics.pstdev(labels)}
     if kind == "answer":
         task |= {"max_answer": cfg.max_answer, "v2": has_unanswered(rows)}
-    if kind == "tag" and task["metric"] == "f1" and not predict.has_entities(task["labels"]):
+    if kind == "tag" and not cfg.metric and not predict.has_entities(task["labels"]):
         task["metric"] = "accuracy"
     if cfg.long_text == "windows" and any("pair" in row for row in rows["train"]):
         raise UserError("long_text=windows is for single texts; for pairs use head, tail or head_tail")

@@ -1,8 +1,8 @@
 """Files of rows: plain lines, .jsonl, .csv and .tsv, CoNLL's words and tags, SQuAD's questions; each may be gzipped.
 
 A reader returns [(where, row)]: a row as a dictionary, and its file and line in words, for error messages. Readers
-raise UserError for a file that is not in their form. Columns are found by their usual names, in training (whose rows
-examples.py checks) as in prediction.
+print what they guess, and raise UserError for a file that is not in their form. Columns are found by their usual
+names, in training (whose rows examples.py checks) as in prediction. encoding: as for files.read_blocks.
 """
 
 import csv
@@ -10,13 +10,21 @@ import io
 import json
 import re
 import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from itertools import islice
 from pathlib import Path
 
-from nanoft import UserError
-from nanoft.files import read_blocks
-from nanoft.text.wordpiece import CHINESE
+import regex  # comes with tiktoken
 
-TABLES = (".csv", ".tsv", ".jsonl")
+from nanoft import UserError
+from nanoft.files import read_text
+from nanoft.tasks.metrics import NO_SPACES, TAG
+
+TABLES = (".csv", ".tsv", ".jsonl", ".json")
+SPREADSHEETS = (".xlsx", ".xls", ".ods")
+DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
 # The usual names of columns in other people's files, for ours. One is taken unasked where it is the only one.
 USUAL = {
     "text": "text sentence review content comment document body tweet message text1 sentence1 question1 premise",
@@ -28,8 +36,9 @@ USUAL = {
 # The columns that prediction needs where these are not the text alone. "" is a model without a task.
 TO_PREDICT = {"": ("prompt",), "generate": ("prompt",), "pair": ("text", "pair"), "regress": ("text", "pair"),
               "answer": ("question", "context")}
-SIGNS = f"{CHINESE}\u3001-\u3011！（），：；？"  # each is a word to be tagged, as in Chinese data sets
-WORD = re.compile(rf"[{SIGNS}]|[^{SIGNS}\s]+")
+# A word to be tagged: a character of a script without spaces, an address, a word with its - ' . inside, or a sign.
+LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{NO_SPACES}]]"
+WORD = regex.compile(rf"(?V1)[{NO_SPACES}]|\w+://\S+|[@#]?{LETTER}+(?:(?:['’.-]|(?<=\d),(?=\d)){LETTER}+)*|\S")
 
 
 def suffix(path) -> str:
@@ -37,19 +46,19 @@ def suffix(path) -> str:
     return Path(str(path).lower().removesuffix(".gz")).suffix
 
 
-def read_lines(path) -> list[tuple[int, str]]:
+def read_lines(path, encoding: str = "") -> list[tuple[int, str]]:
     """[(number, line)] of the lines that are not blank."""
-    lines = "".join(read_blocks(path)).split("\n")
+    lines = read_text(path, encoding).split("\n")
     return [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def read_jsonl(path) -> list[tuple[str, dict]]:
+def read_jsonl(path, encoding: str = "") -> list[tuple[str, dict]]:
     """[(where, row)] of a file with one JSON object per line."""
     located = []
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, encoding):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number}: broken JSON ({error}); mend or remove the line") from None
         if not isinstance(row, dict):
             raise UserError(f"{path} line {number}: not a JSON object; a row looks like {{\"text\": ...}}")
@@ -57,31 +66,71 @@ def read_jsonl(path) -> list[tuple[str, dict]]:
     return located
 
 
-def read_table(path) -> tuple[list[str], list[tuple[str, dict]]]:
-    """The columns of a .csv, .tsv or .jsonl file (of the last: of its first row), and [(where, {column: value})]."""
+def read_table(path, names: str = "", encoding: str = "") -> tuple[list[str], list[tuple[str, dict]]]:
+    """The columns of a table (of JSON: of its first row), and [(where, {column: value})].
+
+    names: of the columns of a file without a header, separated by commas.
+    """
+    if suffix(path) in SPREADSHEETS:
+        raise UserError(f"{path} is a spreadsheet; save it in its program as CSV (UTF-8), and give that file")
     if suffix(path) not in TABLES:
         raise UserError(f"{path}: none of {' '.join(TABLES)}; convert or rename it")
-    if suffix(path) == ".jsonl":
-        located = read_jsonl(path)
+    if suffix(path).startswith(".json"):
+        if names:
+            raise UserError(f"columns={names}: the rows of {path} have names already; leave it out")
+        located = read_jsonl(path, encoding)
         if not located:
             raise UserError(f"{path}: no rows; give a file with text in it")
         return list(located[0][1]), located
-    numbered = read_fields(path, "\t" if suffix(path) == ".tsv" else ",")
-    if len(numbered) < 2:
-        raise UserError(f"{path}: no rows under a line with the columns' names; give a file with text in it")
-    header = [column.strip() for column in numbered[0][1]]
+    text = read_text(path, encoding)
+    numbered = read_fields(path, text, find_delimiter(path, text))
+    header = [column.strip() for column in names.split(",")] if names else []
+    if numbered and header in ([], [column.strip() for column in numbered[0][1]]):
+        header = [column.strip() for column in numbered.pop(0)[1]]
+    if not numbered:
+        raise UserError(f"{path}: no rows{'' if names else ' under a line with the names of the columns'}; give a file "
+                        "with text in it")
     if len(set(header)) < len(header):
-        raise UserError(f"{path}: two columns have the same name ({', '.join(header)}); rename one")
+        raise UserError(f"{path}: two columns have the same name ({', '.join(header)}); rename one"
+                        + advice_on_names(header, [fields for _, fields in numbered]))
     for number, fields in numbered:
         if len(fields) != len(header):
-            raise UserError(f"{path} line {number}: {len(fields)} fields where the first line names {len(header)} "
-                            f"columns ({', '.join(header)}); mend the line (a comma or quote too many?)")
-    return header, [(f"{path} line {number}", dict(zip(header, fields))) for number, fields in numbered[1:]]
+            source = "--columns" if names else "the first line"
+            raise UserError(f"{path} line {number}: {len(fields)} fields where {source} names {len(header)} columns "
+                            f"({', '.join(header)}); mend the line (a comma or quote too many?)")
+    return header, [(f"{path} line {number}", dict(zip(header, fields))) for number, fields in numbered]
 
 
-def read_fields(path, delimiter: str) -> list[tuple[int, list[str]]]:
-    """[(number of its first line, fields)] of a separated file; quoted fields may hold delimiters and line ends."""
-    text = "".join(read_blocks(path))
+def advice_on_names(header: list[str], rows: Sequence) -> str:
+    """The end of a sentence on missing columns, where the first line looks like a row: the names to give."""
+    columns = [[str(value) for value in column] for column in zip(header, *rows)]
+    if not any(name in column or re.fullmatch(r"[-+.\d]+|.{40,}|\S+(\s+\S+){3,}|.*[.!?。！？]", name)
+               for name, *column in columns):
+        return ""
+    variety = [len({*column}) for column in columns]
+    text = max(range(len(columns)), key=lambda i: sum(map(len, columns[i])))
+    labels = [i for i in range(len(columns)) if i != text and variety[i] > 1]
+    label = min(labels, key=lambda i: variety[i], default=-1)
+    names = [{text: "text", label: "label"}.get(i, f"column{i + 1}") for i in range(len(columns))]
+    return f"; no header? then name the columns, as by --columns={','.join(names)}"
+
+
+def find_delimiter(path, text: str) -> str:
+    """The usual delimiter of a .csv or .tsv, or else one that gives all of the first rows the same number of fields."""
+    usual = "\t" if suffix(path) == ".tsv" else ","
+    sample = text[:2**16].rpartition("\n")[0] if len(text) > 2**16 else text
+    for delimiter in (usual, *DELIMITERS):
+        rows = islice(csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter), 50)
+        lengths = {len(fields) for fields in rows if any(field.strip() for field in fields)}
+        if len(lengths) == 1 and lengths != {1}:
+            if delimiter != usual:
+                print(f"{path}: its columns are separated by a {DELIMITERS[delimiter]}")
+            return delimiter
+    return usual
+
+
+def read_fields(path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    """[(number of its first line, fields)] of a separated text; quoted fields may hold delimiters and line ends."""
     # In many .tsv files a quote is an ordinary character. So where all lines of a .tsv have the same number of fields,
     # no quoted field spans several lines. In a .csv a quote at the beginning of a field always opens a quoted field.
     plain = [(number, [unquote(field) for field in line.rstrip("\r").split(delimiter)])
@@ -106,32 +155,88 @@ def unquote(field: str) -> str:
     return field[1:-1].replace('""', '"') if re.fullmatch(r'"(?:[^"]|"")*"', field) else field
 
 
-def read_conll(path) -> list[tuple[str, dict]]:
+def read_conll(path, text_column: str = "", label_column: str = "", names: str = "",
+               encoding: str = "") -> tuple[list[tuple[str, dict]], list[str]]:
     """[(where, {"words", "tags"})] of a file with a word and its tag per line, and an empty line after a sentence.
 
-    Columns are separated by tabs or by spaces; of more than two, the first and the last count. All lines have the same
-    number of columns.
+    Columns are separated by tabs if every line has one, else by spaces; all lines have as many. Comments (# ...) and
+    -DOCSTART- lines are left out, but `#` with a tag is a word. The columns are those of conll_columns; their numbers,
+    from 1, or names in a header are returned as well, for files of the same form.
     """
-    located, words, tags, n_columns = [], [], [], 0
-    for number, line in enumerate([*"".join(read_blocks(path)).split("\n"), ""], 1):
+    lines = [(number, line.strip(" \r")) for number, line in enumerate(read_text(path, encoding).split("\n"), 1)]
+    plain = [line for _, line in lines if line.strip() and not line.startswith(("#", "-DOCSTART-"))]
+    has_tabs = all("\t" in line for line in plain)
+
+    def split(line: str) -> list[str]:  # a no-break or ideographic space is part of a word, or a word
+        return [field.strip(" ") for field in line.split("\t")] if has_tabs else re.split("[ \t]+", line.strip(" \t"))
+
+    n_columns = Counter(len(split(line)) for line in plain).most_common(1)[0][0] if plain else 0
+    rows = [fields for fields in map(split, plain) if len(fields) == n_columns]
+    word, tag, has_header = 0, 0, False
+    if n_columns > 1:
+        word, tag, has_header = conll_columns(path, rows, text_column, label_column, names)
+    known = {fields[tag] for fields in rows[has_header:]}
+    has_scheme = any(map(TAG.fullmatch, known - {"O"}))
+    located, words, tags, first, left_out = [], [], [], 0, Counter(header=has_header)
+    for number, line in [*lines, (0, "")]:
+        fields = split(line)
         if not line.strip() or line.startswith("-DOCSTART-"):
+            left_out["document marks"] += bool(line.strip())
             if words:
-                located.append((f"{path} line {number - len(words)}", {"words": words, "tags": tags}))
+                located.append((f"{path} line {first}", {"words": words, "tags": tags}))
             words, tags = [], []
-            continue
-        fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
-        n_columns = n_columns or len(fields)
-        if len(fields) < 2 or len(fields) != n_columns or not fields[0] or not fields[-1]:
+        elif line.startswith("#") and not (len(fields) == n_columns and (
+                fields[tag] in known or TAG.fullmatch(fields[tag]) or words and not has_scheme)):
+            left_out["comments"] += 1
+        elif has_header:
+            has_header = False
+        elif not 1 < n_columns == len(fields) or not fields[word] or not fields[tag]:
             raise UserError(f"{path} line {number}: {line.strip()!r:.60} is not a word and its tag"
                             f"{f' in {n_columns} columns' if n_columns > 2 else ''}; mend the line")
-        words.append(fields[0])
-        tags.append(fields[-1])
-    return located
+        else:
+            first = first if words else number
+            words.append(fields[word])
+            tags.append(fields[tag])
+    print(f"{path}: words = column {word + 1}, tags = column {tag + 1} of {n_columns}; left out: "
+          + (", ".join(f"{number:,} {what}" for what, number in left_out.items() if number) or "nothing"))
+    return located, [rows[0][i] if left_out["header"] else str(i + 1) for i in (word, tag)]
 
 
-def read_squad(path) -> list[tuple[str, dict]]:
+def conll_columns(path, rows: list[list[str]], text_column: str, label_column: str, names: str) -> tuple:
+    """(column of the words, of the tags, counted from 0; is the first row a header). rows: all of the same length.
+
+    Columns may be given by number, from 1, or by name, from `names` or a header. Else the tags are in the last column
+    that looks like tags of a scheme (of two columns: in the second), the words in the first that does not just count.
+    Raises UserError.
+    """
+    columns, n = list(zip(*rows)), len(rows[0])
+    below = [column[1:] or column for column in columns]  # what may be a header; slips are allowed for, too
+    fitting = [sum(map(bool, map(TAG.fullmatch, column))) >= 0.98 * len(column) for column in below]
+    alike = [i for i in range(n) if fitting[i] and any(re.match(r"B$|[BIESMLU]-.", tag) for tag in columns[i])]
+    header = [name.strip() for name in names.split(",")] if names else rows[0]
+
+    def find(option: str, given: str) -> int:
+        if given.isdigit() and 1 <= int(given) <= n:
+            return int(given) - 1
+        if given not in header[:n]:
+            raise UserError(f"{path}: no column {given!r} ({option}); give the number of one of its {n}, or a name "
+                            "from its first line or from --columns")
+        return header.index(given)
+
+    if not label_column and not alike and n > 2:
+        raise UserError(f"{path}: none of its {n} columns looks like tags (B-x, I-x, O); give the number of one, from "
+                        "1, by --label_column, and that of the words by --text_column")
+    tag = find("label_column", label_column) if label_column else (alike or [1])[-1]
+    others = [i for i in range(n) if i != tag]
+    ordinary = [i for i in others if not all(re.fullmatch(r"[\d.-]+", value) for value in below[i])]
+    word = find("text_column", text_column) if text_column else (ordinary or others)[0]
+    is_named = {text_column, label_column} & {*rows[0]} or names and rows[0] == header
+    return word, tag, bool(is_named or len(rows) > 1 and fitting[tag] and not TAG.fullmatch(rows[0][tag]))
+
+
+def read_squad(path, encoding: str = "") -> list[tuple[str, dict]]:
     """[(where, row)] of the questions in a SQuAD file, v1.1 or v2 (arXiv:1606.05250, arXiv:1806.03822)."""
-    text, located = "".join(read_blocks(path)), []
+    text, located = read_text(path, encoding), []
     try:
         for paragraph in (paragraph for article in json.loads(text)["data"] for paragraph in article["paragraphs"]):
             for question in paragraph["qas"]:
@@ -154,24 +259,34 @@ def usual_columns(columns: list[str], name: str) -> list[str]:
     return [column for column in columns if column.lower() in USUAL.get(name, name).split()]
 
 
-def choose_columns(path, columns: list[str], wanted: dict[str, tuple[str, str]], optional: str = "") -> dict[str, str]:
-    """{our name: the table's column}. wanted: {our name: (the option for it, its value)}; "" = by its usual name.
+def choose_columns(path, columns: list[str], wanted: dict[str, tuple[str, str]], optional: str = "",
+                   rows: Sequence = ()) -> dict[str, list[str]]:
+    """{our name: the table's columns, one or several to be joined}.
 
+    wanted: {our name: (the option for it, its value)}; "" = the column with a usual name. rows: values, for advice.
     Raises UserError for a column that is missing, ambiguous (unless `optional`) or taken twice.
     """
     chosen = {}
     for name, (option, given) in wanted.items():
         usual = usual_columns(columns, name)
-        if given and given not in columns:
-            raise UserError(f"{path}: no column {given!r} ({option}); it has {', '.join(columns)}")
+        several = [given] if given in columns or name in ("label", "response") else re.split(r"\s*,\s*", given)
+        for column in several if given else ():
+            if column not in columns:
+                raise UserError(f"{path}: no column {column!r} ({option}); it has {', '.join(columns)}"
+                                + advice_on_names(columns, rows))
         if given or len(usual) == 1:
-            chosen[name] = given or usual[0]
+            chosen[name] = several if given else usual
         elif name != optional:
-            raise UserError(f"{path}: which column is the {name}? Name it by --{option}; it has {', '.join(columns)}")
-    if len(set(chosen.values())) < len(chosen):
-        raise UserError(f"{path}: {', '.join(f'{name} = {column}' for name, column in chosen.items())} takes a column "
-                        f"twice; it has {', '.join(columns)}")
+            raise UserError(f"{path}: which column is the {name}? Name it by --{option}; it has {', '.join(columns)}"
+                            + advice_on_names(columns, rows))
+    taken = [column for several in chosen.values() for column in several]
+    if len(set(taken)) < len(taken):
+        raise UserError(f"{path}: {describe(chosen)} takes a column twice; it has {', '.join(columns)}")
     return chosen
+
+
+def describe(chosen: dict[str, list[str]]) -> str:
+    return ", ".join(f"{name} = {' + '.join(columns)}" for name, columns in chosen.items())
 
 
 def read_named_table(path, names: tuple) -> list[tuple[str, dict]]:
@@ -180,7 +295,7 @@ def read_named_table(path, names: tuple) -> list[tuple[str, dict]]:
     for name in names:
         usual = usual_columns(columns, name)
         if name not in columns and len(usual) == 1:
-            print(f"{path}: {name} = {usual[0]}", file=sys.stderr)
+            print(f"{path}: {name} = {usual[0]}")
             for _, row in located:
                 if usual[0] in row:
                     row.setdefault(name, row.pop(usual[0]))
@@ -205,7 +320,8 @@ def prediction_rows(kind: str, path: str = "", options: dict | None = None) -> l
     accepted = ("prompt", "text") if kind == "generate" else names
     usage = " ".join(f"--{name}=..." for name in accepted)
     if suffix(path) in TABLES:
-        located = read_named_table(path, names)
+        with redirect_stdout(sys.stderr):  # stdout is for predictions
+            located = read_named_table(path, names)
     elif path:
         located = [(f"{path} line {i}", {"line": i, names[0]: line}) for i, line in read_lines(path)]
     else:
@@ -221,7 +337,7 @@ def prediction_rows(kind: str, path: str = "", options: dict | None = None) -> l
             row.pop("pair", None)  # or it would be encoded as a second text
         text = row.get("text")
         if kind == "tag" and "words" not in row and isinstance(text, str):
-            row["words"] = WORD.findall(text)
+            row |= word_offsets(text)
         for name in ("words",) if kind == "tag" else names:
             if name in row:
                 check_input(row[name], name, where)
@@ -232,6 +348,12 @@ def prediction_rows(kind: str, path: str = "", options: dict | None = None) -> l
     if not located:
         raise UserError(f"{path} holds no {names[0]}; write one on each line")
     return [row for _, row in located]
+
+
+def word_offsets(text: str) -> dict[str, list]:
+    """A text to be tagged: {"words": its words and signs, "offsets": [first character, end] of each}."""
+    matches = list(WORD.finditer(text))
+    return {"words": [match.group() for match in matches], "offsets": [list(match.span()) for match in matches]}
 
 
 def check_input(value, name, where):
