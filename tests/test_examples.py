@@ -396,16 +396,13 @@ def test_clean_counts_and_drops():
     rows = [{"text": text, "label": label} for text, label in
             [("a", "x"), ("a", "x"), ("a", "y"), (" \n", "x"), ("", "y"), ("", "y"), ("b", "x")]]
     counts = {"rows": 7, "empty": 3, "duplicates": 2, "conflicts": 1}
-    assert examples.clean(rows) == (rows, counts)
-    assert examples.clean(rows, drop_duplicates=True) == ([rows[i] for i in (0, 2, 3, 4, 6)], counts)
-    assert examples.clean(rows, drop_empty=True) == ([rows[i] for i in (0, 1, 2, 6)], counts)
-    assert examples.clean(rows, drop_duplicates=True, drop_empty=True)[0] == [rows[i] for i in (0, 2, 6)]
+    assert examples.count_oddities(rows) == counts
     other = [{"context": "c", "question": "q", "answers": [], "id": "1"},
              {"context": "c", "question": "q", "answers": [], "id": "2"},
              {"words": ["a b"], "tags": ["O"]}, {"words": ["a", "b"], "tags": ["O", "O"]}, {"words": [], "tags": []},
              {"text": "a", "pair": "b", "label": 1}, {"text": "b", "pair": "a", "label": 2},
              {"prompt": "a", "response": " "}]
-    assert examples.clean(other)[1] == {"rows": 8, "empty": 2, "duplicates": 1, "conflicts": 0}
+    assert examples.count_oddities(other) == {"rows": 8, "empty": 2, "duplicates": 1, "conflicts": 0}
 
 
 def test_report(capsys):

@@ -36,7 +36,7 @@ def filled(model):
 
 
 def classifier(**fields):
-    task = {"kind": "classify", "labels": ["a", "b", "c"], "head_dropout": 0.0, "label_smoothing": 0.0, "pool": "mean"}
+    task = {"kind": "classify", "labels": ["a", "b", "c"], "head_dropout": 0.0, "pool": "mean"}
     return filled(TaskModel(ModelConfig(**SHAPE | fields), task))
 
 
@@ -171,7 +171,7 @@ def test_a_word_without_effect_adds_nothing(tokenizer):
 @pytest.fixture(scope="module")
 def trained(tokenizer):
     """A classifier that has learned which of two words is in a text, its accuracy 1; 20 texts, labels, positions."""
-    task = {"kind": "classify", "labels": ["five", "six"], "head_dropout": 0.0, "label_smoothing": 0.0, "pool": "mean"}
+    task = {"kind": "classify", "labels": ["five", "six"], "head_dropout": 0.0, "pool": "mean"}
     torch.manual_seed(1)
     model = TaskModel(ModelConfig(**SHAPE | dict(causal=False, n_layer=1)), task)  # more of it would be too sure
     cls, sep, five, six = (tokenizer.special["<|cls|>"], tokenizer.special["<|sep|>"],

@@ -13,7 +13,7 @@ from nanoft.tasks import freezing, start, sweep
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import vocabulary
 
-TASK = {"kind": "classify", "labels": ["neg", "pos"], "pool": "mean", "head_dropout": 0.0, "label_smoothing": 0.0}
+TASK = {"kind": "classify", "labels": ["neg", "pos"], "pool": "mean", "head_dropout": 0.0}
 ROWS = [{"text": f"{'good' if i % 2 else 'bad'} number {i}", "label": "pos" if i % 2 else "neg"} for i in range(40)]
 
 

@@ -12,7 +12,7 @@ SHAPE = dict(vocab_size=70, block_size=16, n_layer=2, n_head=2, n_embd=8)
 MODELS = {"gpt": {}, "bert": dict(causal=False), "pairs": dict(causal=False, n_types=2), "gpt2": CLASSIC["gpt2"],
           "published bert": dict(causal=False, n_types=2, **CLASSIC["bert"]),
           "n-grams, swiglu": dict(n_gram=3, n_buckets=64, activation="swiglu", n_kv_head=1)}
-TASK = dict(labels=["no", "yes"], pool="mean", head_dropout=0.1, label_smoothing=0.0)
+TASK = dict(labels=["no", "yes"], pool="mean", head_dropout=0.1)
 
 
 def batch_for(cfg, pairs=False):

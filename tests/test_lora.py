@@ -6,7 +6,7 @@ from nanoft.model import ModelConfig
 from nanoft.tasks import lora
 from nanoft.tasks.heads import TaskModel
 
-TASK = {"kind": "classify", "labels": ["a", "b"], "pool": "mean", "head_dropout": 0.0, "label_smoothing": 0.0}
+TASK = {"kind": "classify", "labels": ["a", "b"], "pool": "mean", "head_dropout": 0.0}
 
 
 def tiny(**shape):

@@ -11,6 +11,7 @@ waits for it. It reads the plain module; compiled code and DDP are not affected.
 """
 
 import math
+from dataclasses import asdict
 
 import torch
 from torch import nn
@@ -20,6 +21,8 @@ from nanoft.inspect.explain import attention_weights
 from nanoft.inspect.graph import graph_of
 from nanoft.model import MLP, Attention, Block
 
+NOT_COMPARED = ("out_dir", "resume", "eval_only", "device", "eval_interval", "eval_tokens", "log_interval",
+                "watch_interval", "sample_tokens")  # options that do not change what is learned
 BINS = 64           # of a histogram
 MAX_VALUES = 2**17  # that a histogram counts; of a larger tensor as many, evenly spread
 
@@ -97,6 +100,30 @@ class Watch:
         self.model.train(training)
         for hook in hooks:
             hook.remove()
+
+    def compare(self, step: int, cfg, result: dict) -> None:
+        """The final scores beside the options, in the HPARAMS tab, which compares runs; as scalars in `final`, too.
+
+        Options that are not at their default come first there.
+        """
+        if not self.log.board:
+            return
+        from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+        from tensorboardX.summary import hparams
+
+        options = {name: value for name, value in asdict(cfg).items() if name not in NOT_COMPARED}
+        wanted = [name for name in result if name.startswith(("val_", "test_"))] + ["train_seconds", "parameters"]
+        scores = {name: result[name] for name in wanted if isinstance(result[name], (int, float))}
+        self.log.scalars(step, "final", scores)
+        # the writer's own add_hparams would make another run beside this one
+        experiment, start, end = hparams(options, {f"final/{name}": value for name, value in scores.items()})
+        content = HParamsPluginData.FromString(experiment.value[0].metadata.plugin_data.content)
+        for info in content.experiment.hparam_infos:
+            if options[info.name] != getattr(type(cfg), info.name):
+                info.MergeFromString(b"\x38\x01")  # its field 7, `differs`, is true; tensorboardX does not know it yet
+        experiment.value[0].metadata.plugin_data.content = content.SerializeToString()
+        for summary in (experiment, start, end):
+            self.log.board.file_writer.add_summary(summary, step)
 
     def histogram(self, step: int, tag: str, x) -> None:
         """Log the distribution of a tensor's values, unless one is not finite."""

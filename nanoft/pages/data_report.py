@@ -161,7 +161,7 @@ def about_rows(page, task, rows: dict[str, list[dict]], splits) -> None:
     head = ("", "rows", "empty", "duplicates", "texts with several labels", "also in train", "tokens")
     lines: list[tuple[str, ...]] = []
     for split, rows_of in rows.items():
-        counts = examples.clean(rows_of)[1]
+        counts = examples.count_oddities(rows_of)
         leaks = sum(examples.inputs_of(row) in train for row in rows_of) if split != "train" else 0
         numbers = (*(counts[name] for name in ("rows", "empty", "duplicates", "conflicts")), leaks,
                    splits[split].lengths.sum())

@@ -93,10 +93,10 @@ def padding_fraction(lengths: np.ndarray, groups: np.ndarray) -> float:
 
 
 def check_augmentation(cfg, task: dict, tokenizer):
-    """Raises UserError where the options token_drop, token_swap and token_mask do not fit task and tokenizer."""
-    if (cfg.token_drop or cfg.token_swap) and task["kind"] not in ("classify", "pair", "regress"):
-        raise UserError(f"token_drop and token_swap would move the targets of a {task['kind']} task; "
-                        "they are for classify, pair and regress")
+    """Raises UserError where the options token_drop and token_mask do not fit task and tokenizer."""
+    if cfg.token_drop and task["kind"] not in ("classify", "pair", "regress"):
+        raise UserError(f"token_drop would move the targets of a {task['kind']} task; it is for classify, pair and "
+                        "regress")
     if cfg.token_mask and (task["kind"] == "generate" or "<|mask|>" not in tokenizer.special):
         raise UserError("token_mask needs a tokenizer with a <|mask|> token, and another kind than generate")
 
@@ -104,19 +104,16 @@ def check_augmentation(cfg, task: dict, tokenizer):
 def augmentation(cfg, tokenizer, epoch: int) -> Callable | None:
     """The function augment(ids, number) of an epoch, or None if the options ask for none.
 
-    It drops tokens of a feature's ids (T,), swaps them with their neighbour or masks them, each with the probability
-    token_drop, token_swap, token_mask. Its random numbers are a function of the seed, the epoch and the feature's
-    number. Special tokens stay where they are, and at least one other token stays.
+    It drops tokens of a feature's ids (T,) or masks them, with the probabilities token_drop and token_mask. Its random
+    numbers are a function of the seed, the epoch and the feature's number. Special tokens stay, and at least one other.
     """
-    if not (cfg.token_drop or cfg.token_swap or cfg.token_mask):
+    if not (cfg.token_drop or cfg.token_mask):
         return None
 
     def augment(ids, number):
         rng = np.random.default_rng((cfg.seed, epoch, number, CHANGES))
         draw, is_ordinary = rng.random((3, len(ids))), ~tokenizer.is_special[ids]
         ids = np.where((draw[0] < cfg.token_mask) & is_ordinary, tokenizer.special.get("<|mask|>", 0), ids)
-        for i in np.flatnonzero((draw[1, 1:] < cfg.token_swap) & is_ordinary[1:] & is_ordinary[:-1]):
-            ids[i], ids[i + 1] = ids[i + 1], ids[i]
         dropped = (draw[2] < cfg.token_drop) & is_ordinary
         return ids if dropped.sum() == is_ordinary.sum() else ids[~dropped]
 

@@ -315,24 +315,20 @@ def inputs_of(row: dict) -> tuple:
     return tuple(tuple(row[name]) if name == "words" else row[name] for name in INPUTS if name in row)
 
 
-def clean(rows: list[dict], drop_duplicates: bool = False, drop_empty: bool = False) -> tuple[list[dict], dict]:
-    """The rows without duplicates and empty ones, if so wished, and counts of the rows as they came.
+def count_oddities(rows: list[dict]) -> dict[str, int]:
+    """Counts of rows: all; empty (a text or response is blank); duplicates (an earlier row has the same texts and label).
 
-    Counts: rows; empty (a text or response is blank); duplicates (an earlier row has the same texts and label);
-    conflicts (distinct texts that occur with more than one label).
+    And conflicts: distinct texts that occur with more than one label.
     """
-    remaining, targets, counts = [], defaultdict(set), Counter(rows=len(rows), empty=0, duplicates=0, conflicts=0)
+    targets, counts = defaultdict(set), Counter(rows=len(rows), empty=0, duplicates=0, conflicts=0)
     for row in rows:
         inputs = inputs_of(row)
         target = json.dumps([row[name] for name in TARGETS if name in row], ensure_ascii=False)
-        is_duplicate = target in targets[inputs]
-        is_empty = not all("".join(text).strip() for text in (*inputs, row.get("response", "none")))
-        counts.update(empty=is_empty, duplicates=is_duplicate)
-        if not (drop_duplicates and is_duplicate or drop_empty and is_empty):
-            remaining.append(row)
+        counts["duplicates"] += target in targets[inputs]
+        counts["empty"] += not all("".join(text).strip() for text in (*inputs, row.get("response", "none")))
         targets[inputs].add(target)
     counts["conflicts"] = sum(len(several) > 1 for several in targets.values())
-    return remaining, dict(counts)
+    return dict(counts)
 
 
 def report(task: dict, splits: dict[str, list[dict]], n_tokens: dict | None = None, max_length: int = 0):
@@ -343,7 +339,7 @@ def report(task: dict, splits: dict[str, list[dict]], n_tokens: dict | None = No
     """
     train = {inputs_of(row) for row in splits["train"]}
     for split, rows in splits.items():
-        _, counts = clean(rows)
+        counts = count_oddities(rows)
         leaks = "" if split == "train" else f", {sum(inputs_of(row) in train for row in rows):,} also in train"
         print(f"{split}: {counts['rows']:,} rows, {counts['empty']:,} empty, {counts['duplicates']:,} duplicates, "
               f"{counts['conflicts']:,} texts with different labels{leaks}")

@@ -20,7 +20,7 @@ def freeze(model: TaskModel, cfg) -> None:
     for name, p in model.named_parameters():
         p.requires_grad_(depth(name, n_layer) > last_frozen and not (cfg.lora_rank and name.startswith("head.")))
     if cfg.lora_rank:
-        lora.add(model.trunk, cfg.lora_rank, cfg.lora_alpha)
+        lora.add(model.trunk, cfg.lora_rank)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError("freeze_blocks leaves nothing to train, for this model's head is its embedding; use fewer")
 

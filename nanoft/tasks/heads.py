@@ -2,7 +2,7 @@
 
 The trunk keeps the names that its weights have in a GPT or BERT checkpoint; what is new is `task_head`, one matrix
 that starts at zero, so that at first all classes are equally likely. A task is a dictionary (examples.py): kind,
-labels, multi_label, and what fine-tuning adds: pool, label_smoothing, head_dropout.
+labels, multi_label, and what fine-tuning adds: pool, head_dropout, linear.
 
 Shapes: B features, T tokens, C = n_embd, K outputs of the head.
 """
@@ -63,12 +63,8 @@ class TaskModel(nn.Module):
         x = self.hidden(ids)
         rows, labels = masked_rows(x.flatten(0, 1), targets.flatten())  # (B * T, C) -> (responses' tokens, C)
         nats = torch.zeros(targets.numel(), device=ids.device)
-        nats[targets.flatten() != -100] = F.cross_entropy(
-            self.head(rows).float(), labels, reduction="none", label_smoothing=self.smoothing())
+        nats[targets.flatten() != -100] = F.cross_entropy(self.head(rows).float(), labels, reduction="none")
         return nats.view(targets.shape)  # (B * T,) -> (B, T)
-
-    def smoothing(self) -> float:
-        return self.task["label_smoothing"] if self.training else 0.0
 
     def forward(self, ids, targets, weights, types=None, mask=None, allowed=None) -> Tensor:
         """The sum of the losses times their weights, which have the shape of the losses.
@@ -84,13 +80,11 @@ class TaskModel(nn.Module):
         if kind == "regress":
             losses = (y[:, 0] - targets).square()
         elif self.task.get("multi_label"):
-            smooth = targets + self.smoothing() * (0.5 - targets)
-            losses = F.binary_cross_entropy_with_logits(y, smooth, reduction="none").mean(1)  # (B, K) -> (B,)
-        elif kind == "answer":  # never smoothed: most of its classes are not allowed
+            losses = F.binary_cross_entropy_with_logits(y, targets, reduction="none").mean(1)  # (B, K) -> (B,)
+        elif kind == "answer":
             losses = F.cross_entropy(y, targets, reduction="none").mean(1)  # (B, T, 2), (B, 2) -> (B, 2) -> (B,)
         else:
-            losses = F.cross_entropy(y.flatten(0, -2), targets.flatten(), reduction="none",
-                                     label_smoothing=self.smoothing()).view(targets.shape)
+            losses = F.cross_entropy(y.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
         return (losses * weights).sum()
 
 

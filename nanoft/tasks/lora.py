@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ALPHA = 16.0  # the weight of an adapter is alpha / rank
+
 
 class LoRALinear(nn.Linear):
     """A linear layer with its frozen weight, under the same name, and an adapter: y = W x + alpha / rank * B A x."""
@@ -23,7 +25,7 @@ class LoRALinear(nn.Linear):
         return super().forward(x) + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
 
-def add(trunk, rank: int, alpha: float) -> None:
+def add(trunk, rank: int, alpha: float = ALPHA) -> None:
     """Put an adapter on every matrix of the blocks: q, k, v, proj of the attention, fc, proj of the feed-forward."""
     for block in trunk.blocks:
         for part in (block.attn, block.mlp):
