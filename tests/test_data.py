@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from conftest import contents
 
 from nanoft import UserError
 from nanoft.bins import Tokens
@@ -86,13 +87,15 @@ def test_text_reads_every_form(tmp_path):
     (source / "d.jsonl").write_text("".join(json.dumps({"body": t}) + "\n" for t in texts[3:100]), encoding="utf-8")
     rows = "\n".join(json.dumps({"body": t}, ensure_ascii=False) for t in texts[100:])
     (source / "e.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
-    (source / "f.pdf").write_bytes(b"\xff\xff")
+    for name in ("f.pdf", "g.rst", "h.rst", "i.HTML", "j.csv"):
+        (source / name).write_bytes(b"\xff\xff")
     out = tmp_path / "out"
     done = run("text", f"--source={source}", f"--out={out}", "--text_key=body", "--vocab_size=300")
     assert done.returncode == 0, done.stderr
     val, train_split = decoded(out, "val").split("<|endoftext|>"), decoded(out, "train").split("<|endoftext|>")
     assert sorted([t for t in val + train_split if t]) == sorted(texts)
     assert 2 < len(val) < 25
+    assert "in: left out are 2 .rst" in done.stdout and all(f"1 {e}" in done.stdout for e in (".pdf", ".html", ".csv"))
 
 
 def test_text_of_one_document_is_cut(tmp_path):
@@ -102,6 +105,55 @@ def test_text_of_one_document_is_cut(tmp_path):
     cut = len(text) - int(0.05 * len(text))
     assert decoded(tmp_path, "train") == text[:cut] + "<|endoftext|>"
     assert decoded(tmp_path, "val") == text[cut:] + "<|endoftext|>"
+
+
+def test_validation_has_every_source_and_words_are_counted(tmp_path):
+    for folder, word in (("many", "alpha"), ("few", "beta")):
+        (tmp_path / folder).mkdir()
+        for i in range(100 if folder == "many" else 3):
+            (tmp_path / folder / f"{i}.txt").write_text(f"{word} {i} text\n" * 20, encoding="utf-8")
+    (tmp_path / "book.txt").write_text("天地 玄黄, gamma\n" * 50, encoding="gb18030")
+    done = run("text", f"--source={tmp_path / 'many'},{tmp_path / 'few'}", f"--out={tmp_path / 'a'}",
+               "--vocab_size=280")
+    assert done.returncode == 0 and "100 documents\n" in done.stdout and "3 documents; few, so" in done.stdout
+    val = decoded(tmp_path / "a", "val")
+    assert "alpha" in val and "beta" in val and val.count("alpha") % 20 == 0  # whole documents
+    counts = {split: Tokens.open(tmp_path / "a", split).num_words for split in ("train", "val")}
+    assert counts["val"] == len(val.replace("<|endoftext|>", " ").split()) and abs(sum(counts.values()) - 6180) < 2
+    done = run("text", f"--source={tmp_path / 'book.txt'}", f"--out={tmp_path / 'b'}", "--vocab_size=300",
+               "--encoding=gb18030", "--val_fraction=0.1")
+    assert done.returncode == 0, done.stderr
+    assert "天地 玄黄, gamma" in decoded(tmp_path / "b", "val")
+    # 天 地 玄 黄 , gamma: six words a line
+    assert [Tokens.open(tmp_path / "b", split).num_words for split in ("train", "val")] == [270, 30]
+
+
+def test_a_data_set_is_not_overwritten_unless_so_wished(tmp_path):
+    (tmp_path / "a.txt").write_text("one text\n" * 99, encoding="utf-8")
+    options = [f"--source={tmp_path / 'a.txt'}", f"--out={tmp_path / 'out'}", "--vocab_size=270"]
+    assert run("text", *options).returncode == 0
+    before = contents(tmp_path / "out")
+    (tmp_path / "a.txt").write_text("another text\n" * 99, encoding="utf-8")
+    done = run("text", *options)
+    assert done.returncode == 2 and "holds a data set; --out=FOLDER writes another, --overwrite" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and contents(tmp_path / "out") == before
+    assert run("text", *options, "--overwrite").returncode == 0 and "another" in decoded(tmp_path / "out", "val")
+
+
+def test_files_for_the_splits_in_a_folder(tmp_path):
+    source = tmp_path / "wikitext-2"
+    source.mkdir()
+    for name in ("train", "valid", "test"):
+        (source / f"wiki.{name}.tokens").write_text(f" = A {name} title = \n \n" * 30, encoding="utf-8")
+    (source / "LICENSE").write_text("no text", encoding="utf-8")
+    (tmp_path / "more.txt").write_text("more " * 200, encoding="utf-8")
+    done = run("text", f"--source={source},{tmp_path / 'more.txt'}", f"--out={tmp_path / 'out'}", "--vocab_size=270")
+    assert done.returncode == 0 and "left out are 1 LICENSE" in done.stdout, done.stderr
+    assert "1 files for train, 1 files for val, 1 files for test" in done.stdout
+    texts = {split: decoded(tmp_path / "out", split) for split in ("train", "val", "test")}
+    assert texts["test"] == " = A test title = \n \n" * 30 + "<|endoftext|>"
+    assert "A valid title" in texts["val"] and "more" in texts["val"] and "more" in texts["train"]
+    assert Tokens.open(tmp_path / "out", "test").num_words == 150
 
 
 @pytest.mark.parametrize("name, content, options, words", [
@@ -119,13 +171,13 @@ def test_bad_input_leaves_the_earlier_data_whole(tmp_path, name, content, option
     out = tmp_path / "out"
     out.mkdir()
     for kept in ("train.bin", "val.bin", "tokenizer.json"):
-        (out / kept).write_text("earlier", encoding="utf-8")
+        (out / kept).write_bytes(b'{"format":"nanoft' if kept == "tokenizer.json" else b"nanoft\r\nearlier")
+    before = contents(out)
     (tmp_path / name).write_bytes(content)
-    done = run("text", f"--source={tmp_path / name}", f"--out={out}", *options)
+    done = run("text", f"--source={tmp_path / name}", f"--out={out}", "--overwrite", *options)
     assert done.returncode == 2 and words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert sorted(os.listdir(out)) == ["tokenizer.json", "train.bin", "val.bin"]
-    assert all((out / kept).read_text(encoding="utf-8") == "earlier" for kept in os.listdir(out))
+    assert contents(out) == before and len(before) == 3
 
 
 def test_nothing_found_names_the_address_and_the_other_ways(tmp_path):

@@ -1,14 +1,18 @@
-"""Your own text: files and folders of .txt, .md, .py and .jsonl, each also as .gz, in UTF-8.
+"""Your own text: files and folders of .txt, .md, .py and .jsonl, each also as .gz.
 
     python data/text/prepare.py --source=notes/,book.txt [--vocab_size=8192] [--text_key=text]
 
-A file is a document (a line is, in .jsonl). Files are read as streams and may be larger than memory.
+A file is a document (a line is, in .jsonl). Each source is split into train and val by itself, unless it is a folder
+with files for them (train.txt and valid.txt, or WikiText's wiki.train.tokens ...). Files are read as streams and may be
+larger than memory.
 """
 
 import hashlib
 import itertools
 import json
+import re
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +22,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from nanoft import UserError, config
 from nanoft.files import read_blocks
 from nanoft.pretokenize import check_text
+from nanoft.tasks.metrics import NO_SPACES
 from nanoft.text import prepare
 
 HERE = Path(__file__).resolve().parent
 ENDINGS = tuple(ending + gz for ending in (".txt", ".md", ".py", ".jsonl") for gz in ("", ".gz"))
+SPLIT = re.compile(r"(?:.*[._-])?(train|valid|val|dev|test)\.(?:txt|tokens|raw|jsonl)(?:\.gz)?")  # names of files
+WORD = re.compile(f"[{NO_SPACES}]|[^{NO_SPACES}\\s]+")
 
 
 @dataclass
 class Options:
     source: str = ""  # files and folders, separated by commas
     text_key: str = "text"  # the key of the text in a line of a .jsonl file
-    val_fraction: float = 0.05  # fraction of the documents used for validation
+    encoding: str = ""  # of the files, as gb18030; empty is UTF-8, or UTF-16 with a byte-order mark
+    val_fraction: float = 0.05  # fraction of each source's documents used for validation
     vocab_size: int = 8192  # size of the vocabulary
     tokenizer: str = ""  # a tokenizer.json or the folder of a published one, instead of learning one
     out: str = ""  # where the data set goes; empty is beside this file
+    overwrite: bool = False  # replace the data set that is there; runs made of it can then not go on
 
 
 def check(cfg):
@@ -41,34 +50,41 @@ def check(cfg):
     return problems
 
 
-def find_files(source: str) -> list[Path]:
-    """The files that `source` names, those of a folder sorted by name. Raises UserError."""
-    files = []
-    for path in (Path(name) for name in source.split(",") if name.strip()):
-        if not path.exists():
-            raise UserError(f"--source: {path} does not exist; give files and folders separated by commas")
-        if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(ENDINGS))
-        elif path.name.lower().endswith(ENDINGS):
-            files.append(path)
-        else:
+def find_files(path: Path) -> dict[str, list[Path]]:
+    """The files of a source, those of a folder sorted by name: {"all": files}, or where a folder has files with such
+    names {"train": files, "val": files}, perhaps with "test". Prints what is left out. Raises UserError.
+    """
+    if not path.exists():
+        raise UserError(f"--source: {path} does not exist; give files and folders separated by commas")
+    if not path.is_dir():
+        if not path.name.lower().endswith(ENDINGS):
             raise UserError(f"--source: {path} is none of {' '.join(ENDINGS)}; rename or convert it")
-    return files
+        return {"all": [path]}
+    files, splits = sorted(file for file in path.rglob("*") if file.is_file()), defaultdict(list)
+    for file in files:
+        if file.parent == path and (match := SPLIT.fullmatch(file.name.lower())):
+            splits[{"valid": "val", "dev": "val"}.get(match[1], match[1])].append(file)
+    if not {"train", "val"} <= splits.keys():
+        splits = {"all": [file for file in files if file.name.lower().endswith(ENDINGS)]}
+    left_out = Counter(file.suffix.lower() or file.name for file in {*files}.difference(*splits.values()))
+    if left_out:
+        print(f"{path}: left out are " + ", ".join(f"{n:,} {ending}" for ending, n in left_out.most_common()))
+    return splits
 
 
-def read_documents(files: list[Path], text_key: str) -> Iterator[Iterable[str]]:
+def read_documents(files: list[Path], cfg: Options) -> Iterator[Iterable[str]]:
     """Each document as an iterable of its consecutive parts."""
     for path in files:
         if ".jsonl" in path.name.lower():
-            yield from ([text] for text in read_jsonl(path, text_key))
+            yield from ([text] for text in read_jsonl(path, cfg.text_key, cfg.encoding))
         else:
-            yield read_blocks(path)
+            yield read_blocks(path, encoding=cfg.encoding)
 
 
-def read_jsonl(path: Path, text_key: str) -> Iterator[str]:
+def read_jsonl(path: Path, text_key: str, encoding: str) -> Iterator[str]:
     """The texts of a .jsonl file, read as a stream. Raises UserError naming the line."""
     number, rest = 0, ""
-    for block in itertools.chain(read_blocks(path), ["\n"]):
+    for block in itertools.chain(read_blocks(path, encoding=encoding), ["\n"]):
         *lines, rest = (rest + block).split("\n")
         for line in lines:
             number += 1
@@ -117,17 +133,45 @@ def choose(documents: Iterable, sides: bytearray, cut: int | None, split: str) -
     return map(parts_of_split, documents)
 
 
+def count_words(documents: Iterable[Iterable[str]]) -> int:
+    """What stands between white space; a character of a script without spaces (Chinese, Thai) counts as a word."""
+    n_words = 0
+    for parts in documents:
+        last = " "
+        for part in filter(None, parts):
+            n_words += len(WORD.findall(part)) - bool(WORD.fullmatch(last + part[0]))  # a word that a cut divides
+            last = part[-1]
+    return n_words
+
+
 def main():
     cfg = config.load(Options, check=check)
-    files = find_files(cfg.source)
-    sides, cut = plan_split(read_documents(files, cfg.text_key), cfg.val_fraction)
-    if not any(sides):
-        raise UserError(f"--source={cfg.source}: no text in its {len(files)} files of {' '.join(ENDINGS)}; give others")
-    print(f"{len(files)} files, {sum(map(bool, sides)):,} documents"
-          + ("" if cut is None else f"; few, so the text from character {cut:,} on is for validation"))
-    splits = {split: lambda split=split: choose(read_documents(files, cfg.text_key), sides, cut, split)
-              for split in ("train", "val")}
-    prepare.write_data(cfg.out or HERE, splits, cfg.vocab_size, cfg.tokenizer)
+    out, sources = Path(cfg.out or HERE), []
+    if not cfg.overwrite and any((out / name).exists() for name in ("tokenizer.json", "train.bin", "train_000.bin")):
+        raise UserError(f"{out} holds a data set; --out=FOLDER writes another, --overwrite replaces this one, so that "
+                        "runs made of it cannot go on")
+    for path in [Path(name) for name in cfg.source.split(",") if name.strip()]:
+        files = find_files(path)
+        plan = plan_split(read_documents(files.get("all", []), cfg), cfg.val_fraction)
+        sources.append((files, plan))
+        counts = [f"{len(files[split]):,} files for {split}" for split in ("train", "val", "test") if split in files]
+        if "all" in files:
+            counts = [f"{len(files['all']):,} files", f"{sum(map(bool, plan[0])):,} documents" + (
+                "" if plan[1] is None else f"; few, so the text from character {plan[1]:,} on is for validation")]
+        print(f"{path}: {', '.join(counts)}")
+
+    def documents(split: str) -> Iterator[Iterable[str]]:
+        for files, plan in sources:
+            if "all" in files and split != "test":
+                yield from choose(read_documents(files["all"], cfg), *plan, split)
+            yield from read_documents(files.get(split, []), cfg)
+
+    names = ["train", "val"] + ["test"] * any("test" in files for files, _ in sources)
+    words = {split: count_words(documents(split)) for split in names}
+    if not words["train"]:
+        raise UserError(f"--source={cfg.source}: no text in files of {' '.join(ENDINGS)}; give others")
+    splits = {split: lambda split=split: documents(split) for split in names}
+    prepare.write_data(out, splits, cfg.vocab_size, cfg.tokenizer, words)
 
 
 if __name__ == "__main__":
