@@ -1,4 +1,5 @@
-# GPT-2 small, trained on with your own text, from a folder with config.json, model.safetensors, vocab.json, merges.txt:
+# GPT-2 small, trained further on your own text, from a folder with config.json, model.safetensors, vocab.json and
+# merges.txt:
 #     python data/text/prepare.py --source=my_texts/ --tokenizer=gpt2
 #     python train.py config/gpt2_finetune.py --init_from=gpt2
 # Medium has n_layer, n_head, n_embd = 24, 16, 1024; large 36, 20, 1280; xl 48, 25, 1600. Not measured.

@@ -1,8 +1,10 @@
-# MRPC, do two sentences say the same, from the encoder of config/wikitext_bert.py. Expect 71.4 % of the test pairs and
-# an F1 of 0.801 (deviation 0.007 over 3 seeds, 4 minutes each on one core), seen from it with a table of pairs
-# (--n_gram=2 --n_buckets=262144 --max_minutes=32, on one core). Naive Bayes has 72.2 % and 0.813: not learned better.
+# MRPC: do two sentences say the same? From an encoder with embeddings for pairs of tokens:
+#     python train.py config/wikitext_bert_ngram.py
+#     python finetune.py config/mrpc.py --seeds=1,2,3
+# Seen on the test pairs: F1 0.810 (deviation 0.010 over the three seeds) and 72.6 % (0.9), 6 minutes a seed on a busy
+# core. Naive Bayes has 0.813 and 72.2 %: the model is no better than counted words.
 data = "mrpc"
-init_from = "out/wikitext_bert"
+init_from = "out/wikitext_bert_ngram"
 out_dir = "out/mrpc"
 
 max_length = 128

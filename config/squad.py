@@ -1,8 +1,11 @@
-# SQuAD v1.1, answers in a paragraph of Wikipedia; from config/wikitext_bert.py's encoder (here with --n_gram=2
-# --n_buckets=262144). From 7,617 training questions, on the 10,570 of development with seeds 1, 2, 3: F1 0.385, 0.381,
-# 0.400, exact 0.257, 0.250, 0.275; the sentence that shares most words with the question has F1 .185.
+# SQuAD v1.1: find the answer in a paragraph of Wikipedia. From an encoder with embeddings for pairs of tokens:
+#     python train.py config/wikitext_bert_ngram.py
+#     python finetune.py config/squad.py --seeds=1,2,3
+# Seen with 7,617 training questions, on the 10,570 questions of the development set: F1 0.385, 0.381, 0.400 and exact
+# 0.257, 0.250, 0.275, from such an encoder trained for 32 minutes on one core (2,001 steps). The sentence that shares
+# most words with the question has F1 0.185.
 data = "squad"
-init_from = "out/wikitext_bert"
+init_from = "out/wikitext_bert_ngram"
 out_dir = "out/squad"
 
 max_length = 256

@@ -1,5 +1,5 @@
 # A BERT-style encoder on WikiText-2: masked words, 15 minutes on 2 cores.
-# Expect a masked loss of 3.79 and 40 % of the masked words on the validation set.
+# Seen: a masked loss of 3.79 and 40 % of the masked words on the validation set.
 data = "wikitext"
 out_dir = "out/wikitext_bert"
 objective = "mlm"

@@ -1,5 +1,5 @@
 # The encoder of config/wikitext_bert.py, trained on with pairs of segments: masked words and next-sentence prediction.
-# Run that one first. Expect 76 % of the pairs and a masked loss of 3.53 on the validation set.
+# Run that one first. Seen: 76 % of the pairs and a masked loss of 3.53 on the validation set.
 data = "wikitext"
 out_dir = "out/wikitext_bert_nsp"
 init_from = "out/wikitext_bert"

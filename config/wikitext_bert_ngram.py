@@ -1,0 +1,19 @@
+# The encoder of config/wikitext_bert.py with a hashed embedding for each pair of tokens as well; config/mrpc.py and
+# config/squad.py begin from it.
+# Seen: a masked loss of 3.78 and 40.3 % of the masked words on the validation set, after 33 minutes on one core.
+data = "wikitext"
+out_dir = "out/wikitext_bert_ngram"
+objective = "mlm"
+max_steps = 2000
+max_minutes = 0
+
+n_layer = 4
+n_head = 4
+n_embd = 256
+n_gram = 2
+n_buckets = 262144
+block_size = 128
+batch_size = 32
+lr = 0.003
+embed_lr = 0.03
+eval_interval = 200
