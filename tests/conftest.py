@@ -53,6 +53,11 @@ def run(script, *args, env=None, check=True, launcher=()):
     return done
 
 
+def some_slow(names, fast=("classify", "tag")):
+    """The parameters of a test over all `names`, of which only those of `fast` are not slow."""
+    return [pytest.param(name, marks=[] if name in fast else pytest.mark.slow) for name in names]
+
+
 def contents(*folders):
     """Every file of the folders with its bytes, to show that nothing changed."""
     return {path: path.read_bytes() for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file()}
