@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from conftest import some_slow
 import torch
 from test_heads import BASE, TASKS, WORDS, make
 
@@ -69,7 +70,7 @@ def explained(call, runs, tmp_path, capsys):
     return explained
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", some_slow(OPTIONS))
 def test_a_page_for_every_kind_of_model(explained, name):
     page, printed, folder = explained(name, *OPTIONS[name])
     # nothing from elsewhere

@@ -5,7 +5,7 @@ import random
 import re
 
 import pytest
-from conftest import read_page
+from conftest import read_page, some_slow
 from test_finetune import write_folder
 from test_story_finetune import KINDS
 
@@ -35,7 +35,7 @@ def test_a_folder_for_pretraining(corpus, tmp_path, call, capsys):
                      if data_report.plots.can_draw() else set())
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", some_slow(KINDS))
 def test_folders_for_fine_tuning(name, tmp_path, call, capsys):
     row, task, _ = KINDS[name]
     rng = random.Random(name)

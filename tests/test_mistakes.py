@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import run
+from conftest import run, some_slow
 from test_finetune import write_base, write_folder
 from test_story_finetune import FAST, KINDS, TORCHRUN
 from test_story_train import load, losses, result
@@ -42,7 +42,7 @@ def options(home, name, out):
             "--eval_interval=2"]
 
 
-@pytest.mark.parametrize("name", OF_KIND)
+@pytest.mark.parametrize("name", some_slow(OF_KIND))
 def test_every_promised_tag_of_fine_tuning_is_there(name, home, tmp_path, call):
     call(finetune, *options(home, name, tmp_path))
     found, (classes, matrix) = written(tmp_path), OF_KIND[name]
@@ -146,7 +146,7 @@ def test_an_answer_is_as_wrong_as_its_f1_is_low():
         (1.5, 3, "t", "no answer", "x"), (pytest.approx(0.5), 2, "s", "two cats / 2", "cats")]
 
 
-@pytest.mark.parametrize("name", OF_KIND)
+@pytest.mark.parametrize("name", some_slow(OF_KIND))
 def test_the_report_shows_the_same_mistakes(name, home, tmp_path, call):
     """TensorBoard's table of the only evaluation, and the report's of the same weights and rows."""
     shutil.copytree(home / name, tmp_path / "data")

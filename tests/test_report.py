@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import TINY, read_page
+from conftest import TINY, read_page, some_slow
 from test_finetune import write_folder
 from test_story_finetune import KINDS
 
@@ -77,7 +77,7 @@ def test_a_resumed_runs_clock_goes_on(tmp_path):
     assert np.array_equal(run.curve("loss", "step"), [[1, 3], [2, 1]]) and run.curve("f1", "step").shape == (2, 0)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", some_slow(KINDS))
 def test_fine_tuned_runs(name, tmp_path, call):
     row, task, _ = KINDS[name]
     rng = random.Random(name)

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import torch
-from conftest import run
+from conftest import run, some_slow
 from test_finetune import write_base, write_folder
 from test_story_train import assert_equal, load, losses, result, rows
 
@@ -111,7 +111,7 @@ def lines(path):
 
 
 @pytest.mark.parametrize("model", ["encoder", "gpt"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", some_slow(KINDS))
 def test_every_kind_learns_and_is_used(name, model, home, tmp_path, call, capsys):
     make, task, least = KINDS[name]
     if name == "generate" and model == "encoder":

@@ -146,10 +146,12 @@ def two(corpus, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_at_every_step(plain, two):
     torch.testing.assert_close(losses(two), losses(plain), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(plain, two):
     # a wider tolerance than at the steps above: here the wrong weights or windows would show, not rounding
     for name in ("val_loss", "val_bits_per_byte"):
