@@ -1,14 +1,16 @@
-"""Fine-tune a pretrained model on a task: rows -> pieces of tokens -> batches -> loss -> weights -> scores.
+"""Fine-tune a pretrained model on a task: rows -> features -> batches -> loss -> weights -> scores.
 
+    python finetune.py --train_file=reviews.csv                 # a table is enough
     python finetune.py config/sst2.py                           # a data set folder with task.json
     python finetune.py --init_from=out/wikitext_bert --train_file=reviews.csv --label_column=stars --out_dir=out/stars
     python finetune.py config/sst2.py --seeds=1,2,3             # mean and deviation over three seeds
     python finetune.py config/sst2.py "--grid=lr=1e-4,3e-4;dropout=0,0.1"
     python finetune.py config/sst2.py --resume                  # go on exactly where it stopped
-    python finetune.py config/sst2.py --eval_only               # figures and predictions of best.pt again
+    python finetune.py config/sst2.py --eval_only               # scores and predictions of best.pt again
 """
 
 import functools
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +35,7 @@ class Config:
     init_from: str = "scratch"         # a run folder, checkpoint or published model to begin from, or scratch
     adapter: str = ""                  # an adapter.pt (LoRA) to put on init_from
     resume: bool = False               # go on with the run in out_dir
-    eval_only: bool = False            # no training: figures and predictions of out_dir's best.pt, or of the adapter
+    eval_only: bool = False            # no training: scores and predictions of out_dir's best.pt, or of the adapter
     seed: int = 1                      # of the new weights, the batches and the dropout
     seeds: str = ""                    # several, as 1,2,3: a run for each, then mean and deviation
     grid: str = ""                     # options to try, as lr=1e-4,3e-4;dropout=0,0.1: a run for each combination
@@ -42,7 +44,7 @@ class Config:
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: not, for lengths vary
 
     train_file: str = ""               # your own rows instead of data: .csv .tsv .jsonl; CoNLL (tag), SQuAD (answer)
-    val_file: str = ""                 # the same for validation; without it a part of train_file
+    val_file: str = ""                 # the same for validation; without it val_fraction of train_file
     test_file: str = ""                # the same for the final test, may be left out
     kind: Literal["classify", "pair", "regress", "tag", "answer", "generate"] = "classify"  # of train_file
     text_column: str = ""              # names of train_file's columns (of CoNLL numbers, too); "" = the usual; a,b joins
@@ -51,30 +53,26 @@ class Config:
     columns: str = ""                  # the names, where files have no header: class,title,description
     encoding: str = ""                 # of the files, as gb18030; "" = UTF-8, or UTF-16 with a byte-order mark
     separator: str = ""                # what stands between several labels of a text: makes the task multi-label
-    val_fraction: float = 0.1          # part of train_file for validation
-    metric: str = ""                   # the figure by which the best weights are chosen; "" = the kind's usual one
-    drop_duplicates: bool = False      # leave out training rows that occur before
-    drop_empty: bool = False           # leave out training rows with a blank text
+    val_fraction: float = 0.1          # fraction of train_file for validation
+    metric: str = ""                   # the score by which the best weights are chosen; "" = the kind's usual one
 
-    max_length: int = 0                # tokens of a piece, 0 = the model's block_size
+    max_length: int = 0                # tokens of a feature, 0 = the model's block_size
     long_text: Literal["head", "tail", "head_tail", "windows"] = "head"  # what is kept of a longer text; windows: all
     doc_stride: int = 128              # tokens from one window to the next
-    max_answer: int = 30               # longest answer in tokens
     pool: Literal["auto", "mean", "cls", "last"] = "auto"  # a text's vector; auto: mean, of a GPT the last token's
     match_types: Literal["auto", "true", "false"] = "auto"  # of two texts: token types mark tokens shared by both
     linear: Literal["auto", "true", "false"] = "auto"  # add a linear model of n-grams; auto: classify from scratch
-    token_drop: float = 0.0            # part of the training tokens left out, each epoch others
-    token_swap: float = 0.0            # part of them swapped with their neighbour
-    token_mask: float = 0.0            # part of them replaced by <|mask|>
+    token_drop: float = 0.0            # fraction of the training tokens left out, others each epoch
+    token_mask: float = 0.0            # fraction of them replaced by <|mask|>
 
     n_layer: int = -1                  # blocks of a model from scratch (for generate a GPT); -1 = chosen
     n_head: int = 4                    # attention heads
     n_embd: int = 128                  # width
-    n_gram: int = 1                    # longest run of tokens with an embedding of its own
-    n_buckets: int = 16384             # rows of the table that these n-grams share
+    n_gram: int = 1                    # largest n-gram with a hashed embedding; 1 = off
+    n_buckets: int = 16384             # rows of the table of n-gram embeddings
 
-    batch_size: int = 32               # pieces per optimizer step, over all processes
-    micro_batch_size: int = 0          # pieces a process takes through the model at once, 0 = all of its share
+    batch_size: int = 32               # features per optimizer step, over all processes
+    micro_batch_size: int = 0          # features that a process takes through the model at once, 0 = all
     epochs: float = 0.0                # times through the training rows, 0 = chosen
     max_steps: int = 0                 # optimizer steps instead of epochs, 0 = epochs
     optimizer: Literal["auto", "muon", "adamw"] = "auto"  # muon: Muon for the blocks' matrices, AdamW for the rest
@@ -82,20 +80,18 @@ class Config:
     head_lr: float = 0.0               # the same for the task's head, 0 = lr
     embed_lr: float = 0.0              # the same for the embeddings, 0 = lr
     muon_lr: float = 0.0               # peak learning rate of Muon, 0 = chosen
-    layer_decay: float = 1.0           # each block's rate is this part of the rate of the block above it
+    layer_decay: float = 1.0           # layer-wise decay: a block's rate over that of the block above it
     weight_decay: float = 0.01         # of the matrices
     grad_clip: float = 1.0             # largest norm of the gradient, 0 = no clipping
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # of the learning rate
-    warmup: float = 0.1                # part of the steps over which the rate rises
-    dropout: float = 0.1               # part of the activations set to zero
+    warmup: float = 0.1                # fraction of the steps over which the rate rises
+    dropout: float = 0.1               # fraction of the activations set to zero
     head_dropout: float = 0.1          # the same before the head
-    label_smoothing: float = 0.0       # part of the target given to all classes alike
     class_weights: Literal["none", "balanced"] = "none"  # balanced: every class weighs the same in the loss
-    freeze_blocks: int = 0             # the embeddings and the first N blocks stay as they are, -1 = the whole trunk
+    freeze_blocks: int = 0             # the embeddings and the first N blocks are frozen, -1 = the whole trunk
     unfreeze_every: float = 0.0        # epochs until the top block starts to train, then the next, 0 = all at once
     lora_rank: int = 0                 # train adapters of this rank and the head alone, 0 = the weights themselves
-    lora_alpha: float = 16.0           # the adapters' part is alpha / rank
-    average: float = 0.0               # decay of a moving average of the weights, which is what is evaluated; 0 = none
+    average: float = 0.0               # decay of an EMA of the weights, which is what is evaluated; 0 = none
     patience: int = 0                  # evaluations without a better one until the run ends, 0 = never
     eval_interval: int = 0             # steps between evaluations, 0 = an epoch
     log_interval: int = 10             # steps between status lines
@@ -105,12 +101,12 @@ class Config:
 def check(cfg):
     """Sentences on options that cannot be, or cannot go together."""
     problems = check_model(start.scratch_shape(cfg)) + config.run_problems(cfg)
-    problems += config.at_least(cfg, 1, "batch_size", "log_interval", "doc_stride", "max_answer")
+    problems += config.at_least(cfg, 1, "batch_size", "log_interval", "doc_stride")
     problems += config.at_least(cfg, 0, "seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr",
                                 "muon_lr", "patience", "weight_decay", "grad_clip", "eval_interval", "unfreeze_every",
-                                "lora_rank", "lora_alpha", "watch_interval")
-    problems += config.fraction(cfg, "token_drop", "token_swap", "token_mask", "dropout", "head_dropout",
-                                "label_smoothing", "average", "val_fraction", one=False)
+                                "lora_rank", "watch_interval")
+    problems += config.fraction(cfg, "token_drop", "token_mask", "dropout", "head_dropout", "average",
+                                "val_fraction", one=False)
     problems += config.fraction(cfg, "warmup", "layer_decay")
     if cfg.layer_decay == 0:
         problems.append("layer_decay=0 leaves every block as it is; use freeze_blocks=-1 for that")
@@ -154,10 +150,18 @@ def main():
         if len(runs) > 1 and dist.main:
             print(f"\n=== {out_dir} ===")
         begun = cfg.resume and (len(runs) == 1 or (out_dir / "latest.pt").exists())
-        results.append(fine_tune(replace(run, resume=begun), dist))
+        try:
+            results.append(fine_tune(replace(run, resume=begun), dist))
+        except loop.Diverged as error:  # the others go on
+            if len(runs) == 1:
+                raise
+            results.append({"diverged": str(error)})
+            print(error, file=sys.stderr)
     if len(runs) > 1 and dist.main:
         sweep.compare(cfg, runs, results)
     distributed.stop(dist)
+    if any("diverged" in result for result in results):
+        raise SystemExit(1)
 
 
 def fine_tune(cfg, dist):
@@ -170,14 +174,16 @@ def fine_tune(cfg, dist):
         known = Path(cfg.out_dir) / "result.json"
         result = files.read_json(known) if known.exists() else {}
         return final_metrics(source, path, data, dist, result, started)
-    predict.check_scores(data.task, data.rows["val"], data.features["val"])  # fail now, not after an epoch
+    for split in list(data.rows)[1:]:  # validation and test: fail now, not after an epoch
+        predict.check_scores(data.task, data.rows[split], data.features[split])
     steps = cfg.max_steps or round(cfg.epochs * data.steps_per_epoch)
     eval_interval = cfg.eval_interval or data.steps_per_epoch
 
     # ---- the model, its optimizers and the state of the run: fresh, or restored from latest.pt
     model = build_model(cfg, data, source, path, dist)
     optimizers = optim.make_optimizers(model, optim.finetuning_groups(model, cfg), dist)
-    run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer, steps, started=started)
+    run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer,
+                   {name: files.fingerprint(data.rows[name]) for name in ("train", "val")}, steps, started=started)
     run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * eval_interval, dist.dtype)
     average = EMA(model, cfg.average, source["averaged"] if cfg.resume else None)
     if cfg.linear == "true" and not cfg.resume:
@@ -242,7 +248,7 @@ def fine_tune(cfg, dist):
         result["train_loss"] = run.last_loss
     path = run.out_dir / "best.pt"
     result = final_metrics(checkpoint.load(path), path, data, dist, result, started)
-    run.log.finish(run.step, cfg, result)
+    run.watch.compare(run.step, cfg, result)
     run.row(**{k: v for k, v in result.items() if k.startswith("test_") and isinstance(v, float)})
     run.log.close()
     return result
@@ -304,7 +310,7 @@ class Data:
 
 def open_data(cfg, dist, source, path):
     """The rows, the task and the model's shape; rows as features, always by the pretrained model's tokenizer."""
-    task, rows, tokenizer = start.open_data(cfg, dist, path)
+    task, rows, tokenizer = start.open_data(cfg, dist, source, path)
     shape, chosen = None, ""
     if cfg.eval_only:
         task = start.saved_task(source, path, task, rows)
@@ -387,7 +393,7 @@ def save_best(run, task):
     run.save("best.pt", model=lora.merged(run.model), task=task)
     if run.cfg.lora_rank:
         trained = {name: p.detach() for name, p in run.model.named_parameters() if p.requires_grad}
-        run.save("adapter.pt", model=trained, rank=run.cfg.lora_rank, alpha=run.cfg.lora_alpha, task=task)
+        run.save("adapter.pt", model=trained, rank=run.cfg.lora_rank, alpha=lora.ALPHA, task=task)
 
 
 # ---- what the run tells ------------------------------------------------------------------------------------------

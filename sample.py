@@ -77,8 +77,8 @@ def check(cfg: Config) -> list[str]:
     if not any({*given(cfg)} <= group for group in ({"input"}, {"prompt"}, {"text", "pair"}, {"question", "context"})):
         problems.append(f"{' and '.join(given(cfg))} do not go together; give an input, a prompt, texts (with a pair) "
                         "or a question with its context")
-    if not 0 < cfg.top_p <= 1:
-        problems.append(f"top_p={cfg.top_p} must be above 0 and at most 1")
+    if not 1e-6 <= cfg.top_p <= 1:
+        problems.append(f"top_p={cfg.top_p} must be above 0 (1e-6, say) and at most 1")
     if cfg.repetition_penalty <= 0:
         problems.append(f"repetition_penalty={cfg.repetition_penalty} must be above 0; 1 is none")
     if cfg.embed and cfg.output and not cfg.output.endswith((".npy", ".jsonl")):
@@ -98,11 +98,15 @@ def main():
     if dist.reason:
         print(dist.reason, file=sys.stderr)
 
+    if cfg.output and not cfg.explain:
+        files.check_overwrite(cfg.output, (b"{", b"\x93NUMPY"), *filter(None, (cfg.input, cfg.checkpoint)))
+
     # ---- the checkpoint and its tokenizer
     state, path = open_checkpoint(cfg.checkpoint)
     if {"rank", "alpha"} <= state.keys():
         raise UserError(f"{path} is an adapter, not a whole model; give the best.pt beside it, which has it merged")
     tokenizer = vocabulary.load(path.parent)
+    checkpoint.check_tokenizer(state, tokenizer, path)
     task = state.get("task", {})  # of a fine-tuned model
 
     # ---- the rows, each a dictionary: a prompt, or what the task reads
@@ -137,7 +141,7 @@ def answer_prompts(model, task: dict, tokenizer, rows: list[dict], cfg: Config) 
     results, device = [], model.head.weight.device
     for number, row in enumerate(rows):
         prompt = features.prompt_text(row["prompt"]) if task else row["prompt"]
-        ids = tokenizer.encode(prompt, allow_special=True)
+        ids = tokenizer.encode(prompt, allow_special=not task)  # as in training: text is plain text to a task
         if not ids:
             raise UserError(f"the prompt {prompt!r} has no tokens; give some text, or leave --prompt out "
                             "to begin a new document")

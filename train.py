@@ -43,16 +43,16 @@ class Config:
     n_kv_head: int = 0                 # key-value heads, 0 = n_head
     n_embd: int = 128                  # width
     block_size: int = 128              # tokens of context
-    dropout: float = 0.0               # part of the activations set to zero
-    n_gram: int = 1                    # longest run of tokens with an embedding of its own, 1 = none but the tokens'
-    n_buckets: int = 16384             # rows of the table that these n-grams share
+    dropout: float = 0.0               # fraction of the activations set to zero
+    n_gram: int = 1                    # largest n-gram with a hashed embedding; 1 = off
+    n_buckets: int = 16384             # rows of the table of n-gram embeddings
     tie_head: bool = False             # share the token embedding with the output head
     arch: Literal["modern", "gpt2", "bert"] = "modern"  # how blocks are built: today's way, or as published
-    mask_prob: float = 0.15            # part of the words that an encoder must guess
+    mask_prob: float = 0.15            # fraction of the tokens that are masked, for an encoder
     whole_word: bool = False           # mask all tokens of a word together
     nsp_weight: float = 0.5            # weight of the pair loss (mlm_nsp)
     batch_size: int = 16               # sequences per optimizer step, over all processes
-    micro_batch_size: int = 0          # sequences a process takes through the model at once, 0 = all of its share
+    micro_batch_size: int = 0          # sequences that a process takes through the model at once, 0 = all
     max_steps: int = 0                 # budget in optimizer steps, 0 = none
     max_minutes: float = 2.2           # budget in minutes from the first step on, 0 = none; the schedule fits it
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for the blocks' matrices, AdamW for the rest
@@ -63,8 +63,8 @@ class Config:
     weight_decay: float = 0.0          # of the matrices
     grad_clip: float = 1.0             # largest norm of the gradient, 0 = no clipping
     schedule: Literal["trapezoid", "linear", "cosine", "constant"] = "trapezoid"  # of the learning rate
-    warmup: float = 0.02               # part of the budget over which the rate rises
-    warmdown: float = 0.6              # part of the budget over which the trapezoid falls
+    warmup: float = 0.02               # fraction of the budget over which the rate rises
+    warmdown: float = 0.6              # fraction of the budget over which the trapezoid falls
     eval_interval: int = 250           # steps between evaluations
     eval_tokens: int = 65536           # validation tokens in one of them, 0 = all; the last one takes all
     log_interval: int = 10             # steps between status lines
@@ -102,8 +102,9 @@ def main():
     model = build_model(cfg, data, source, path, dist)
     optimizers = optim.make_optimizers(model, optim.pretraining_groups(model, cfg), dist,
                                        betas=(0.9, cfg.beta2), eps=1e-10)  # 1e-8 would slow rare tokens' embeddings
-    run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer, cfg.max_steps,
-                   cfg.max_minutes, started)
+    run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer,
+                   {name: data.splits[name].identity for name in ("train", "val")}, cfg.max_steps, cfg.max_minutes,
+                   started)
     run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * cfg.eval_interval, dist.dtype)
     source = None  # free memory
     describe(run, data)
@@ -286,7 +287,9 @@ def take_weights(model, source, path, resume, data):
     other = [f"{k}={v}" for k, v in saved.items() if k not in free | {"vocab_size"} and v != own[k]]
     if other:
         raise UserError(f"{path} holds another model ({', '.join(other)}); give these options, or another folder")
-    if vocabulary.load(path.parent).fingerprint != data.tokenizer.fingerprint:
+    tokenizer = vocabulary.load(path.parent)
+    checkpoint.check_tokenizer(source, tokenizer, path)
+    if tokenizer.fingerprint != data.tokenizer.fingerprint:
         raise UserError(f"{data.folder} was prepared with another tokenizer than {path.parent} has; prepare it again "
                         f"with --tokenizer={path.parent}, or start from scratch")
     weights = source["model"]
@@ -377,7 +380,7 @@ def final_metrics(run, model, data):
     run.row(**{k: v for k, v in result.items() if k.startswith("test_")})
     if dist.main:
         files.write_json(run.out_dir / "result.json", result)
-        run.log.finish(run.step, cfg, result)
+        run.watch.compare(run.step, cfg, result)
         if cfg.sample_tokens:
             text = write_sample(model, data, cfg, dist, 3 * cfg.sample_tokens)
             run.log.text("final sample", text, run.step)

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,15 +19,17 @@ from pathlib import Path
 import numpy as np
 
 from nanoft import UserError
-from nanoft.files import available_cores, map_ahead, progress_bar
+from nanoft.files import available_cores, fingerprint, map_ahead, progress_bar
 from nanoft.pretokenize import BATCH, cut_safely
 
-# magic, version, bytes per id, shard number, shards, tokens, vocabulary, fingerprint, bytes of text, words, documents
-HEADER = struct.Struct("<8sIIIIQQ32sQQQ")
+# magic, version, bytes per id, shard number, shards, tokens, vocabulary, fingerprint, bytes of text, words, documents,
+# CRC-32 of the ids, and of the header up to here; both are 0 in files of an older nanoft, which are not verified
+HEADER = struct.Struct("<8sIIIIQQ32sQQQII")
 HEADER_BYTES = 256
 MAGIC, VERSION = b"nanoft\r\n", 1  # the line end shows a transfer that converted line ends
 FIELDS = ("magic", "version", "id_bytes", "shard", "shards", "tokens", "vocab_size", "fingerprint", "bytes", "words",
-          "documents")
+          "documents", "crc", "header_crc")
+VERIFIED = 2**25  # bytes: a smaller file is verified whenever it is opened, a larger one by `python -m nanoft bins`
 
 
 def write_split(folder: str | Path, split: str, documents: Iterable, tokenizer, num_words: int = 0,
@@ -76,10 +79,12 @@ def write_shards(stem: Path, shards: list[dict[str, int]], arrays, tokenizer, sh
                         file.close()
                     file = open(f"{stem}.{len(shards)}", "wb")  # noqa: SIM115  (closed below, whichever it is)
                     file.write(bytes(HEADER_BYTES))
-                    shards.append({"tokens": 0, "bytes": 0, "words": 0, "documents": 0})
+                    shards.append({"tokens": 0, "bytes": 0, "words": 0, "documents": 0, "crc": 0})
                 part = ids[: shard_tokens - shards[-1]["tokens"]]
-                part.astype(id_type(tokenizer.vocab_size)).tofile(file)
+                data = part.astype(id_type(tokenizer.vocab_size)).tobytes()
+                file.write(data)
                 shards[-1]["tokens"] += len(part)
+                shards[-1]["crc"] = zlib.crc32(data, shards[-1]["crc"])
                 ids = ids[len(part) :]
             shards[-1]["bytes"] += num_bytes
             shards[-1]["documents"] += num_documents
@@ -137,8 +142,9 @@ def id_type(vocab_size: int) -> np.dtype:
 def pack_header(header: dict[str, int], shard: int, shards: int, tokenizer) -> bytes:
     fixed = {"magic": MAGIC, "version": VERSION, "id_bytes": id_type(tokenizer.vocab_size).itemsize, "shard": shard,
              "shards": shards, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint.encode()}
-    values = fixed | header
-    return HEADER.pack(*[values[name] for name in FIELDS]).ljust(HEADER_BYTES, b"\0")
+    values = fixed | header | {"header_crc": 0}
+    data = HEADER.pack(*[values[name] for name in FIELDS])[:-4]
+    return (data + struct.pack("<I", zlib.crc32(data))).ljust(HEADER_BYTES, b"\0")
 
 
 def read_header(path: str | Path) -> dict:
@@ -155,13 +161,28 @@ def read_header(path: str | Path) -> dict:
     header = dict(zip(FIELDS, HEADER.unpack_from(data), strict=True))
     if header["version"] != VERSION:
         raise UserError(f"{path}: version {header['version']} of the format, where {VERSION} is read; {again}")
-    if header["id_bytes"] != id_type(header["vocab_size"]).itemsize or header["shard"] >= header["shards"]:
+    if (header["id_bytes"] != id_type(header["vocab_size"]).itemsize or header["shard"] >= header["shards"]
+            or header["crc"] | header["header_crc"] and header["header_crc"] != zlib.crc32(data[:HEADER.size - 4])):
         raise UserError(f"{path}: its header is damaged; {again}")
     expected = HEADER_BYTES + header["tokens"] * header["id_bytes"]
     if size != expected:
         raise UserError(f"{path}: {size:,} bytes long where its header says {expected:,}; it was cut short: {again}")
-    header["fingerprint"] = header["fingerprint"].decode("ascii", "replace")
+    header["magic"], header["fingerprint"] = MAGIC.decode(), header["fingerprint"].decode("ascii", "replace")
     return header
+
+
+def verify(path: str | Path) -> bool:
+    """Compare a token file's ids with the checksum in its header; False if it has none. Raises UserError if it differs.
+    """
+    expected, crc = read_header(path)["crc"], 0
+    with open(path, "rb") as file:
+        file.seek(HEADER_BYTES)
+        while data := file.read(2**22):
+            crc = zlib.crc32(data, crc)
+    if expected and crc != expected:
+        raise UserError(f"{path}: its ids are not those that were written (a checksum differs); the file is damaged, "
+                        "prepare the data set again")
+    return bool(expected)
 
 
 def find_shards(folder: str | Path, split: str) -> list[Path]:
@@ -184,7 +205,11 @@ class Tokens:
             if header["shard"] != i or header["shards"] != len(paths) or header["fingerprint"] != first["fingerprint"]:
                 raise UserError(f"{path}: part {header['shard'] + 1} of {header['shards']} stands among {len(paths)} "
                                 "files that do not belong together; prepare the data set again")
-        self.paths = paths
+            if os.path.getsize(path) <= VERIFIED:
+                verify(path)
+        self.paths, self.files = paths, [open(path, "rb") for path in paths]  # noqa: SIM115  (a new preparation of the
+        # data replaces the files: these stay the ones that are read)
+        self.headers = headers
         self.dtype = id_type(first["vocab_size"])
         self.vocab_size, self.fingerprint = first["vocab_size"], first["fingerprint"]
         self.num_bytes = sum(header["bytes"] for header in headers)
@@ -208,6 +233,11 @@ class Tokens:
     def __len__(self):
         return int(self.begins[-1])
 
+    @property
+    def identity(self) -> str:
+        """A fingerprint of the ids, by the headers alone."""
+        return fingerprint(self.headers)
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """The ids from start up to stop, as int64 (stop - start,)."""
         return self.gather([start], stop - start)[0]
@@ -218,12 +248,15 @@ class Tokens:
             self.maps = {}
         self.calls += 1
         if shard not in self.maps:
-            self.maps[shard] = np.memmap(self.paths[shard], dtype=self.dtype, mode="r", offset=HEADER_BYTES).view(
+            self.maps[shard] = np.memmap(self.files[shard], dtype=self.dtype, mode="r", offset=HEADER_BYTES).view(
                 np.ndarray)
         return self.maps[shard]
 
     def gather(self, starts, length: int) -> np.ndarray:
-        """Windows of ids: starts (B,) -> int64 (B, length). Every window must lie inside the sequence."""
+        """Windows of ids: starts (B,) -> int64 (B, length). Every window must lie inside the sequence.
+
+        Raises UserError for an id beyond the vocabulary, which only a damaged file has.
+        """
         starts = np.asarray(starts, dtype=np.int64)
         out = np.empty((len(starts), length), dtype=np.int64)
         first = np.searchsorted(self.begins, starts, side="right") - 1
@@ -238,4 +271,7 @@ class Tokens:
                 part = ids[max(offset, 0) : max(offset + length, 0)]
                 begin = max(-offset, 0)
                 out[row, begin : begin + len(part)] = part
+        if out.size and out.max() >= self.vocab_size:
+            raise UserError(f"{self.paths[0]}: id {out.max()} is beyond the vocabulary of {self.vocab_size:,}; the "
+                            "file is damaged, prepare the data set again")
         return out

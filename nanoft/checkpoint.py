@@ -1,20 +1,35 @@
 """A run to disk and back, whole or not at all.
 
 A checkpoint is one plain dictionary: `model` (weights by name, no wrapper's prefix), `model_config`, `optimizer`
-(a list), `step`, `evaluated` (the step of the last evaluation), `seed`, `config`, `best_val_loss`, `seconds` spent.
+(a list), `step`, `evaluated` (the step of the last evaluation), `seed`, `config`, `best_val_loss`, `seconds` spent,
+and the `fingerprints` of the tokenizer and of the data that it was trained on.
 Fine-tuning adds the `task`, the `averaged` weights, the `best` score and how many evaluations were `worse` since.
 Random numbers need no entry: batches and dropout are drawn from (seed, step).
 """
 
+import zipfile
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nanoft import UserError
-from nanoft.files import write_whole
-from nanoft.model import ModelConfig
+from nanoft.files import available_cores, difference, write_whole
+from nanoft.model import ModelConfig, check_model
+
+# what files.difference asks of the dictionary; what train.py and finetune.py read of latest.pt is optional elsewhere
+TASK = {"kind": str, "metric": str, "labels?": [str], "pool?": str, "max_length?": int, "long_text?": str,
+        "doc_stride?": int, "head_dropout?": float, "multi_label?": bool, "linear?": bool,
+        "match_types?": bool, "leading_space?": bool, "mean?": float, "deviation?": float, "max_answer?": int,
+        "v2?": bool}
+FORM = {"model": {str: Tensor}, "step": int, "task?": TASK, "config?": {str: object}, "fingerprints?": {str: str},
+        "model_config": {f"{f.name}?": f.type if isinstance(f.type, type) else str for f in fields(ModelConfig)},
+        "optimizer?": [{"state": dict}], "scaler?": dict, "evaluated?": int, "seconds?": float, "worse?": int,
+        "best?": (float, None), "best_val_loss?": float, "averaged?": {str: Tensor}, "rank?": int, "alpha?": float}
 
 
 def save(path, state: dict) -> None:
@@ -28,15 +43,61 @@ def find(place) -> Path | None:
 
 
 def load(path, device="cpu") -> dict:
-    """The dictionary of a checkpoint file. Raises UserError if it is none."""
+    """The dictionary of a checkpoint file. Raises UserError if it is none, or if a bit of it has changed."""
     try:
+        check_sums(path)
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever a foreign or broken file can raise
         raise UserError(f"{path} is not a checkpoint, or is damaged ({type(error).__name__}); "
                         "give another, or train again") from None
     if not isinstance(state, dict) or not {"model", "model_config", "step"} <= state.keys():
         raise UserError(f"{path} is not a nanoft checkpoint: it lacks model, model_config or step")
+    problem = difference(state, FORM)
+    if not problem and "rank" not in state:  # an adapter has some weights only
+        problem = "; ".join(check_model(ModelConfig.from_saved(state["model_config"], path)))
+        problem = problem or "its model_config has more blocks than weights" * (
+            state["model_config"].get("n_layer", 0) > len(state["model"]))
+    if problem:
+        raise UserError(f"{path} is not a whole nanoft checkpoint ({problem}); give another, or train again")
     return state
+
+
+def check_sums(path) -> None:
+    """Raise zipfile.BadZipFile where the bytes of a file of torch.save, a zip archive, are not those that were written.
+
+    torch writes the archive's CRC-32 of each tensor, and never reads them.
+    """
+    def check(member):
+        if member.compress_type:  # torch compresses nothing: it might unpack to any size
+            raise zipfile.BadZipFile(member.filename)
+        with archive.open(member) as file:
+            while file.read(2**22):  # raises where the sum is another
+                pass
+
+    with zipfile.ZipFile(path) as archive, ThreadPoolExecutor(available_cores()) as pool:
+        deque(pool.map(check, archive.infolist()), maxlen=0)
+
+
+def check_resumable(state: dict, optimizers: list, path) -> None:
+    """Raise UserError where latest.pt lacks what a resumed run needs, or its moments are not of these parameters."""
+    problem = difference(state, {name: object for name in ("config", "optimizer", "scaler", "evaluated", "seconds")})
+    for optimizer, saved in zip(optimizers, state.get("optimizer", ())):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, moments in saved["state"].items():
+            if i not in range(len(parameters)) or not isinstance(moments, dict) or not all(
+                    isinstance(x, Tensor) and x.shape in ((), parameters[i].shape) for x in moments.values()):
+                problem = problem or f"the optimizer's state of parameter {i!r:.20} has another shape"
+    if problem or len(state["optimizer"]) != len(optimizers):
+        raise UserError(f"{path} cannot be resumed ({problem or 'it is of another optimizer'}); start another run from "
+                        "it by --init_from")
+
+
+def check_tokenizer(state: dict, tokenizer, path) -> None:
+    """Raise UserError where a checkpoint was trained with another tokenizer than the one beside it."""
+    known = state.get("fingerprints", {}).get("tokenizer", tokenizer.fingerprint)  # older files have none
+    if known != tokenizer.fingerprint:
+        raise UserError(f"{path} was trained with another tokenizer than the one beside it, or that file was changed; "
+                        "copy the tokenizer.json there from where the model was trained")
 
 
 def load_model(state: dict, path, make: Callable[[ModelConfig], nn.Module], device="cpu", prefix="") -> nn.Module:

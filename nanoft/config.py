@@ -15,6 +15,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import os
 import runpy
 import sys
@@ -23,14 +24,39 @@ import typing
 from pathlib import Path
 
 from nanoft import HOME, UserError
-from nanoft.files import read_json
+from nanoft.files import difference, read_json
+
+LARGEST = 2**31  # of sizes and counts; of seeds 2**63
+
+OTHER_NAMES = {  # what other programs call our options, for suggestions
+    "lr": "learning_rate base_lr max_lr", "optimizer": "optim", "schedule": "lr_scheduler_type lr_scheduler scheduler",
+    "warmup": "warmup_ratio warmup_steps num_warmup_steps warmup_proportion warmup_iters",
+    "grad_clip": "max_grad_norm clip_grad gradient_clip_val", "weight_decay": "wd l2 l2_regularization",
+    "epochs": "num_epochs num_train_epochs n_epochs max_epochs", "max_steps": "max_iters num_steps num_train_steps",
+    "batch_size": "per_device_train_batch_size train_batch_size bs",
+    "micro_batch_size": "gradient_accumulation_steps grad_accum",
+    "max_length": "max_seq_length max_seq_len seq_len max_len model_max_length block_size",
+    "block_size": "max_seq_length max_seq_len seq_len max_len context_length n_ctx n_positions max_length",
+    "n_layer": "num_layers num_hidden_layers n_layers depth", "n_head": "num_heads num_attention_heads n_heads",
+    "n_embd": "hidden_size d_model embed_dim dim width", "dropout": "hidden_dropout_prob hidden_dropout p_dropout",
+    "patience": "early_stopping_patience early_stopping", "eval_interval": "eval_steps eval_every",
+    "log_interval": "logging_steps log_every", "tokenizer": "tokenizer_name tokenizer_name_or_path",
+    "mask_prob": "mlm_probability masked_lm_prob", "lora_rank": "lora_r", "dtype": "fp16 bf16 precision",
+    "init_from": "model_name_or_path model_name model pretrained checkpoint base_model",
+    "checkpoint": "model_name_or_path model_name model model_path ckpt init_from out_dir",
+    "out_dir": "output_dir save_dir run_dir", "output": "output_file out out_file", "input": "input_file file",
+    "data": "dataset dataset_name data_dir", "train_file": "train_data data_path train_path", "kind": "task task_name",
+    "val_file": "validation_file eval_file dev_file valid_file", "text_column": "text_column_name input_column",
+    "label_column": "label_column_name target_column", "eval_only": "do_eval evaluate", "max_new_tokens": "max_tokens",
+    "resume": "resume_from_checkpoint", "metric": "metric_for_best_model", "num_samples": "num_return_sequences n",
+}
 
 
 def load(cls, argv=None, check=None, others=False):
     """Read the options of a script.
 
     cls: a dataclass whose fields are int, float, bool, str, tuple (of strings) or Literal of strings.
-    argv: the command line without the program's name; any word that is not `--key=value` is a config file.
+    argv: the command line without the program's name: `--key=value`, or `--key value`; any other word is a config file.
     check: called as check(cfg), gives a list of sentences on values that cannot go together.
     others: whether a config file may set options that cls lacks, for a tool that needs only some of a script's.
     Returns an instance of cls. Raises UserError naming every problem; `--help` prints the fields and exits.
@@ -46,7 +72,9 @@ def load(cls, argv=None, check=None, others=False):
         if key not in fields and others and parse is accept:
             return
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=3, cutoff=0.5)
+            plain = key.lower().replace("-", "_")
+            near = ([name for name, aliases in OTHER_NAMES.items() if name in fields and plain in aliases.split()]
+                    or difflib.get_close_matches(plain, fields, n=3, cutoff=0.5))
             hint = f"did you mean {' or '.join(near)}?" if near else "see --help for all options"
             problems.append(f"{where}: unknown option {key!r}; {hint}")
             return
@@ -56,20 +84,22 @@ def load(cls, argv=None, check=None, others=False):
         except ValueError as error:
             problems.append(f"{where}: {key} {error}")
 
-    for word in sorted(argv, key=lambda word: word.startswith("--")):  # files first: the command line comes last
-        if not word.startswith("--"):
-            for key, value in read_file(word).items():
-                put(key, value, word, accept)
-        else:
-            key, equals, value = word[2:].partition("=")
-            bare_flag = not equals and key in fields and fields[key].type is bool
-            put(key, "true" if bare_flag else value, word, parse_text)
-    if (values.get("resume") or values.get("eval_only")) and "out_dir" in fields:  # a run remembers its options; those given now come last
-        saved = Path(values.get("out_dir", fields["out_dir"].default), "config.json")
-        remembered = read_json(saved) if saved.is_file() else {}
+    options, paths = split_words(argv, fields)
+    for path in paths:  # files first: the command line comes last
+        for key, value in read_file(path).items():
+            put(key, value, path, accept)
+    for word, key, value in options:
+        put(key, value, word, parse_text)
+    if (values.get("resume") or values.get("eval_only")) and "out_dir" in fields:
+        saved = remembered_options(values, fields)  # those given now come last
+        remembered = read_json(saved) if saved else {}
+        if problem := difference(remembered, {str: object}, "its content"):
+            raise UserError(f"{saved}: {problem}; it is damaged, mend it or start another run")
         for key in remembered.keys() & fields.keys() - values.keys() - {"resume", "eval_only"}:
-            value = tuple(remembered[key]) if fields[key].type is tuple else remembered[key]
+            value = tuple(value) if isinstance(value := remembered[key], list) else value
             put(key, value, str(saved), accept)
+    problems += [f"{key}={value:,} is too large; use less than {LARGEST:,}" for key, value in values.items()
+                 if type(value) is int and abs(value) >= LARGEST and key != "seed"]
     cfg = cls(**values)
     if check is not None:
         problems += check(cfg)
@@ -78,14 +108,51 @@ def load(cls, argv=None, check=None, others=False):
     return cfg
 
 
+def remembered_options(values: dict, fields: dict) -> Path | None:
+    """The config.json of the run that is meant: of out_dir, or where train.py --eval_only has one, of init_from.
+
+    There init_from is always the model that is measured, and out_dir is its folder unless it is given.
+    """
+    folder = Path(values.get("out_dir", fields["out_dir"].default))
+    if values.get("eval_only") and "adapter" not in fields:
+        source = Path(values.setdefault("init_from", str(folder)))
+        folder = source.parent if source.suffix == ".pt" else source
+        values.setdefault("out_dir", str(folder))
+        if not any((folder / name).exists() for name in ("best.pt", "latest.pt")):
+            return None  # the config.json of a published model is not ours
+    return folder / "config.json" if (folder / "config.json").is_file() else None
+
+
+def split_words(argv, fields: dict) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """The options of a command line, [(word, key, value)], and its other words.
+
+    An option without "=" takes the next word as its value, if that is no option and no config file; a bool only true
+    or false, and without either it is true.
+    """
+    options, others, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            others.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        is_bool = key in fields and fields[key].type is bool
+        if not equals and words and not words[0].startswith("--") and (
+                words[0].lower() in ("true", "false") if is_bool else not words[0].endswith(".py")):
+            value = words.pop(0)
+        options.append((word, key, "true" if is_bool and not equals and not value else value))
+    return options, others
+
+
 def load_tool(cls, usage: str, argv=None, most: int = 1000):
     """The options of a tool (python -m nanoft NAME), and its other words: files or folders, 1 to `most` of them.
 
     usage: a line such as "bins FILE". Raises UserError.
     """
     argv = sys.argv[1:] if argv is None else argv
-    options = load(cls, [word for word in argv if word.startswith("-")])
-    words = [word for word in argv if not word.startswith("-")]
+    others = split_words(argv, {f.name: f for f in dataclasses.fields(cls)})[1]
+    words = [word for word in others if not word.startswith("-")]
+    options = load(cls, [word for word in argv if word not in words])
     if not 1 <= len(words) <= most:
         raise UserError(f"{len(words)} files or folders given; usage: python -m nanoft {usage}")
     return options, words
@@ -111,11 +178,36 @@ def run_problems(cfg) -> list[str]:
     out_dir = Path(cfg.out_dir)
     if not cfg.out_dir or (out_dir.exists() and not out_dir.is_dir()):
         problems.append(f"out_dir={cfg.out_dir!r} is not a folder; name one for this run")
-    ranks, micro = int(os.environ.get("WORLD_SIZE", 1)), max(cfg.micro_batch_size, 1)
+    source = Path(cfg.init_from)
+    is_source = cfg.out_dir and out_dir.resolve() == (source.parent if source.is_file() else source).resolve()
+    holds = f"holds the model to begin from, init_from={source}" * bool(is_source and source.exists())
+    models = [name for name in ("best.pt", "model.safetensors", "pytorch_model.bin") if (out_dir / name).exists()]
+    if models and not (out_dir / "latest.pt").exists():
+        holds = holds or f"holds a model ({', '.join(models)}) that is no run"
+    if holds and not cfg.resume and not getattr(cfg, "eval_only", False):
+        problems.append(f"out_dir={cfg.out_dir} {holds}, which this run would replace; give a new folder")
+    ranks, micro = torchrun()[1], max(cfg.micro_batch_size, 1)
     if cfg.micro_batch_size >= 0 and cfg.batch_size % (ranks * micro):
         problems.append(f"batch_size={cfg.batch_size} does not divide into {ranks} process(es) x micro_batch_size="
                         f"{micro}; choose a multiple of {ranks * micro}")
     return problems
+
+
+def torchrun() -> tuple[int, int, int]:
+    """(rank, world size, rank on this machine) as torchrun put them into the environment; (0, 1, 0) without it.
+
+    Raises UserError where something else has set them.
+    """
+    names = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
+    try:
+        rank, world_size, local = (int(os.environ.get(name, default)) for name, default in
+                                   (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    except ValueError:
+        rank = world_size = local = -1
+    if not 0 <= rank < world_size or local < 0 or (names and "MASTER_ADDR" not in os.environ):
+        raise UserError(f"{' and '.join(names) or 'LOCAL_RANK'} is set in the environment, but not by torchrun; unset "
+                        "it (env -u RANK -u WORLD_SIZE ...), or start with torchrun --nproc_per_node=N")
+    return rank, world_size, local
 
 
 # ---- values ------------------------------------------------------------------------------------------------------
@@ -141,7 +233,7 @@ def parse_text(text, kind):
         return accept(text, kind)
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         value = text
     return accept(value, kind)
 
@@ -154,12 +246,16 @@ def accept(value, kind):
         if text not in choices:
             raise ValueError(f"must be one of {', '.join(choices)}, not {value!r}")
         return text
-    if kind is float and type(value) is int:
-        return float(value)
+    if kind is float and type(value) is int and abs(value) < 10**300:
+        value = float(value)
+    if type(value) is int and abs(value) >= 2**63:
+        raise ValueError("is too large")
+    if type(value) is float and not math.isfinite(value):
+        raise ValueError(f"must be a finite number, not {value}")
     if kind is int and type(value) is float and value.is_integer():  # 1e6 is how people write a million
         return int(value)
     if type(value) is not kind:
-        raise ValueError(f"must be {NAMES[kind]}, not {value!r}")
+        raise ValueError(f"must be {NAMES[kind]}, not {value!r:.100}")
     return value
 
 
@@ -186,8 +282,10 @@ def describe(cls):
 def run(main):
     """Call a script's main(). A UserError ends it with its sentence on stderr and exit code 2.
 
-    Where the output's reader has gone (`| head`), it ends without a word, as other programs do.
+    So do the errors of the machine, not of the program: a file that cannot be written or named, no memory left, texts
+    nested too deep. Where the output's reader has gone (`| head`), it ends without a word, as other programs do.
     """
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # closed: 2>&-
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows another, and the run goes on
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -200,5 +298,20 @@ def run(main):
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except UserError as error:
-        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        raise SystemExit(2) from None
+        stop("\n".join(f"error: {line}" for line in str(error).splitlines()))
+    except (OSError, UnicodeError, MemoryError, RecursionError) as error:
+        stop(f"error: {type(error).__name__}: {error}; free some space or memory, or give another file or folder")
+    except RuntimeError as error:  # torch has no class of its own for a CPU that has no memory left
+        if "out of memory" not in str(error) and "allocate memory" not in str(error):
+            raise
+        stop(f"error: no memory left ({str(error).splitlines()[0]:.150}); lower --micro_batch_size, or the model")
+
+
+def stop(message: str) -> None:
+    """End with a message on stderr and exit code 2."""
+    print(message, file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk; it would fail again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    raise SystemExit(2)

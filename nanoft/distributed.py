@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nanoft import UserError
+from nanoft.config import torchrun
 from nanoft.files import available_cores
 
 
@@ -44,8 +45,7 @@ def start(device: str = "auto", dtype: str = "auto") -> Dist:
 
     device: auto, cpu, cuda or mps. dtype: auto, float32, bfloat16 or float16. Raises UserError for a missing device.
     """
-    rank, world_size, local = (int(os.environ.get(name, default)) for name, default in
-                               (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, world_size, local = torchrun()
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     available["mps"] &= world_size == 1  # its tensors cannot be sent between processes
     if device == "auto":
@@ -126,7 +126,7 @@ def stop(dist: Dist) -> None:
 
 
 def catch_signals():
-    """Record SIGINT and SIGTERM instead of ending; another one more than 3 seconds later does end the process.
+    """Record SIGINT, SIGTERM and SIGHUP instead of ending; one more than 3 seconds later does end the process.
 
     Returns the list of their numbers, which fills as they come, and a function that restores the former handlers.
     """
@@ -139,7 +139,9 @@ def catch_signals():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    before = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # Windows has no SIGHUP
+    before = {number: signal.signal(number, record) for number in numbers
+              if signal.getsignal(number) != signal.SIG_IGN}  # nohup ignores SIGHUP, and so do we
 
     def release():
         for number, handler in before.items():

@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,20 @@ def write_whole(path, write):
         temporary.unlink(missing_ok=True)
 
 
+def check_overwrite(path, begins: tuple[bytes, ...], *inputs) -> None:
+    """Raise UserError where writing to a path would destroy an input, or a file that nanoft has not written.
+
+    begins: how nanoft's own files of this form begin.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start and not start.startswith(begins) or any(Path(name).exists() and path.samefile(name) for name in inputs):
+        raise UserError(f"{path} exists and is an input, or was not written by nanoft; give another file")
+
+
 def write_json(path, content):
     """As JSON, which knows no NaN and no infinity: these become null."""
     content = json.loads(json.dumps(content), parse_constant=lambda _: None)
@@ -49,6 +64,43 @@ def read_json(path):
         raise UserError(f"{path}: no such file; prepare the data set first, or give the path of one") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file ({error}); it is damaged or another file, make it again") from None
+
+
+def difference(value, form, name="it") -> str:
+    """Where a value that comes from outside differs from its form, in a few words; "" if it has that form.
+
+    form: None, or a type (float takes whole numbers, too); a tuple of forms, any of which will do; [form], a list of
+    such; {str: form}, such values by name; {"a": form, "b?": form}, a dictionary with these and other names, where
+    "b" may be missing. This is the schema of every dictionary that is read from a file, tried once, where it is read.
+    """
+    if isinstance(form, tuple):
+        problems = [difference(value, each, name) for each in form]
+        return "" if "" in problems else problems[0]
+    if isinstance(form, type | None):
+        fits = value is None if form is None else isinstance(value, form) or form is float and isinstance(value, int)
+        fits &= not isinstance(value, bool) or form in (bool, object)
+        return "" if fits else f"{name} is {type(value).__name__}, not {form.__name__ if form else None}"
+    if not isinstance(value, type(form)):
+        return f"{name} is {type(value).__name__}, not {type(form).__name__}"
+    if isinstance(form, list):
+        parts = [(item, form[0], f"{name}[{i}]") for i, item in enumerate(value)]
+    elif str in form:
+        parts = [(item, form[str], f"{name}[{key!r:.40}]") for key, item in value.items()]
+        if not all(isinstance(key, str) for key in value):
+            return f"{name} has a key that is no text"
+    else:
+        for key in form:
+            if not key.endswith("?") and key not in value:
+                return f"{name} lacks {key}"
+        wanted = {key.removesuffix("?"): each for key, each in form.items()}
+        parts = [(value[key], wanted[key], key) for key in wanted if key in value]
+    return next(filter(None, (difference(*part) for part in parts)), "")
+
+
+def fingerprint(content) -> str:
+    """32 hexadecimal digits, equal for equal content: what JSON can hold."""
+    text = json.dumps(content, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def read_blocks(path, size=2**22, encoding=""):
@@ -75,6 +127,8 @@ def read_blocks(path, size=2**22, encoding=""):
                 pending = len(decoder.getstate()[0])
                 text = decoder.decode(data, final=ended)
                 position += len(data)
+                if position > 2**28 and position > 300 * os.path.getsize(path):  # text shrinks to a third, or a tenth
+                    raise UserError(f"{path}: unpacks to more than 300 times its size, which no text does; check it")
                 if text:
                     yield text if begun else text.removeprefix("\ufeff")
                     begun = True

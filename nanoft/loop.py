@@ -19,7 +19,11 @@ from torch import nn
 
 from nanoft import UserError, checkpoint, distributed, files, kernels
 from nanoft.distributed import Dist
-from nanoft.runlog import RunLog, clock
+from nanoft.runlog import RunLog, clock, lock
+
+
+class Diverged(UserError):
+    """A loss is nan or infinite."""
 
 
 class Run:
@@ -31,10 +35,11 @@ class Run:
     """
 
     def __init__(self, cfg, dist: Dist, model: nn.Module, optimizers: list, source: dict | None, tokenizer,
-                 max_steps: float = 0, max_minutes: float = 0.0, started: float = 0.0):
-        """source: the checkpoint that is resumed, else None. max_steps, max_minutes: the budget, 0 = none.
+                 data: dict[str, str], max_steps: float = 0, max_minutes: float = 0.0, started: float = 0.0):
+        """source: the checkpoint that is resumed, else None. data: a fingerprint of each split that training reads.
 
-        started: time.monotonic() when the script began.
+        max_steps, max_minutes: the budget, 0 = none. started: time.monotonic() when the script began. Raises UserError
+        where the checkpoint is of other data or another model, or another process trains in this folder.
         """
         self.cfg, self.dist, self.model, self.optimizers = cfg, dist, model, optimizers
         self.max_steps, self.max_minutes, self.started = max_steps, max_minutes, started
@@ -42,10 +47,12 @@ class Run:
         self.scaler = torch.amp.GradScaler(dist.device.type, enabled=dist.dtype == torch.float16)
         self.step, self.evaluated, self.best, self.worse, self.spent = 0, 0, None, 0, 0.0
         self.done = self.interrupted = False
+        self.fingerprints = {"tokenizer": tokenizer.fingerprint} | data
         changed = self.restore(source) if source else []
         self.micro = cfg.micro_batch_size or cfg.batch_size // dist.world_size
         if dist.main:
             self.out_dir.mkdir(parents=True, exist_ok=True)
+            lock(self.out_dir)
             files.write_json(self.out_dir / "config.json", asdict(cfg))
             tokenizer.save(self.out_dir / "tokenizer.json")
         self.log = RunLog(self.out_dir, dist.main, self.step, cfg.watch_interval > 0)
@@ -58,9 +65,16 @@ class Run:
 
     def restore(self, source: dict) -> list[str]:
         """Go on exactly where the run stopped; returns the options that have changed since, as text."""
+        path = self.out_dir / "latest.pt"
+        for name, now in self.fingerprints.items():
+            if source.get("fingerprints", {}).get(name, now) != now:  # older runs have none
+                raise UserError(f"{path} is of a run with another {name} (its fingerprint differs); resume with the "
+                                "data that it began with, or start another run from it by --init_from and --out_dir")
+        checkpoint.check_resumable(source, self.optimizers, path)
         for optimizer, saved in zip(self.optimizers, source["optimizer"]):  # the run's moments, this call's rates
             optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
-        self.scaler.load_state_dict(source["scaler"])
+        if source["scaler"] and self.scaler.is_enabled():  # it is empty where the run was not in fp16 before
+            self.scaler.load_state_dict(source["scaler"])
         self.step, self.evaluated, self.spent = source["step"], source["evaluated"], source["seconds"]
         self.best, self.worse = source.get("best"), source.get("worse", 0)
         if "best_val_loss" in source:  # of pretraining, where inf means that there was no evaluation yet
@@ -207,12 +221,12 @@ class Run:
         self.log.row(self.step, seconds=time.monotonic() - self.started, **values)
 
     def check_finite(self, loss: float, which: str) -> None:
-        """Raises UserError where a loss (or another number, for `which` of the losses) is nan or infinite."""
+        """Raises Diverged where a loss (or another number, for `which` of the losses) is nan or infinite."""
         if not math.isfinite(loss):
             kept = "nothing was saved yet"
             if (self.out_dir / "latest.pt").exists():
                 kept = "the last good weights are in latest.pt"
-            raise UserError(f"the {which} loss is {loss} at step {self.step}, {kept}; lower --lr and --muon_lr, or "
+            raise Diverged(f"the {which} loss is {loss} at step {self.step}, {kept}; lower --lr and --muon_lr, or "
                             "raise --warmup")
 
     def save(self, name: str, **state) -> None:
@@ -220,7 +234,7 @@ class Run:
         if self.dist.main:
             checkpoint.save(self.out_dir / name, {
                 "model_config": asdict(self.model.cfg), "step": self.step, "seed": self.cfg.seed,
-                "config": asdict(self.cfg)} | state)
+                "config": asdict(self.cfg), "fingerprints": self.fingerprints} | state)
 
     def save_latest(self, **state) -> None:
         """Write latest.pt, from which the run can be resumed."""

@@ -1,7 +1,7 @@
 """What a run tells: the status line, metrics.jsonl, samples.jsonl, TensorBoard; and environment.json: how it was made.
 
 Only the main process writes; in the others every call does nothing. TensorBoard's tags lie in groups: train, val, test
-(losses and scores), speed, and what nanoft/watch.py and nanoft/mistakes.py add.
+(losses and scores), speed, and what nanoft/inspect/watch.py and nanoft/inspect/mistakes.py add.
 """
 
 import json
@@ -12,15 +12,19 @@ import re
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from nanoft import UserError
 from nanoft.files import available_cores, read_json, write_json, write_whole
 
-NOT_COMPARED = ("out_dir", "resume", "eval_only", "device", "eval_interval", "eval_tokens", "log_interval",
-                "watch_interval", "sample_tokens")  # options that do not change what is learned
-SPEED = ("seconds", "tokens", "tokens_per_s", "rows_per_s", "memory_gb")  # figures of a row that go into this group
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+SPEED = ("seconds", "tokens", "tokens_per_s", "rows_per_s", "memory_gb")  # values of a row that go into this group
 
 
 class RunLog:
@@ -32,8 +36,10 @@ class RunLog:
         self.main, self.board = main, None
         if not main:
             return
-        starts = Path(folder) / "environment.json"  # a run has several where it was resumed
-        before = read_json(starts) if step and starts.exists() else []
+        starts, before = Path(folder) / "environment.json", []  # a run has several where it was resumed
+        if step and starts.exists():
+            with suppress(UserError, TypeError):  # a damaged note stops no run
+                before = [start for start in read_json(starts) if isinstance(start, dict)]
         made_on = environment()
         write_json(starts, [*before, {"step": step} | made_on])
         self.path, self.samples = Path(folder) / "metrics.jsonl", Path(folder) / "samples.jsonl"
@@ -46,24 +52,24 @@ class RunLog:
             self.board = SummaryWriter(logdir=str(folder), purge_step=step + 1 if step else None, flush_secs=10)
         self.table("environment", [("", "of this run"), *made_on.items()], step)
 
-    def row(self, step, **figures):
-        """One JSON line, and a scalar for each figure. Names that begin with val_ or test_ go into that group.
+    def row(self, step, **values):
+        """One JSON line, and a scalar for each value. Names that begin with val_ or test_ go into that group.
 
-        A figure that is not finite is null, which JSON has, and no scalar.
+        A value that is not finite is null, which JSON has, and no scalar.
         """
         if not self.main:
             return
-        figures = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        append_row(self.file, {"step": step, **figures})
-        for name, value in figures.items():
+        values = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        append_row(self.file, {"step": step, **values})
+        for name, value in values.items():
             group = "speed" if name in SPEED else "train"
             if name.startswith(("val_", "test_")):
                 group, _, name = name.partition("_")
             self.scalars(step, group, {name: value})
 
-    def scalars(self, step, group, figures):
+    def scalars(self, step, group, values):
         """Figures for TensorBoard alone. {name: value}; None and what is not finite is left out."""
-        for name, value in figures.items():
+        for name, value in values.items():
             if self.board and value is not None and math.isfinite(value):
                 self.board.add_scalar(f"{group}/{name}", value, step)
 
@@ -88,30 +94,6 @@ class RunLog:
             image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=data)
             self.board.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
-    def finish(self, step, cfg, result):
-        """The final figures beside the options, in the HPARAMS tab, which compares runs; as scalars in `final`, too.
-
-        Options that are not at their default come first there.
-        """
-        if not self.board:
-            return
-        from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
-        from tensorboardX.summary import hparams
-
-        options = {name: value for name, value in asdict(cfg).items() if name not in NOT_COMPARED}
-        wanted = [name for name in result if name.startswith(("val_", "test_"))] + ["train_seconds", "parameters"]
-        figures = {name: result[name] for name in wanted if isinstance(result[name], (int, float))}
-        self.scalars(step, "final", figures)
-        # the writer's own add_hparams would make another run beside this one
-        experiment, start, end = hparams(options, {f"final/{name}": value for name, value in figures.items()})
-        content = HParamsPluginData.FromString(experiment.value[0].metadata.plugin_data.content)
-        for info in content.experiment.hparam_infos:
-            if options[info.name] != getattr(type(cfg), info.name):
-                info.MergeFromString(b"\x38\x01")  # its field 7, `differs`, is true; tensorboardX does not know it yet
-        experiment.value[0].metadata.plugin_data.content = content.SerializeToString()
-        for summary in (experiment, start, end):
-            self.board.file_writer.add_summary(summary, step)
-
     def say(self, line):
         if self.main:
             print(line, flush=True)
@@ -119,8 +101,28 @@ class RunLog:
     def close(self):
         if self.main:
             self.file.close()
+            LOCKS.pop(self.path.parent.resolve(), None)  # closed, and thereby free
         if self.board:
             self.board.close()
+
+
+LOCKS: dict[Path, object] = {}  # by folder: the open file whose lock this process holds
+
+
+def lock(folder: Path) -> None:
+    """Hold a run's folder until RunLog.close, or the end of the process. Raises UserError if another process has it."""
+    if fcntl is None:
+        return
+    LOCKS.pop(folder.resolve(), None)  # of a run of this process that ended by an error
+    file = open(folder / ".lock", "ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} is in use by another process that trains there; wait for its end, or give another "
+                        "--out_dir") from None
+    except OSError:  # some network file systems have no locks
+        pass
+    LOCKS[folder.resolve()] = file
 
 
 def append_row(file, row: dict) -> None:
@@ -137,7 +139,7 @@ def drop_rows(path: Path, step: int) -> None:
         try:
             if line.endswith(b"\n") and json.loads(line)["step"] <= step:
                 kept.append(line)
-        except ValueError:  # cut by a crash
+        except (ValueError, LookupError, TypeError, RecursionError):  # cut by a crash, or damaged
             pass
     write_whole(path, lambda file: file.writelines(kept))
 

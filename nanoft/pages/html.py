@@ -6,7 +6,7 @@ plots.py makes the plots of a page. Every function here but `write` returns a fr
 import html
 import re
 
-from nanoft.files import write_whole
+from nanoft.files import check_overwrite, write_whole
 
 # the policy forbids every request, whatever the texts on the page contain
 HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -36,7 +36,8 @@ NUMBER = re.compile(r"([-+]?[\d,.]+(e[-+]?\d+)?( ?%)?)?|<td.*", re.S)  # or noth
 
 
 def write(path, title: str, *parts: str) -> None:
-    """Write a page of these fragments, whole or not at all."""
+    """Write a page of these fragments, whole or not at all. Raises UserError for a file that is no such page."""
+    check_overwrite(path, (b"<!doctype html><html lang=\"en\"><meta",))
     text = f"{HEAD}<title>{escape(title)}</title>\n<h1>{escape(title)}</h1>\n" + "\n".join(parts) + "\n</html>\n"
     write_whole(path, lambda file: file.write(text.encode("utf-8", "replace")))
 

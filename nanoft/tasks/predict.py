@@ -220,13 +220,16 @@ def check_scores(task: dict, rows: list[dict], encoded: Encoded) -> None:
 def main_score(task: dict, scores: dict) -> float:
     """The task's metric, with its sign changed where lower is better; what cannot be computed (nan) is the worst.
 
+    Of scores that cannot be computed, as correlations with labels that are all the same, the one with the least loss
+    is the best.
+
     Raises UserError for a metric that is none of the scores.
     """
     if task["metric"] not in scores:
         raise UserError(f"metric={task['metric']} is no score of a {task['kind']} task; choose one of "
                         f"{', '.join(k for k, v in scores.items() if isinstance(v, float))}")
     score = float(scores[task["metric"]]) * (-1 if task["metric"] == "loss" else 1)
-    return -math.inf if math.isnan(score) else score
+    return -1e9 - scores.get("loss", 0.0) if math.isnan(score) else score
 
 
 # ---- sentence vectors of an encoder (arXiv:1908.10084), as sentence-transformers makes them ----------------------

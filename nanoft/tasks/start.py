@@ -58,7 +58,7 @@ def merge_adapter(base: dict, path: Path, adapter_path: str) -> dict:
     return adapter | {"model": lora.merged(model)}
 
 
-def open_data(cfg, dist: Dist, path: Path | None) -> tuple[dict, dict[str, list[dict]], object]:
+def open_data(cfg, dist: Dist, source: dict | None, path: Path | None) -> tuple[dict, dict[str, list[dict]], object]:
     """The task, {"train": rows, "val": rows, perhaps "test"}, and the checkpoint's tokenizer, or else the data's.
 
     Rank 0 prepares the folder if need be while the others wait.
@@ -71,15 +71,10 @@ def open_data(cfg, dist: Dist, path: Path | None) -> tuple[dict, dict[str, list[
         task, rows = examples.load_task(folder) if folder else examples.from_table(
             cfg.train_file, cfg.kind, cfg.text_column, cfg.pair_column, cfg.label_column, cfg.val_file, cfg.test_file,
             cfg.val_fraction, cfg.separator, cfg.columns, cfg.encoding)
-    if cfg.drop_duplicates or cfg.drop_empty:
-        n_before = len(rows["train"])
-        rows["train"], _ = examples.clean(rows["train"], cfg.drop_duplicates, cfg.drop_empty)
-        if dist.main:
-            print(f"train: {n_before - len(rows['train']):,} of {n_before:,} rows left out")
-        if not rows["train"]:
-            raise UserError("drop_empty leaves no training row; give rows with text in them")
     if path or folder:
-        return task, rows, vocabulary.load(path.parent if path else folder)
+        tokenizer = vocabulary.load(path.parent if path else folder)
+        checkpoint.check_tokenizer(source or {}, tokenizer, path)
+        return task, rows, tokenizer
     return task | {"leading_space": True}, rows, learn_tokenizer(rows["train"])
 
 
@@ -170,7 +165,7 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
     kind = task["kind"]
     task = task | {"metric": cfg.metric or task["metric"], "max_length": cfg.max_length or shape.block_size,
                    "pool": {"auto": "last" if shape.causal else "mean"}.get(cfg.pool, cfg.pool)}
-    task |= {name: getattr(cfg, name) for name in ("long_text", "doc_stride", "head_dropout", "label_smoothing")}
+    task |= {name: getattr(cfg, name) for name in ("long_text", "doc_stride", "head_dropout")}
     task |= {"match_types": cfg.match_types == "true", "linear": cfg.linear == "true"}
     if task["max_length"] < 8:
         raise UserError(f"a block_size of {task['max_length']} has no room for a text; give --max_length=64, say")
@@ -178,7 +173,7 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
         labels = [row["label"] for row in rows["train"]]
         task |= {"mean": statistics.fmean(labels), "deviation": statistics.pstdev(labels)}
     if kind == "answer":
-        task |= {"max_answer": cfg.max_answer, "v2": has_unanswered(rows)}
+        task |= {"max_answer": 30, "v2": has_unanswered(rows)}
     if kind == "tag" and not cfg.metric and not predict.has_entities(task["labels"]):
         task["metric"] = "accuracy"
     if cfg.long_text == "windows" and any("pair" in row for row in rows["train"]):

@@ -80,10 +80,20 @@ def compare(cfg, runs: list, results: list[dict]) -> None:
     Where rows have one label each, also the score of the mean of the seeds' predictions of the last split.
     """
     names = [part.strip().partition("=")[0] for part in filter(None, cfg.grid.split(";"))]
-    metric = results[0]["metric"]
     groups: dict[tuple, list] = {}  # of each combination: its runs and their results
+    diverged: dict[tuple, int] = {}
     for run, result in zip(runs, results):
-        groups.setdefault(tuple((name, getattr(run, name)) for name in names), []).append((run, result))
+        chosen = tuple((name, getattr(run, name)) for name in names)
+        if "diverged" in result:
+            diverged[chosen] = diverged.get(chosen, 0) + 1
+        else:
+            groups.setdefault(chosen, []).append((run, result))
+    notes = [f"{' '.join(f'{k}={v}' for k, v in chosen)}: {number} diverged" for chosen, number in diverged.items()]
+    results = [result for result in results if "diverged" not in result]
+    if not results:
+        print("\n".join(notes))
+        return
+    metric = results[0]["metric"]
     splits = [split for split in ("val", "test") if f"{split}_{metric}" in results[0]]
     one_label = all(result.get("kind") in ("classify", "pair") and f"{splits[-1]}_confusion" in result
                     for result in results)  # results of an older nanoft name no kind
@@ -103,7 +113,7 @@ def compare(cfg, runs: list, results: list[dict]) -> None:
         entries.append({"options": dict(chosen), "seeds": [run.seed for run, _ in group]} | {
             column: {"values": values[column], "mean": means[column], "deviation": deviations[column]}
             for column in columns} | mean_of_all)
-    print(f"\n--- {len(runs)} runs ---\n{files.aligned(lines)}")
+    print("\n".join([f"\n--- {len(runs)} runs ---\n{files.aligned(lines)}", *notes]))
     files.write_json(Path(cfg.out_dir) / ("grid.json" if cfg.grid else "result.json"), entries)
 
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from nanoft import bpe, config
-from nanoft.files import read_blocks
+from nanoft.files import check_overwrite, read_blocks
 
 
 @dataclass
@@ -20,6 +20,7 @@ class Options:
 
 def main():
     cfg, files = config.load_tool(Options, "tokenizer FILE... --out=tokenizer.json")
+    check_overwrite(cfg.out, (b'{"format":"nanoft',), *files)
     start = time.perf_counter()
     tokenizer = bpe.train(map(read_blocks, files), cfg.vocab_size, cfg.pattern, cfg.processes)
     tokenizer.save(cfg.out)

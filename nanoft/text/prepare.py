@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from nanoft import HOME, INSTALLED, UserError, bpe
-from nanoft.bins import Tokens, find_shards, write_split
-from nanoft.files import progress_bar
+from nanoft.bins import MAGIC, Tokens, find_shards, write_split
+from nanoft.files import check_overwrite, progress_bar
 from nanoft.text import vocabulary
 
 DATA = HOME / "data"
@@ -97,6 +97,9 @@ def write_data(out: str | Path, splits: dict[str, list | Callable[[], Iterable]]
     """
     start = time.perf_counter()
     out = Path(out)
+    for path, begin in ((out / "tokenizer.json", b'{"format":"nanoft'), *((path, MAGIC) for split in splits
+                                                                         for path in find_shards(out, split))):
+        check_overwrite(path, (begin,))
 
     def documents(split: str) -> Iterable:
         given = splits[split]
