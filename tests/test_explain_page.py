@@ -9,8 +9,8 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from conftest import some_slow
 import torch
+from conftest import some_slow
 from test_heads import BASE, TASKS, WORDS, make
 
 import sample
