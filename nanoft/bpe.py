@@ -24,7 +24,7 @@ import tiktoken
 
 from nanoft import UserError
 from nanoft.files import available_cores, map_ahead, progress_bar, write_whole
-from nanoft.pretokenize import COARSE, PATTERNS, batches, check_pattern, check_text
+from nanoft.pretokenize import COARSE, PATTERNS, batches, check_pattern, check_text, cut_runs
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|cls|>", "<|sep|>")
 # RoBERTa's names for them (arXiv:1907.11692); a document ends with the token that ends a text
@@ -88,7 +88,8 @@ def count_batch(pattern: str, texts: Sequence[str]) -> tuple[int, dict[str, int]
     pieces, find = Counter(), regex.compile(pattern).finditer
     for text in texts:
         check_text(text)
-        pieces.update(COARSE[pattern].findall(text) if pattern in COARSE else [m.group() for m in find(text)])
+        for part in cut_runs(text):
+            pieces.update(COARSE[pattern].findall(part) if pattern in COARSE else [m.group() for m in find(part)])
     counts = defaultdict(int)
     for piece, count in pieces.items():
         for match in find(piece):
@@ -233,8 +234,9 @@ class Tokenizer:
     def encode_to_numpy(self, text: str, allow_special: bool = False) -> np.ndarray:
         """As encode(text), to an array of uint32; other threads can run meanwhile."""
         check_text(text)
-        return self.ids[self.encoding.encode_to_numpy(text, allowed_special="all" if allow_special else set(),
-                                                      disallowed_special=())]
+        parts = [self.encoding.encode_to_numpy(part, allowed_special="all" if allow_special else set(),
+                                               disallowed_special=()) for part in cut_runs(text)]
+        return self.ids[parts[0] if len(parts) == 1 else np.concatenate(parts)]
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ids of a text, and the start and end of each token in it, in characters: three arrays (T,).
