@@ -150,8 +150,13 @@ def main():
     if not cfg.overwrite and any((out / name).exists() for name in ("tokenizer.json", "train.bin", "train_000.bin")):
         raise UserError(f"{out} holds a data set; --out=FOLDER writes another, --overwrite replaces this one, so that "
                         "runs made of it cannot go on")
+    seen: set[Path] = set()
     for path in [Path(name) for name in cfg.source.split(",") if name.strip()]:
         files = find_files(path)
+        own = {file.resolve() for group in files.values() for file in group}
+        if seen & own:  # its text might be in training and in validation
+            raise UserError(f"--source names {min(seen & own)} twice; name every file and folder once")
+        seen |= own
         plan = plan_split(read_documents(files.get("all", []), cfg), cfg.val_fraction)
         sources.append((files, plan))
         counts = [f"{len(files[split]):,} files for {split}" for split in ("train", "val", "test") if split in files]
