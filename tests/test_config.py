@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT, command
 
 import finetune
+import sample
 import train
 from nanoft import UserError, __main__, config
 
@@ -37,6 +38,37 @@ def test_int_does_for_float_and_1e3_for_int():
 def test_a_tuple_collects_what_is_given_several_times():
     assert config.load(Options, ["--text=a b", "--text=3", "--text=", "--name=x", "--name=y"]) == Options(
         text=("a b", "3", ""), name="y")
+
+
+def test_a_value_may_be_the_next_word(tmp_path):
+    file = tmp_path / "c.py"
+    file.write_text("steps = 7")
+    assert config.load(Options, ["--lr", "3", str(file), "--resume", "--text", "a b", "--text", "-1"]) == Options(
+        lr=3.0, steps=7, resume=True, text=("a b", "-1"))
+    assert not config.load(Options, ["--resume", "false"]).resume
+    assert config.load(Options, ["--resume", str(file)]) == Options(resume=True, steps=7)
+    with pytest.raises(UserError, match="steps must be a whole number, not ''"):
+        config.load(Options, ["--steps", "--resume"])
+
+
+@pytest.mark.parametrize("script, words, hint", [
+    (finetune, "--learning_rate=1e-3", "lr"), (finetune, "--learning-rate 1e-3", "lr"),
+    (finetune, "--num_epochs=3", "epochs"), (finetune, "--num_train_epochs 3", "epochs"),
+    (finetune, "--per_device_train_batch_size=8", "batch_size"), (finetune, "--max_seq_length=64", "max_length"),
+    (train, "--max_seq_len=64", "block_size"), (finetune, "--max-grad-norm=1", "grad_clip"),
+    (train, "--num_hidden_layers=3", "n_layer"), (finetune, "--model_name_or_path=x", "init_from"),
+    (sample, "--model=x", "checkpoint"), (train, "--output_dir=x", "out_dir"), (sample, "--output_file=x", "output"),
+    (finetune, "--wieght-decay=0", "weight_decay"),
+])
+def test_other_programs_names_get_ours_as_a_suggestion(script, words, hint):
+    with pytest.raises(UserError) as error:
+        config.load(script.Config, words.split())
+    assert f"did you mean {hint}" in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_a_tool_takes_the_next_word_too():
+    assert config.load_tool(Options, "x", ["a", "--steps", "3", "b", "--resume", "c"]) == (
+        Options(steps=3, resume=True), ["a", "b", "c"])
 
 
 def test_all_problems_at_once():

@@ -146,6 +146,56 @@ def test_classification_agrees_with_scikit_learn(sklearn):
     worst.judge(3 * INPUTS)
 
 
+@pytest.mark.parametrize("counts, label", [
+    ({"ham": 90, "spam": 10}, "spam"), ({"bad": 10, "good": 90}, "bad"), ({"a": 5, "b": 5}, "b"),
+    ({"negative": 1, "positive": 9}, "positive"), ({"0": 1, "1": 9}, "1"), ({"No": 1, "Yes": 9}, "Yes"),
+    ({"pos": 9, "positive": 1}, "positive"),
+])
+def test_f1_is_of_the_label_with_a_usual_name_or_the_rarer_one(counts, label):
+    assert metrics.positive_label(counts) == label
+
+
+def test_f1_of_either_label_and_auc_agree_with_scikit_learn(sklearn):
+    worst, rng = Worst(), np.random.default_rng(5)
+    for trial in range(300):
+        n = int(rng.integers(2, 40))
+        truth, guess = rng.random(n) < rng.random(), rng.random(n) < 0.5
+        scores = rng.normal(size=n) if trial % 2 else rng.integers(0, 5, n) / 7  # with ties
+        if 0 < truth.sum() < n:
+            worst.see(metrics.auc(truth, scores), sklearn.roc_auc_score(truth, scores))
+        for positive in (0, 1):
+            worst.see(metrics.classification(truth.astype(int), guess.astype(int), ["a", "b"], positive)["f1"],
+                      sklearn.f1_score(truth, guess, pos_label=positive, zero_division=0))
+    worst.judge(600)
+
+
+def test_auc_by_hand():
+    assert metrics.auc([True, False, True, False], [0.9, 0.1, 0.5, 0.5]) == (3 + 0.5) / 4
+    assert math.isnan(metrics.auc([True, True], [1, 2]))
+
+
+def test_errors_are_in_the_labels_units():
+    assert metrics.errors([1, 2, 3], [1, 4, 7]) == {"mae": 2.0, "rmse": pytest.approx(math.sqrt(20 / 3))}
+
+
+@pytest.mark.parametrize("prediction, answer, score", [
+    ("the cat sat", "The cat, it sat.", 6 / 7), ("a b c d", "d c b a", 1 / 4), ("", "", 0), ("x", "", 0),
+    ("\u4e0a\u6d77\u5e02", "\u4e0a\u6d77", 4 / 5), ("caf\u00e9 noir", "Caf\u00e9", 2 / 3),
+])
+def test_rouge_l_by_hand(prediction, answer, score):
+    assert metrics.rouge_l(prediction, answer) == metrics.rouge_l(answer, prediction) == pytest.approx(score)
+
+
+def test_rouge_l_agrees_with_rouge_score():
+    package = pytest.importorskip("rouge_score.rouge_scorer", reason="rouge-score is not installed")
+    scorer, rng, worst = package.RougeScorer(["rougeL"], use_stemmer=False), np.random.default_rng(6), Worst()
+    words = ["the", "cat", "Sat,", "on-a", "mat.", "it's", "3.5", "x_y", "--"]
+    for _ in range(200):
+        first, second = (" ".join(rng.choice(words, rng.integers(0, 15))) for _ in range(2))
+        worst.see(metrics.rouge_l(first, second), scorer.score(second, first)["rougeL"].fmeasure)
+    worst.judge(200)
+
+
 def test_accuracy_and_confusion_agree_with_scikit_learn(sklearn):
     worst = Worst()
     for n_classes, labels, guesses in draw_classes(np.random.default_rng(3)):

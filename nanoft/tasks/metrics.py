@@ -19,6 +19,7 @@ from nanoft.text.wordpiece import CHINESE
 
 PRF = ("precision", "recall", "f1")
 AVERAGES = ("micro", "macro", "weighted", "samples")
+POSITIVE = ("positive", "pos", "yes", "true", "1")  # of two labels, the one that f1 and auc are of
 TAG = re.compile(r"O|[BIESMLU](-.+)?")  # of any scheme
 LETTERS = {"M": "I", "L": "E", "U": "S"}  # of BMES and BILOU in those of BIOES
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -94,19 +95,36 @@ def check_names(names, n_classes):
         raise UserError(f"{n_classes} classes need as many different names, not {', '.join(map(str, names)) or 'none'}")
 
 
-def classification(labels, predictions, names: list) -> dict:
+def positive_label(counts: dict[str, int]) -> str:
+    """Which of two labels is found or missed: one with a usual name for it, else the rarer. counts: {label: rows}."""
+    usual = [label for label in counts if label.lower() in POSITIVE]
+    return usual[0] if len(usual) == 1 else min(reversed(counts), key=lambda label: counts[label])
+
+
+def auc(is_positive, scores) -> float:
+    """The area under the ROC curve: how often a positive example scores above a negative one, equal ones half.
+
+    By ranks (Mann and Whitney, 1947). is_positive: bool (N,), scores: (N,). nan where there are none of either.
+    """
+    is_positive, scores = paired(is_positive, scores)
+    n = int(is_positive.sum())
+    n_pairs = n * (len(scores) - n)
+    return float((ranks(scores)[is_positive].sum() - n * (n + 1) / 2) / n_pairs) if n_pairs else math.nan
+
+
+def classification(labels, predictions, names: list, positive: int = 1) -> dict:
     """All scores of one class per example: a flat dictionary of floats, and `per_class` by name.
 
     accuracy, mcc, and precision, recall and f1 as micro_, macro_ and weighted_ averages over the classes that occur in
     the truth or among the predictions (micro_f1 of one class per example is the accuracy). With two classes also f1,
-    that of class 1. labels, predictions: class numbers (N,).
+    that of the class number `positive`. labels, predictions: class numbers (N,).
     """
     check_names(names, len(names))
     matrix = confusion(labels, predictions, len(names))
     hits, predicted, actual = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)  # each (K,)
     scores = {"accuracy": accuracy(labels, predictions), "mcc": matthews(matrix)}
     if len(names) == 2:
-        scores["f1"] = float(precision_recall_f1(hits, predicted, actual)[2][1])
+        scores["f1"] = float(precision_recall_f1(hits, predicted, actual)[2][positive])
     return scores | class_scores(names, hits, predicted, actual, averaged=predicted + actual > 0)
 
 
@@ -176,6 +194,12 @@ def ranks(x) -> np.ndarray:
     """The rank of each number, from 1; equal ones share the mean of their ranks. (N,) -> float (N,)"""
     _, which, count = np.unique(x, return_inverse=True, return_counts=True)
     return (count.cumsum() - (count - 1) / 2)[which]
+
+
+def errors(x, y) -> dict[str, float]:
+    """The mean absolute error (mae) and the root of the mean square (rmse) of two rows of numbers (N,)."""
+    x, y = finite_pair(x, y)
+    return {"mae": float(abs(x - y).mean()), "rmse": math.sqrt(((x - y) ** 2).mean())}
 
 
 def spearman(x, y) -> float:
@@ -298,6 +322,21 @@ def answer_f1(prediction: str, answer: str, v2: bool = False) -> float:
     else:
         shared = (Counter(guess) & Counter(truth)).total()
     return 2 * shared / (len(guess) + len(truth)) if shared else 0.0
+
+
+def rouge_l(prediction: str, answer: str) -> float:
+    """ROUGE-L (Lin, 2004): F1 of the longest common subsequence of words; of characters in scripts without spaces.
+
+    Words as rouge_score takes them, without stemming: lower case, letters and digits alone.
+    """
+    guess, truth = (re.findall(rf"[{NO_SPACES}]|[^\W_{NO_SPACES}]+", text.lower()) for text in (prediction, answer))
+    row = [0] * (len(truth) + 1)  # the longest common subsequence of the words so far with the first i of the truth
+    for word in guess:
+        last = row
+        row = [0]
+        for i, other in enumerate(truth):
+            row.append(last[i] + 1 if word == other else max(last[i + 1], row[i]))
+    return 2 * row[-1] / (len(guess) + len(truth)) if row[-1] else 0.0
 
 
 def squad_scores(examples: list[dict], predictions: dict, v2: bool = False) -> dict:
