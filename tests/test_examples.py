@@ -173,6 +173,13 @@ def test_tables_as_people_have_them(tmp_path, capsys, name, encode, options, sai
     assert said in (printed := capsys.readouterr().out) and ("separated" in printed) == bool(said)
 
 
+def test_semicolons_with_long_fields_and_chinese_names(tmp_path):
+    rows = [(str(i), f'"{i}: 好；, not; bad,\n{"word, " * 2000}"', "好坏"[i % 2]) for i in range(30)]
+    path = write(tmp_path / "a.csv", as_table(rows, ";", ("编号", "内容", "情感")))
+    task, splits = examples.from_table(path, "classify")
+    assert task["labels"] == ["坏", "好"] and splits["train"][0]["text"].startswith("0: 好；, not; bad,\nword, word")
+
+
 def test_columns_may_be_joined_and_nul_is_a_character(tmp_path):
     rows = [(str(i % 2), f"title {i}", f"a\0b, {i}") for i in range(30)]
     path = write(tmp_path / "a.csv", "".join(f'{label},{title},"{text}"\n' for label, title, text in rows))

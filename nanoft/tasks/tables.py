@@ -27,9 +27,10 @@ SPREADSHEETS = (".xlsx", ".xls", ".ods")
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
 # The usual names of columns in other people's files, for ours. One is taken unasked where it is the only one.
 USUAL = {
-    "text": "text sentence review content comment document body tweet message text1 sentence1 question1 premise",
+    "text": "text sentence review content comment document body tweet message text1 sentence1 question1 premise "
+            "文本 内容 评论 句子",
     "pair": "pair text2 sentence2 question2 hypothesis",
-    "label": "label labels sentiment class category target score rating stars similarity topic intent",
+    "label": "label labels sentiment class category target score rating stars similarity topic intent 标签 类别 情感",
     "prompt": "prompt instruction question input",
     "response": "response answer output completion target",
 }
@@ -91,14 +92,18 @@ def read_table(path, names: str = "", encoding: str = "") -> tuple[list[str], li
         raise UserError(f"{path}: no rows{'' if names else ' under a line with the names of the columns'}; give a file "
                         "with text in it")
     if len(set(header)) < len(header):
-        raise UserError(f"{path}: two columns have the same name ({', '.join(header)}); rename one"
+        raise UserError(f"{path}: two columns have the same name ({listed(header)}); rename one"
                         + advice_on_names(header, [fields for _, fields in numbered]))
     for number, fields in numbered:
         if len(fields) != len(header):
             source = "--columns" if names else "the first line"
             raise UserError(f"{path} line {number}: {len(fields)} fields where {source} names {len(header)} columns "
-                            f"({', '.join(header)}); mend the line (a comma or quote too many?)")
+                            f"({listed(header)}); mend the line (a comma or quote too many?)")
     return header, [(f"{path} line {number}", dict(zip(header, fields))) for number, fields in numbered]
+
+
+def listed(columns: Sequence[str]) -> str:
+    return ", ".join(f"{column:.40}" for column in columns)
 
 
 def advice_on_names(header: list[str], rows: Sequence) -> str:
@@ -118,9 +123,10 @@ def advice_on_names(header: list[str], rows: Sequence) -> str:
 def find_delimiter(path, text: str) -> str:
     """The usual delimiter of a .csv or .tsv, or else one that gives all of the first rows the same number of fields."""
     usual = "\t" if suffix(path) == ".tsv" else ","
-    sample = text[:2**16].rpartition("\n")[0] if len(text) > 2**16 else text
+    sample = text[:2**16].replace("\0", "")  # which stops csv in Python 3.10
     for delimiter in (usual, *DELIMITERS):
-        rows = islice(csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter), 50)
+        rows = list(islice(csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter), 50))
+        rows = rows if len(text) <= 2**16 else rows[:-1]  # the last may be cut
         lengths = {len(fields) for fields in rows if any(field.strip() for field in fields)}
         if len(lengths) == 1 and lengths != {1}:
             if delimiter != usual:
@@ -272,16 +278,16 @@ def choose_columns(path, columns: list[str], wanted: dict[str, tuple[str, str]],
         several = [given] if given in columns or name in ("label", "response") else re.split(r"\s*,\s*", given)
         for column in several if given else ():
             if column not in columns:
-                raise UserError(f"{path}: no column {column!r} ({option}); it has {', '.join(columns)}"
+                raise UserError(f"{path}: no column {column!r} ({option}); it has {listed(columns)}"
                                 + advice_on_names(columns, rows))
         if given or len(usual) == 1:
             chosen[name] = several if given else usual
         elif name != optional:
-            raise UserError(f"{path}: which column is the {name}? Name it by --{option}; it has {', '.join(columns)}"
+            raise UserError(f"{path}: which column is the {name}? Name it by --{option}; it has {listed(columns)}"
                             + advice_on_names(columns, rows))
     taken = [column for several in chosen.values() for column in several]
     if len(set(taken)) < len(taken):
-        raise UserError(f"{path}: {describe(chosen)} takes a column twice; it has {', '.join(columns)}")
+        raise UserError(f"{path}: {describe(chosen)} takes a column twice; it has {listed(columns)}")
     return chosen
 
 
