@@ -1,1 +1,1 @@
-"""`python -m bench` measures nanoft on this machine, with the machine's own ceilings beside it; see __main__.py."""
+"""`python -m bench` measures nanoft on this machine, beside what the machine can do at most; see __main__.py."""

@@ -1,4 +1,4 @@
-"""Measure nanoft on this machine, with the machine's own ceilings and, if asked for, its peers in the same rounds.
+"""Measure nanoft on this machine, beside what the machine can do at most and, on request, beside other libraries.
 
     python -m bench                                        # every quick part, nanoft alone
     python -m bench --only=step,memory --rounds=3          # some parts
@@ -7,8 +7,8 @@
     python -m bench --profile                              # where a step's time goes
     python -m bench --page                                 # the tables of docs/benchmarks.md, from bench/results/
 
-Contenders take turns, A, B, A, B, ..., each in a process of its own, and medians over the rounds are shown: the rate of
-a machine that others use too can move by a third within minutes. All of it is on the CPU, and on Linux or macOS.
+Contenders take turns, A, B, A, B, ..., each in its own process, and the medians over the rounds are shown, because the
+speed of a shared machine can change by a third within minutes. Everything runs on the CPU, on Linux or macOS.
 """
 
 import importlib.metadata
@@ -37,18 +37,18 @@ SLOW = ("profile", "size")  # only when asked for
 class Options:
     only: str = ""            # parts: ceilings,step,memory,first_step,loss,bpe,tokenize,finetune,generate,size
     rounds: int = 5           # turns of each contender
-    steps: int = 3            # training steps a turn
-    minutes: float = 0.0      # of rounds for each part, 0 = no cap; one round is always done
+    steps: int = 3            # training steps per turn
+    minutes: float = 0.0      # no new round of a part begins after so many, 0 = no limit
     peers: bool = False       # beside transformers, tokenizers, rustbpe where they are installed
     nanogpt: str = ""         # beside nanoGPT: a folder with its model.py and train.py
-    match: str = ""           # only contenders whose name this regular expression finds, such as "nanoft bf16"
+    match: str = ""           # a regular expression in the names of the contenders to measure, such as "nanoft bf16"
     profile: bool = False     # where the time of nanoft's step goes
     page: bool = False        # write the tables of docs/benchmarks.md from the results; alone: measure nothing
-    target: float = 1.886     # validation loss to reach on Shakespeare, nats per character: where nanoGPT's recipe ends
+    target: float = 1.886     # validation loss to reach on Shakespeare, nats per character: that of nanoGPT's recipe
     text: str = ""            # a UTF-8 text for the tokenizers; empty is WikiText-2's training text
     vocab_size: int = 8192    # of the tokenizers
-    repeat: int = 0           # tokenize the text this many times over as one document: rate and peak memory
-    results: str = "bench/results"  # where the results go: a folder a machine, in it a PART.json a part
+    repeat: int = 0           # tokenize the text this many times as one document: rate and peak memory
+    results: str = "bench/results"  # where the results go: a folder per machine with a PART.json per part
 
 
 def check(cfg):
@@ -65,8 +65,8 @@ def check(cfg):
     return problems
 
 
-def parts_of(cfg):
-    """The parts to measure, in order. --profile and --page without --only ask for nothing else."""
+def parts_of(cfg: Options) -> list[str]:
+    """The parts to measure, in order; --profile or --page without --only excludes all others."""
     named = [part.strip() for part in cfg.only.split(",") if part.strip()]
     if not named and not cfg.profile and not cfg.page:
         named = [part for part in MEASURE if part not in SLOW]
@@ -101,39 +101,39 @@ def main():
     if results:
         print("\n" + "\n".join(report.table(results)), flush=True)
     if cfg.page:
-        kept = report.load(folder)
-        if not kept:
+        saved = report.load(folder)
+        if not saved:
             raise UserError(f"{cfg.results} holds no results yet; measure first, with python -m bench")
-        report.rewrite(ROOT / "docs" / "benchmarks.md", report.page_block(kept))
+        report.rewrite(ROOT / "docs" / "benchmarks.md", report.page_block(saved))
         print("docs/benchmarks.md: its tables are written anew")
 
 
-def shown_command(words):
-    """The command as it is kept: options, and of a path its last part only."""
+def shown_command(words: list[str]) -> str:
+    """The command as it is saved: its options, and only the last part of a path."""
     return " ".join(["python -m bench", *(re.sub(r"=.*/([^/]+)/*$", r"=\1", word) for word in words)])
 
 
-def about_machine():
-    """Its processor, cores, memory and software: nothing that tells one machine of a kind from another."""
+def about_machine() -> dict:
+    """The processor, cores, memory and software: nothing that identifies one machine of a kind."""
     with Child(make="machine") as child:
         about = child.ask("about")
     cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
-        found = re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8"))
-        cpu = found[1].strip() if found else cpu
+        model = re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8"))
+        cpu = model[1].strip() if model else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {"cpu": cpu, "cores": files.available_cores(), "memory_gb": round(memory), "system": platform.system(),
             "python": platform.python_version(), **about}
 
 
-def versions(cfg):
-    """{peer: version} of what nanoft may be compared with in this run; of nanoGPT its commit."""
+def versions(cfg: Options) -> dict[str, str]:
+    """{peer: version} of the libraries that nanoft is compared with in this run; for nanoGPT its commit."""
     names = ("tiktoken", *(("transformers", "tokenizers", "rustbpe") if cfg.peers else ()))
-    found = {name: importlib.metadata.version(name) for name in names if importlib.util.find_spec(name)}
+    versions = {name: importlib.metadata.version(name) for name in names if importlib.util.find_spec(name)}
     if cfg.nanogpt:
         commit = ["git", "-C", cfg.nanogpt, "rev-parse", "--short", "HEAD"]
-        found["nanoGPT"] = subprocess.run(commit, capture_output=True, text=True).stdout.strip() or "of unknown commit"
-    return found
+        versions["nanoGPT"] = subprocess.run(commit, capture_output=True, text=True).stdout.strip() or "unknown commit"
+    return versions
 
 
 if __name__ == "__main__":

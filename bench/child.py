@@ -1,7 +1,7 @@
-"""The far end of a bench.turns.Child: one contender in a process of its own, told what to do a line at a time.
+"""The process of a bench.turns.Child: one contender, which does what it reads from stdin line by line.
 
-The first line on stdin says what to make, each later one names one of its answers; all lines are JSON. Peers are
-imported here only, so that nanoft is measured without them being there.
+The first line says what to make, each later line names one of its functions; all lines are JSON. Peers are imported
+here only, so that nanoft is also measured where they are missing.
 """
 
 import json
@@ -15,25 +15,20 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+from bench.turns import timed
+
 CPU = "cpu"
 
 
 def main():
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a contender prints must not come between the replies
+    os.dup2(2, 1)  # what a contender prints must not be mixed with the replies
     spec = json.loads(sys.stdin.readline())
     answers = MAKERS[spec.pop("make")](**spec)
     answers["memory"] = peak_memory
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(answers[request.pop("do")](**request)), file=replies, flush=True)
-
-
-def timed(function):
-    """Seconds that one call takes."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def peak_memory():
@@ -46,7 +41,7 @@ def peak_memory():
 
 
 def machine():
-    """What torch knows of this machine, and the ceilings: GFLOP/s of matrix products, GB/s of reading memory."""
+    """What torch knows about this machine, and its ceilings: GFLOP/s of matrix products, GB/s of reading memory."""
     import torch
 
     from nanoft import distributed
@@ -79,7 +74,7 @@ def median_seconds(function, runs):
 
 
 def product_seconds(a, b, runs):
-    """Of a bᵀ, in fp32 by the faster of torch's library and oneDNN. a: (M, K), b: (N, K)."""
+    """Seconds of a bᵀ, in fp32 by the faster of torch's library and oneDNN. a: (M, K), b: (N, K)."""
     from torch.nn.functional import linear
 
     from nanoft.kernels import BOTH, product
@@ -89,12 +84,12 @@ def product_seconds(a, b, runs):
 
 
 def linear_rate(size, dtype, runs):
-    """GFLOP/s over all linear layers of a GPT's step: forward, and backward to the input and to the weight."""
+    """GFLOP/s of all linear layers in a GPT's step: forward, and the gradients of the input and the weight."""
     import torch
 
     C, rows = size["n_embd"], size["batch_size"] * size["block_size"]
     layers = {(C, C): 4 * size["n_layer"], (C, 4 * C): size["n_layer"], (4 * C, C): size["n_layer"],
-              (C, size["vocab_size"]): 1}  # (from, to): how many
+              (C, size["vocab_size"]): 1}  # (in, out): number of layers
     flops = seconds = 0.0
     for (m, n), number in layers.items():
         x, w, g = (torch.randn(*shape).to(dtype) for shape in ((rows, m), (n, m), (rows, n)))
@@ -111,8 +106,10 @@ def step(who, size, dtype, compiled=False, profiled=False, **options):
     """One training step on random tokens: forward, backward, clip, optimizer. who: nanoft, nanogpt, transformers."""
     import torch
 
+    from bench.profiler import profile
+
     if profiled:
-        torch._inductor.config.cpp.enable_kernel_profile = True  # a name for every fused kernel
+        torch._inductor.config.cpp.enable_kernel_profile = True  # names every fused kernel
     torch.manual_seed(0)
     tokens = torch.randint(0, size["vocab_size"], (size["batch_size"], size["block_size"] + 1))
     x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -140,24 +137,23 @@ def step(who, size, dtype, compiled=False, profiled=False, **options):
 
 
 def nanoft_step(x, y, size, dtype, compiled, optimizer="adamw", tie_head=True):
-    """As train.py does it. Gives the model, a function that adds the gradient, and the optimizers."""
+    """As in train.py. Returns the model, a function that adds the gradient, and the optimizers."""
     import torch
 
     import train
     from nanoft import distributed, kernels, optim
     from nanoft.model import ModelConfig, make_model
 
-    dist = distributed.start(CPU)
-    dist = distributed.Dist(0, 1, dist.device, dtype)
-    device = dist.device
+    device = torch.device(CPU)
+    dist = distributed.Dist(0, 1, device, dtype)
     shape = {name: size[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
-    model = make_model(ModelConfig(tie_head=tie_head, **shape)).to(device)
-    cfg = train.Config(optimizer=optimizer, tie_head=tie_head, lr=1e-3, embed_lr=0.0)  # random tokens: a calm rate
+    model = make_model(ModelConfig(tie_head=tie_head, **shape))
+    cfg = train.Config(optimizer=optimizer, tie_head=tie_head, lr=1e-3, embed_lr=0.0)  # small, for tokens are random
     kernels.tune(model, device)
     optimizers = optim.make_optimizers(model, optim.pretraining_groups(model, cfg), dist, (0.9, cfg.beta2), 1e-10)
 
     def learn(net):
-        with distributed.autocast(device, dtype):
+        with dist.autocast():
             losses = net(ids=x, targets=y).view(-1) * torch.ones(1)
         losses.sum().backward()
 
@@ -203,7 +199,7 @@ def transformers_step(x, y, size, dtype, compiled):
 
 
 def product_weights(model):
-    """Weights that each token is multiplied with: matrices, but no table that is only looked up."""
+    """The number of weights that each token is multiplied by: matrices, except tables that are only looked up."""
     from torch import nn
 
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -211,64 +207,14 @@ def product_weights(model):
     return sum(p.numel() for p in model.parameters() if p.dim() > 1 and (id(p) not in tables or id(p) in heads))
 
 
-GROUPS = ("matrix products of linear layers", "attention products", "softmax", "norms, elementwise",
-          "casts and copies", "embedding", "loss", "optimizer, clipping", "other")
-
-
-def group_of(name):
-    """The group of a profiler event, by its name: an aten operator, or what the compiler calls a fused kernel."""
-    fused, has = "fused" in name, lambda *parts: any(part in name for part in parts)
-    if has("log_softmax", "nll_loss", "cross_entropy"):
-        return "loss"
-    if has("softmax"):
-        return "softmax"
-    if not fused and has("bmm", "scaled_dot_product", "flash_attention"):
-        return "attention products"
-    if not fused and has("aten::mm", "addmm", "aten::linear", "aten::matmul", "linear_pointwise", "mkl_linear"):
-        return "matrix products of linear layers"
-    if has("embedding"):
-        return "embedding"
-    if not fused and has("copy", "aten::to", "aten::clone", "aten::contiguous", "aten::cat", "aten::stack"):
-        return "casts and copies"
-    return "norms, elementwise" if fused or name.startswith("aten::") else "other"
-
-
-def profile(learn, update, n):
-    """Milliseconds a step by group, and the ten costliest operators. Whatever no operator accounts for is `other`."""
-    from torch.profiler import ProfilerActivity, record_function
-    from torch.profiler import profile as recording
-
-    def once():
-        learn()
-        with record_function("bench::update"):
-            update()
-
-    once()
-    with recording(activities=[ProfilerActivity.CPU]) as recorded:
-        wall = timed(lambda: [once() for _ in range(n)])
-    groups, operators = dict.fromkeys(GROUPS, 0.0), {}
-    for event in recorded.events():
-        ms, above, group = event.self_cpu_time_total / 1000 / n, event, group_of(event.name)
-        while above is not None:
-            if above.name == "bench::update":
-                group = "optimizer, clipping"
-            above = above.cpu_parent
-        groups[group] += ms
-        operators[event.name] = operators.get(event.name, 0.0) + ms
-    total = 1000 * wall / n
-    groups["other"] = total - sum(ms for group, ms in groups.items() if group != "other")
-    top = sorted(operators.items(), key=lambda item: -item[1])[:10]
-    return {"ms": total, "groups": groups, "operators": top}
-
-
 # ---- fine-tuning -------------------------------------------------------------------------------------------------
 
 
 def finetuning(who, dtype, pad):
-    """A classifier of 4 x 256 on texts as long as SST-2's: steps of 32 texts, padded (`pad`) to 128 or to the longest.
+    """A classifier of 4 x 256 on texts as long as SST-2's: steps of 32 texts, padded to `pad` or the longest of them.
 
-    nanoft takes texts of like lengths together, as finetune.py does; the peer takes them as they come, its default.
-    Answers `texts`: texts a second over about so many.
+    nanoft batches texts of similar lengths, as finetune.py does; the peer batches them at random, its default.
+    `texts` answers with texts per second over about n of them.
     """
     import numpy as np
     import torch
@@ -285,8 +231,8 @@ def finetuning(who, dtype, pad):
         update()
 
     def texts(n):
-        some = order[:max(1, n // order.shape[1])]
-        return {"per_second": some.size / timed(lambda: [one(index) for index in some])}
+        steps = order[:max(1, n // order.shape[1])]  # (steps, texts of each)
+        return {"per_second": steps.size / timed(lambda: [one(index) for index in steps])}
 
     return {"warm": lambda: texts(64), "texts": texts}
 
@@ -303,18 +249,17 @@ def nanoft_classifier(lengths, pad):
     from nanoft.tasks import collate, features
     from nanoft.tasks.heads import TaskModel
 
-    device = distributed.start(CPU).device
+    device = torch.device(CPU)
     n, rng = len(lengths), np.random.default_rng(0)
-    task = {"kind": "classify", "labels": ["no", "yes"], "pool": "mean", "label_smoothing": 0.0, "head_dropout": 0.1,
+    task = {"kind": "classify", "labels": ["no", "yes"], "pool": "mean", "head_dropout": 0.1,
             "max_length": 128}
     model = TaskModel(ModelConfig(vocab_size=8192, block_size=128, n_layer=4, n_head=4, n_embd=256, causal=False,
                                   dropout=0.1), task)
     tokenizer = SimpleNamespace(special={"<|pad|>": 8191, "<|endoftext|>": 8190})
-    rows, none = np.arange(n), np.zeros(n, dtype=np.int64)
-    encoded = features.Encoded(ids=rng.integers(0, 8000, lengths.sum()), begin=np.cumsum([0, *lengths]), row=rows,
-                             second=lengths, targets=rng.integers(0, 2, n), context_start=none,
-                             max_context=np.zeros((n, 2), dtype=np.int64), n_tokens=lengths,
-                             offsets=[])
+    encoded = features.Encoded(
+        ids=rng.integers(0, 8000, lengths.sum()), begin=np.cumsum([0, *lengths]), row=np.arange(n), second=lengths,
+        targets=rng.integers(0, 2, n), context_start=np.zeros(n, dtype=np.int64),
+        max_context=np.zeros((n, 2), dtype=np.int64), n_tokens=lengths, offsets=[])
     kernels.tune(model, device)
     groups = optim.finetuning_groups(model, finetune.Config())
     optimizers = optim.make_optimizers(model, groups, distributed.Dist(0, 1, device, torch.bfloat16))
@@ -358,16 +303,16 @@ def transformers_classifier(lengths, pad):
 
 
 def sampling(who, size, dtype, prompt=16, checkout=""):
-    """One sequence from a GPT-2 with random weights, held in `dtype`. Answers `sample`: seconds for n tokens."""
+    """One sequence from a GPT-2 with random weights of this dtype. `sample` answers with the seconds for n tokens."""
     import torch
 
     torch.manual_seed(0)
     dtype, rules = getattr(torch, dtype), dict(temperature=0.8, top_k=200)
     if who == "nanoft":
-        from nanoft import distributed, generate
+        from nanoft import generate, kernels
         from nanoft.model import CLASSIC, ModelConfig, make_model
 
-        distributed.start(CPU)
+        kernels.keep_memory()
         model = make_model(ModelConfig(**size, **CLASSIC["gpt2"]))
 
         def sample(ids, n):
@@ -412,15 +357,15 @@ def sampling(who, size, dtype, prompt=16, checkout=""):
 
 
 def tokenizing(path, vocab_size):
-    """A text to ids, with a tokenizer that nanoft learns on it: on disk and fsynced; by tiktoken, in memory."""
-    from nanoft import bins, bpe, files, pretokenize
+    """A text to ids with a tokenizer that is learned on it: by nanoft on disk and fsynced, by tiktoken in memory."""
+    from nanoft import bins, bpe, files
 
-    tokenizer = bpe.train([pretokenize.read_blocks(path)], vocab_size, progress=False)
+    tokenizer = bpe.train([files.read_blocks(path)], vocab_size, progress=False)
     megabytes = Path(path).stat().st_size / 1e6
 
     def to_disk(repeat=0):
-        """MB/s; with `repeat`, of the text that many times over as one document, which is never held in memory."""
-        stream = (block for _ in range(repeat) for block in pretokenize.read_blocks(path))
+        """MB/s; with `repeat`, of the text that many times as one document, which is never held in memory."""
+        stream = (block for _ in range(repeat) for block in files.read_blocks(path))
         with tempfile.TemporaryDirectory() as folder:
             documents = [stream] if repeat else parts()
             return {"mb_s": megabytes * max(repeat, 1) / timed(

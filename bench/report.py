@@ -14,40 +14,40 @@ PARTS = ("ceilings", "step", "memory", "first_step", "loss", "bpe", "tokenize", 
          "profile", "size")
 
 
-def number(x):
-    """Three or four figures, as people write them: 3,912; 41.3; 1.51; a dash for a run that did not arrive."""
+def number(x: float | None) -> str:
+    """Three or four digits: 3,912; 41.3; 1.51; a dash for a run that did not reach its target."""
     if x is None:
         return "-"
     return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
 
 
-def factor(result, ours, theirs):
-    """How many times better the first row's median is than the second's; None where one of them did not arrive."""
+def factor(result: dict, ours: dict, theirs: dict) -> float | None:
+    """How many times better the first row's median is than the second's; None if one of them has none."""
     if not ours["median"] or not theirs["median"]:
         return None
     ratio = ours["median"] / theirs["median"]
     return ratio if result["higher_is_better"] else 1 / ratio
 
 
-def beside(lead, row):
-    """Whether a row of a peer is set beside a lead row: not bf16 beside fp32, nor a compiled start beside an eager."""
+def comparable(lead: dict, row: dict) -> bool:
+    """Whether a peer's row is compared with a lead row: not bf16 with fp32, nor a compiled start with an eager one."""
     return bool(row.get("peer")) and row.get("compiled") == lead.get("compiled") \
         and (row.get("dtype"), lead.get("dtype")) != ("bfloat16", "float32")
 
 
-def leads(result):
+def leads(result: dict) -> list[dict]:
     return [row for name in result["lead"] for row in result["rows"] if row["name"] == name]
 
 
-def table(results):
-    """The lines of one table over several parts: {part: result}."""
+def table(results: dict[str, dict]) -> list[str]:
+    """The lines of one table of several parts: {part: result}."""
     lines = [("", "", "median", "", "of the limit", "nanoft's factor")]
     for result in results.values():
         lines.append((result["title"],))
         for name, limit in result["limits"].items():
             lines.append(("  limit", name, number(limit), "GB/s" if name == "memory read" else "GFLOP/s"))
         for row in result["rows"]:
-            compared = [(lead, factor(result, lead, row)) for lead in leads(result) if beside(lead, row)]
+            compared = [(lead, factor(result, lead, row)) for lead in leads(result) if comparable(lead, row)]
             factors = [f"{ratio:.2f} x ({lead['name']})" for lead, ratio in compared if ratio]
             lines.append(("  peer" if row.get("peer") else "", row["name"], number(row["median"]),
                           row.get("unit", result["unit"]), f"{row['share']:.0%}" if "share" in row else "",
@@ -61,14 +61,14 @@ def table(results):
     return text
 
 
-def folder_of(machine):
-    """The name of the folder that keeps a machine's results: figures of two machines never meet in one table."""
+def folder_of(machine: dict) -> str:
+    """The name of the folder with a machine's results: those of two machines are never mixed in one table."""
     best = machine["isa"].split(" + ")[-1]  # of its instruction sets
     return re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {best} {machine['cores']} cores".lower().replace("(r)", ""))
 
 
-def save(part, result, machine, command, date, folder=RESULTS):
-    """Keep a part's result with the machine and the command that it comes from, in the folder of that machine."""
+def save(part: str, result: dict, machine: dict, command: str, date: str, folder: str | Path = RESULTS) -> None:
+    """Write a part's result, with the machine and the command that it comes from, into the machine's folder."""
     folder = Path(folder) / folder_of(machine)
     folder.mkdir(parents=True, exist_ok=True)
     content = {"part": part, "date": date, "command": command, "machine": machine, **result}
@@ -79,21 +79,21 @@ def save(part, result, machine, command, date, folder=RESULTS):
         plot_size(result, folder / "size.png")
 
 
-def load(folder=RESULTS):
-    """{the folder of a machine: {part: result}} of all that were kept, in order."""
-    kept = {machine: {part: files.read_json(machine / f"{part}.json") for part in PARTS
-                      if (machine / f"{part}.json").exists()}
-            for machine in sorted(Path(folder).glob("*/"))}
-    return {machine: results for machine, results in kept.items() if results}
+def load(folder: str | Path = RESULTS) -> dict[Path, dict[str, dict]]:
+    """{a machine's folder: {part: result}} of all saved results, in order."""
+    saved = {machine: {part: files.read_json(machine / f"{part}.json") for part in PARTS
+                       if (machine / f"{part}.json").exists()}
+             for machine in sorted(Path(folder).glob("*/"))}
+    return {machine: results for machine, results in saved.items() if results}
 
 
-def page_block(kept):
-    """Markdown of all kept results, machine by machine."""
-    return "\n\n".join(machine_block(results, folder) for folder, results in kept.items())
+def page_block(saved: dict[Path, dict[str, dict]]) -> str:
+    """Markdown of all saved results, machine by machine."""
+    return "\n\n".join(machine_block(results, folder) for folder, results in saved.items())
 
 
-def machine_block(results, folder):
-    """Markdown: the machine, what nanoft does there, and its factor over each peer of the same run."""
+def machine_block(results: dict[str, dict], folder: Path) -> str:
+    """Markdown: the machine, nanoft's results there, and the peers of the same run with nanoft's factor over each."""
     lines = []
     dates = sorted({result["date"] for result in results.values()})
     machine = described(next(iter(results.values()))["machine"])
@@ -106,7 +106,7 @@ def machine_block(results, folder):
     for result in results.values():
         for lead in leads(result):
             share = f" ({lead['share']:.0%} of {lead['share_of']})" if "share" in lead else ""
-            others = [(row, factor(result, lead, row)) for row in result["rows"] if beside(lead, row)]
+            others = [(row, factor(result, lead, row)) for row in result["rows"] if comparable(lead, row)]
             others = [f"{row['name']} {number(row['median'])}" + (f" (**{ratio:.2f}x**)" if ratio else "")
                       for row, ratio in others]
             which = lead["name"].removeprefix("nanoft").strip(", ")
@@ -120,8 +120,8 @@ def machine_block(results, folder):
     return "\n".join(lines)
 
 
-def size_table(result):
-    """Markdown: a row a model, a column a length, tokens/s in each mode measured and the first one's peak memory."""
+def size_table(result: dict) -> list[str]:
+    """Markdown: a row per model, a column per length; tokens/s in each mode and the first mode's peak memory."""
     cells = {(row["model"], row["length"], row["mode"]): row for row in result["rows"]}
     models, lengths = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     modes = [mode for mode in ("compiled", "eager") if any(key[2] == mode for key in cells)]
@@ -130,21 +130,21 @@ def size_table(result):
     for model in models:
         texts = []
         for length in sorted(lengths):
-            some = [cells.get((model, length, mode)) for mode in modes]
-            peak = next((f", {row['peak_mb'] / 1024:.1f}" for row in some if row), "")
-            texts.append(" / ".join(number(row and row["median"]) for row in some) + peak)
+            by_mode = [cells.get((model, length, mode)) for mode in modes]
+            peak = next((f", {row['peak_mb'] / 1024:.1f}" for row in by_mode if row), "")
+            texts.append(" / ".join(number(row and row["median"]) for row in by_mode) + peak)
         lines.append(f"| {model} | " + " | ".join(texts) + " |")
     return lines
 
 
-def described(machine):
+def described(machine: dict) -> str:
     """One line on a machine."""
     return (f"{machine['cores']} cores of {machine['cpu']} ({machine['isa']}), {machine['memory_gb']} GB, "
             f"torch {machine['torch'].partition('+')[0]}")
 
 
-def rewrite(path, block):
-    """Put the block between the two marks of a text file. Raises UserError where it has not both, in order."""
+def rewrite(path: str | Path, block: str) -> None:
+    """Put the block between the two marks of a text file. Raises UserError if one is missing."""
     text = Path(path).read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -153,8 +153,8 @@ def rewrite(path, block):
     files.write_whole(path, lambda file: file.write(f"{before}{begin}\n{block}\n{end}{after}".encode()))
 
 
-def plot_size(result, path):
-    """Tokens a second and memory against the context, a line a model: a PNG. False where matplotlib is missing."""
+def plot_size(result: dict, path: Path) -> bool:
+    """A PNG of tokens per second and memory against the context, a line per model. False without matplotlib."""
     try:
         import matplotlib
     except ImportError:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from bench.turns import (
     measured,
     median,
     present,
-    seconds_of,
     start_all,
+    timed,
     wanted,
     watch,
 )
@@ -32,20 +33,20 @@ GPT2 = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257
 
 
 @contextmanager
-def fresh_folder():
+def new_folder():
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
-def published(name, data):
-    """The path of a data set's raw file, found as its prepare.py does. Raises UserError where it is nowhere."""
+def published(name: str, data: str) -> Path:
+    """The path of a data set's raw file, found as by its prepare.py. Raises UserError if there is none."""
     folder = prepare.DATA / data
     return prepare.find_raw(name, runpy.run_path(str(folder / "prepare.py"))["ADDRESS"], folder)
 
 
-def first_row(path, found):
-    """The first row of a metrics.jsonl for which found(row) holds, or None."""
-    return next((row for row in json_lines(path) if found(row)), None)
+def first_row(path: Path, condition: Callable) -> dict | None:
+    """The first row of a metrics.jsonl for which condition(row) is true, or None."""
+    return next((row for row in json_lines(path) if condition(row)), None)
 
 
 # ---- time to a loss ----------------------------------------------------------------------------------------------
@@ -55,37 +56,37 @@ NANOGPT_MODEL = ["config/train_shakespeare_char.py", "--device=cpu", "--log_inte
 NANOGPT_RECIPE = [*NANOGPT_MODEL, "--compile=False", "--eval_iters=20", "--max_iters=2000", "--lr_decay_iters=2000"]
 
 
-def reached(row, target):
+def reached(row: dict, target: float) -> bool:
     return row.get("val_loss") is not None and row["val_loss"] <= target
 
 
-def nanogpt_losses(log):
+def nanogpt_losses(log: Path) -> list[float]:
     """The validation losses that nanoGPT has printed so far."""
     printed = Path(log).read_text(encoding="utf-8", errors="replace")
     return [float(loss) for loss in re.findall(r"^step \d+: train loss .*, val loss (\S+)$", printed, re.MULTILINE)]
 
 
-def nanogpt_data(checkout, folder, raw):
-    """Copy the checkout to folder/nanoGPT and prepare its Shakespeare there: seconds of preparing."""
+def nanogpt_data(checkout: str, folder: Path, raw: Path) -> float:
+    """Copy the checkout to folder/nanoGPT and prepare its Shakespeare there; returns the seconds of preparing."""
     copy = folder / "nanoGPT"
     shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "assets", "out*", "*.bin", "*.pkl"))
     data = copy / "data" / "shakespeare_char"
     shutil.copy(raw, data / "input.txt")
-    (data / "requests.py").touch()  # imported by its prepare.py and, with the text in place, not used
+    (data / "requests.py").touch()  # its prepare.py imports it, but does not need it for a text that is there
     return watch([sys.executable, str(data / "prepare.py")], lambda: None)[0]
 
 
-def loss(cfg, machine, recipe=()):
-    """Seconds from process start to a validation loss, from raw text and an empty folder; nanoft: a new seed a round.
+def loss(cfg, machine: dict, recipe=()) -> dict:
+    """Seconds from process start to a validation loss, from raw text and an empty folder; nanoft's seed changes.
 
-    nanoGPT's recipe ends after 2,000 steps; where it has not arrived by then, its time is that of its end.
+    nanoGPT's recipe ends after 2,000 steps; if it has not reached the loss by then, its time is that of its end.
     """
     raw, peer = published("tinyshakespeare.txt", "shakespeare"), "nanoGPT, CPU recipe"
-    runs = {"nanoft": [], peer: []}  # what became of each
+    runs = {"nanoft": [], peer: []}  # the seed, step and loss of each run
 
     def ours():
         seed = len(runs["nanoft"]) + 1
-        with fresh_folder() as folder:
+        with new_folder() as folder:
             (folder / "shakespeare").mkdir()
             shutil.copy(prepare.DATA / "shakespeare" / "prepare.py", folder / "shakespeare")
             log = folder / "out" / "metrics.jsonl"
@@ -100,7 +101,7 @@ def loss(cfg, machine, recipe=()):
         return seconds if row else None
 
     def theirs():
-        with fresh_folder() as folder:
+        with new_folder() as folder:
             preparing, log = nanogpt_data(cfg.nanogpt, folder, raw), folder / "log"
             seconds, _ = watch([sys.executable, "train.py", *NANOGPT_RECIPE],
                                lambda: min(nanogpt_losses(log), default=9) <= cfg.target or None,
@@ -110,32 +111,32 @@ def loss(cfg, machine, recipe=()):
         return preparing + seconds
 
     ways = {"nanoft": ours} | ({peer: theirs} if cfg.nanogpt else {})
-    figures = in_turn({name: ways[name] for name in wanted(cfg, ways)}, cfg.rounds, cfg.minutes)
-    facts = {name: {"runs": runs[name], "peer": name == peer} for name in figures}
-    return measured(f"Shakespeare by characters, start to validation loss {cfg.target:g}", "s", False, figures, facts,
+    values = in_turn({name: ways[name] for name in wanted(cfg, ways)}, cfg.rounds, cfg.minutes)
+    facts = {name: {"runs": runs[name], "peer": name == peer} for name in values}
+    return measured(f"Shakespeare by characters, start to validation loss {cfg.target:g}", "s", False, values, facts,
                     ["nanoft"])
 
 
-def first_step(cfg, machine, options=()):
-    """Seconds from process start to the end of the first step: train.py's own default job, its data prepared before.
+def first_step(cfg, machine: dict, options=()) -> dict:
+    """Seconds from process start to the end of the first step of train.py's default job, whose data is ready.
 
-    Once unmeasured, so that compiled ones find their code in the cache. nanoGPT's job is its Shakespeare of the same
-    width and depth; it evaluates before its first step, here on one batch of each split.
+    Each runs once before, so that compiled ones find their code in the cache. nanoGPT's job is its Shakespeare of the
+    same width and depth; it evaluates before its first step, here on one batch of each split.
     """
     prepare.ensure(prepare.DATA / "stdlib")
 
     def ours(compile):
-        with fresh_folder() as folder:
+        with new_folder() as folder:
             log = folder / "out" / "metrics.jsonl"
             seconds, row = watch([sys.executable, "train.py", "--device=cpu", f"--out_dir={folder / 'out'}",
-                                  f"--compile={compile}",
-                                  *options], lambda: first_row(log, lambda row: row["step"] >= 1 and "loss" in row))
+                                  f"--compile={compile}", *options],
+                                 lambda: first_row(log, lambda row: row["step"] >= 1 and "loss" in row))
         if row is None:
             raise UserError("train.py ended without a step")
         return seconds
 
     ways = {"nanoft": lambda: ours("auto"), "nanoft compiled": lambda: ours("true")}
-    with fresh_folder() as folder:
+    with new_folder() as folder:
         if cfg.nanogpt:
             nanogpt_data(cfg.nanogpt, folder, published("tinyshakespeare.txt", "shakespeare"))
             log = folder / "log"
@@ -150,8 +151,8 @@ def first_step(cfg, machine, options=()):
         ways = {name: ways[name] for name in wanted(cfg, ways)}
         for way in ways.values():
             way()
-        figures = in_turn(ways, cfg.rounds, cfg.minutes)
-    return measured("process start to the end of the first step", "s", False, figures,
+        values = in_turn(ways, cfg.rounds, cfg.minutes)
+    return measured("process start to the end of the first step", "s", False, values,
                     {name: {"peer": name in peers, "compiled": name.endswith("compiled")} for name in ways},
                     ["nanoft", "nanoft compiled"])
 
@@ -187,55 +188,55 @@ rustbpe.Tokenizer().train_from_iterator((content[i:i + 100_000] for i in range(0
 
 @contextmanager
 def long_text(cfg):
-    """The path of --text, or of WikiText-2's training text, which is unpacked from its zip for the while."""
+    """The path of --text, or of WikiText-2's training text, unpacked from its zip."""
     if cfg.text:
         if not Path(cfg.text).is_file():
             raise UserError(f"--text={cfg.text}: no such file; give a UTF-8 text file")
         yield os.path.abspath(cfg.text)
         return
-    with fresh_folder() as folder, zipfile.ZipFile(published("wikitext-2-v1.zip", "wikitext")) as archive:
+    with new_folder() as folder, zipfile.ZipFile(published("wikitext-2-v1.zip", "wikitext")) as archive:
         yield archive.extract("wikitext-2/wiki.train.tokens", folder)
 
 
-def bpe(cfg, machine):
+def bpe(cfg, machine: dict) -> dict:
     """Seconds to learn a byte-level BPE with GPT-4's split pattern, from process start, each in its own process."""
     names = wanted(cfg, ["nanoft", *present(cfg, "tokenizers", "rustbpe")])
     with long_text(cfg) as path:
         def train(name):
             words = [sys.executable, "-c", TRAINERS[name], path, str(cfg.vocab_size), pretokenize.PATTERNS["gpt4"]]
-            return seconds_of(lambda: subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL))
+            return timed(lambda: subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL))
 
-        figures = in_turn({name: lambda name=name: train(name) for name in names}, cfg.rounds, cfg.minutes)
+        values = in_turn({name: lambda name=name: train(name) for name in names}, cfg.rounds, cfg.minutes)
         size = os.path.getsize(path) / 1e6
-    return measured(f"learning {cfg.vocab_size:,} tokens from {size:,.1f} MB of text", "s", False, figures,
+    return measured(f"learning {cfg.vocab_size:,} tokens from {size:,.1f} MB of text", "s", False, values,
                     {name: {"peer": name != "nanoft"} for name in names}, ["nanoft"])
 
 
-def tokenize(cfg, machine):
+def tokenize(cfg, machine: dict) -> dict:
     """MB/s of text to ids, on disk and fsynced, beside tiktoken's encode_ordinary_batch on all cores, in memory.
 
-    With --repeat the text that many times over, as one document, and the peak memory: no peer, and a file of its own.
+    With --repeat: the text that many times as one document, and the peak memory, without a peer.
     """
     with long_text(cfg) as path, Child(make="tokenizing", path=path, vocab_size=cfg.vocab_size) as child:
         ways = {"nanoft, to disk": lambda: child.ask("to_disk", repeat=cfg.repeat)["mb_s"]}
         if not cfg.repeat:
             ways["tiktoken, in memory"] = lambda: child.ask("in_memory")["mb_s"]
-        figures = in_turn({name: ways[name] for name in wanted(cfg, ways)}, cfg.rounds, cfg.minutes)
+        values = in_turn({name: ways[name] for name in wanted(cfg, ways)}, cfg.rounds, cfg.minutes)
         facts = {"tiktoken, in memory": {"peer": True}, "nanoft, to disk": {"peak_mb": child.ask("memory")["mb"]}}
         size = max(cfg.repeat, 1) * os.path.getsize(path) / 1e6
     title = f"tokenizing {size:,.1f} MB of text"
     if cfg.repeat:
         title += f" as one document, peak memory {facts['nanoft, to disk']['peak_mb']:,.0f} MB"
-    return measured(title, "MB/s", True, figures, facts, ["nanoft, to disk"])
+    return measured(title, "MB/s", True, values, facts, ["nanoft, to disk"])
 
 
 # ---- sampling ----------------------------------------------------------------------------------------------------
 
 
-def generate(cfg, machine, size=GPT2, tokens=200):
-    """Tokens a second of one sequence from a GPT-2 with random weights; the limit is reading its weights once a token.
+def generate(cfg, machine: dict, size: dict = GPT2, tokens: int = 200) -> dict:
+    """Tokens per second of one sequence from a GPT-2 with random weights; its limit is to read all weights per token.
 
-    Weights are held in the format named, also those of the peers.
+    The dtype in a contender's name is that of its weights, also for the peers.
     """
     checkout = {"checkout": os.path.abspath(cfg.nanogpt)}
     who = {"nanoft": {}} | ({"nanoGPT": checkout} if cfg.nanogpt else {})
@@ -249,12 +250,12 @@ def generate(cfg, machine, size=GPT2, tokens=200):
         ways = {"memory read": lambda: machine_child.ask("read")["gb_s"]}
         ways |= {name: lambda child=child: tokens / child.ask("sample", n=tokens)["seconds"]
                  for name, (child, _) in started.items()}
-        figures = in_turn(ways, cfg.rounds, cfg.minutes)
-    limits = {"memory read": median(figures.pop("memory read"))}
+        values = in_turn(ways, cfg.rounds, cfg.minutes)
+    limits = {"memory read": median(values.pop("memory read"))}
     facts = {}
     for name, (_, warm) in started.items():
         limit = limits["memory read"] * 1e9 / warm["bytes"]  # tokens/s
         facts[name] = {"dtype": specs[name]["dtype"], "peer": specs[name]["who"] != "nanoft", "bytes": warm["bytes"],
-                       "share": median(figures[name]) / limit, "share_of": "memory read"}
-    return measured(f"sampling {tokens} tokens, 124M parameters", "tokens/s", True, figures, facts,
+                       "share": median(values[name]) / limit, "share_of": "memory read"}
+    return measured(f"sampling {tokens} tokens, 124M parameters", "tokens/s", True, values, facts,
                     ["nanoft bf16", "nanoft fp32"], limits)

@@ -1,7 +1,7 @@
-"""Contenders in processes of their own, and their turns: A, B, A, B, ..., so a change of the machine's speed meets all.
+"""Contenders in their own processes and their turns: A, B, A, B, ..., so that changes of the machine's speed hit all.
 
-A Child stays alive between its turns, so that a contender compiles once; a finished turn leaves it waiting on its
-stdin, which costs no time. `watch` is for whole commands, timed from outside.
+A Child stays alive between its turns, so that a contender compiles once; between turns it waits for its stdin, which
+costs no time. `watch` is for whole commands, timed from outside.
 """
 
 import importlib.util
@@ -14,20 +14,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from nanoft import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-PAUSE = 0.3  # seconds before each turn: threads of the last one may still wait for work for a moment, at full speed
+PAUSE = 0.3  # seconds before each turn: idle threads of the last one may still spin for a moment
 
 
 class Gone(Exception):
-    """A contender's process has ended, with the last line it wrote."""
+    """A contender's process has ended; the message is the last line it wrote."""
 
 
 class Child:
-    """One contender of bench.child: `ask` has it do something and gives its reply, a dictionary."""
+    """One contender of bench.child. ask(do, **how) sends a request and returns the reply, a dictionary."""
 
     def __init__(self, **spec):
         self.errors = tempfile.TemporaryFile("w+", errors="replace")
@@ -40,7 +43,7 @@ class Child:
             self.process.stdin.write(json.dumps(content) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # the reply, or its absence, tells
+            pass  # ask() will find no reply
 
     def ask(self, do, **how):
         self.send({"do": do, **how})
@@ -67,8 +70,11 @@ class Child:
         self.close()
 
 
-def start_all(specs, stack):
-    """{name: (its Child, its reply to `warm`)} of the contenders that start; a peer that does not is told of."""
+def start_all(specs: dict[str, dict], stack: ExitStack) -> dict[str, tuple[Child, dict]]:
+    """{name: (its Child, its reply to `warm`)} of the contenders that start.
+
+    Prints a line on a peer that fails; raises UserError if nanoft does.
+    """
     started = {}
     for name, spec in specs.items():
         child = stack.enter_context(Child(**spec))
@@ -83,71 +89,72 @@ def start_all(specs, stack):
     return started
 
 
-def wanted(cfg, names):
-    """Those of the contenders that --match names, at all or in part."""
+def wanted(cfg, names) -> list[str]:
+    """The contenders whose names --match finds."""
     return [name for name in names if re.search(cfg.match, name)]
 
 
-def present(cfg, *packages):
-    """Those of the peers' packages that can be used here; a line on each that cannot."""
-    there = [name for name in packages if cfg.peers and importlib.util.find_spec(name)]
+def present(cfg, *packages: str) -> list[str]:
+    """The peers' packages that are installed, if peers are asked for; prints a line on each that is not."""
+    installed = [name for name in packages if cfg.peers and importlib.util.find_spec(name)]
     for name in packages:
-        if cfg.peers and name not in there:
+        if cfg.peers and name not in installed:
             print(f"  {name} is not installed here: left out")
-    return there
+    return installed
 
 
-def in_turn(ways, rounds, minutes=0.0, say=print):
-    """{name: [a figure a round]}; a figure is None where a run did not arrive at one.
+def in_turn(ways: dict[str, Callable], rounds: int, minutes: float = 0.0, say=print) -> dict[str, list]:
+    """{name: [a value per round]}; a value is None if a run did not reach its target.
 
-    ways: {name: function that measures once and gives the figure}. minutes: no round begins after so many, 0 = no cap.
+    ways: {name: a function that measures once}. minutes: no round begins after so many, 0 = no limit.
     """
-    began, figures = time.time(), {name: [] for name in ways}
+    began, values = time.time(), {name: [] for name in ways}
     for number in range(1, rounds + 1):
         if minutes and number > 1 and time.time() - began > 60 * minutes:
             say(f"  after {minutes:g} minutes: {number - 1} of {rounds} rounds")
             break
         for name, way in ways.items():
             time.sleep(PAUSE)
-            figures[name].append(way())
-            shown = "did not arrive" if figures[name][-1] is None else f"{figures[name][-1]:,.2f}"
+            values[name].append(way())
+            shown = "not reached" if values[name][-1] is None else f"{values[name][-1]:,.2f}"
             say(f"  round {number}  {name}: {shown}")
-    return figures
+    return values
 
 
-def median(figures):
-    """The median, where None (did not arrive) counts as the worst of times; None if that is the median."""
-    middle = statistics.median(float("inf") if x is None else x for x in figures)
+def median(values: list) -> float | None:
+    """The median, where None (not reached) counts as the longest time; None if that is the median."""
+    middle = statistics.median(float("inf") if x is None else x for x in values)
     return None if middle == float("inf") else middle
 
 
-def measured(title, unit, higher, figures, facts, lead, limits=None):
-    """A part's result. figures: {name: [a figure a round]}; facts: {name: what else its row says}.
+def measured(title: str, unit: str, higher: bool, values: dict[str, list], facts: dict[str, dict], lead: list[str],
+             limits: dict[str, float] | None = None) -> dict:
+    """A part's result. values: {name: [a value per round]}; facts: {name: other entries of its row}.
 
-    A row with `peer` is not nanoft's; `lead` names the rows that peers are set beside: all of nanoft's where none of
-    them was measured, and no row at all where it names none.
-    limits: what the machine can do, measured in the same rounds; `share` of a row is its part of the one that
-    `share_of` names.
+    A row with `peer` is not nanoft's. lead: the rows that peers are compared with: all of nanoft's if none of them was
+    measured, none if it is empty. limits: what the machine can do at most, measured in the same rounds; `share` of a
+    row is its fraction of the limit that `share_of` names.
     """
-    rows = [{"name": name, **facts.get(name, {}), "median": median(values), "rounds": values}
-            for name, values in figures.items()]
+    rows = [{"name": name, **facts.get(name, {}), "median": median(rounds), "rounds": rounds}
+            for name, rounds in values.items()]
     ours = [row["name"] for row in rows if not row.get("peer")]
-    leading = [name for name in lead if name in figures] or ours if lead else []
+    leading = [name for name in lead if name in values] or ours if lead else []
     return {"title": title, "unit": unit, "higher_is_better": higher, "limits": limits or {}, "rows": rows,
             "lead": leading}
 
 
-def seconds_of(function):
+def timed(function: Callable) -> float:
+    """Seconds that one call takes."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
-def watch(words, seen, cwd=ROOT, output=None, **env):
-    """Run a command until seen() gives something: (seconds since its start, what was seen).
+def watch(words: list[str], check: Callable, cwd=ROOT, output=None, **env: str) -> tuple[float, Any]:
+    """Run a command until check() returns something: (seconds since its start, what check returned).
 
-    The command and all that it started are ended then. If it ends by itself and nothing was seen: its whole time, and
-    None. output: a file for what it prints. Raises UserError, with its last line, where it fails.
+    Then the command is ended with all that it started. If it ends by itself before: its whole time, and None.
+    output: a file for what it prints. Raises UserError, with its last line, if it fails.
     """
     with open(output, "w+", encoding="utf-8") if output else tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
         start = time.time()
@@ -155,8 +162,8 @@ def watch(words, seen, cwd=ROOT, output=None, **env):
                                    env={**os.environ, "PYTHONUNBUFFERED": "1", **env})
         try:
             while True:
-                ended = process.poll() is not None  # asked first: what it wrote before its end is then there to see
-                seconds, what = time.time() - start, seen()
+                ended = process.poll() is not None  # asked before check(), which then sees all that it wrote
+                seconds, what = time.time() - start, check()
                 if what is None and process.returncode:
                     printed.seek(0)
                     last = (printed.read().strip().splitlines() or ["no message"])[-1][:300]
@@ -167,13 +174,13 @@ def watch(words, seen, cwd=ROOT, output=None, **env):
         finally:
             try:
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:  # it and all that it started have ended
+            except ProcessLookupError:  # all have ended
                 pass
             process.wait()
 
 
-def json_lines(path):
-    """The whole lines of a JSON-lines file that may still be growing, or not be there yet."""
+def json_lines(path: str | Path) -> list[dict]:
+    """The complete lines of a JSON-lines file that may still be growing, or not exist yet."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""python -m bench: the figures it makes of what it measures, and its parts at tiny sizes. No peer is needed."""
+"""python -m bench: its statistics and tables, and its parts at tiny sizes. No peer is needed."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
-from bench import child, report, runs, steps, turns
+from bench import child, profiler, report, runs, steps, turns
 from bench.__main__ import Options, check, parts_of, shown_command
 from bench.turns import Child, Gone, in_turn, json_lines, measured, median, watch
 from nanoft import UserError
@@ -26,7 +26,7 @@ def result():
     return measured("a step", "tokens/s", True, figures, facts, [NANOFT, "nanoft fp32 compiled"], {"memory read": 32.0})
 
 
-def test_medians_count_a_run_that_did_not_arrive_as_the_worst():
+def test_medians_count_a_run_that_did_not_finish_as_the_worst():
     assert median([3.0, 1.0, 2.0]) == 2.0
     assert median([3.0, None, 1.0]) == 3.0
     assert median([None, None, 1.0]) is None
@@ -54,19 +54,19 @@ def test_factors_say_how_many_times_better_nanoft_is(result):
 
 def test_a_peer_in_bf16_is_not_set_beside_fp32(result):
     fp32 = {"dtype": "float32"}
-    assert [report.beside(fp32, row) for row in result["rows"]] == [False, True, False]
-    assert [report.beside(result["rows"][0], row) for row in result["rows"]] == [False, True, True]
+    assert [report.comparable(fp32, row) for row in result["rows"]] == [False, True, False]
+    assert [report.comparable(result["rows"][0], row) for row in result["rows"]] == [False, True, True]
 
 
-def test_page_block_is_made_of_what_was_kept(result, tmp_path):
+def test_page_block_is_made_of_saved_results(result, tmp_path):
     report.save("step", result, MACHINE, "python -m bench", "2026-11-22", tmp_path)
     other = MACHINE | {"cpu": "Another(R) one", "isa": "AVX512 + amx_bf16"}
     report.save("step", result, other, "python -m bench", "2026-11-23", tmp_path)
-    kept = report.load(tmp_path)
-    assert [folder.name for folder in kept] == ["a-processor-avx2-2-cores", "another-one-amx-bf16-2-cores"]
-    step = kept[tmp_path / "a-processor-avx2-2-cores"]["step"]
+    saved = report.load(tmp_path)
+    assert [folder.name for folder in saved] == ["a-processor-avx2-2-cores", "another-one-amx-bf16-2-cores"]
+    step = saved[tmp_path / "a-processor-avx2-2-cores"]["step"]
     assert step["rows"] == result["rows"] and step["machine"] == MACHINE
-    block = report.page_block(kept)
+    block = report.page_block(saved)
     assert "2 cores of Another(R) one (AVX512 + amx_bf16), 8 GB, torch 2.13.0**; 2026-11-23" in block
     assert ("| a step: bf16 compiled | 20.0 tokens/s (70% of bf16 matrix product) "
             "| peer fp32 eager 10.0 (**2.00x**), peer bf16 5.00 (**4.00x**) |") in block
@@ -118,7 +118,7 @@ def test_commands_are_timed_until_something_is_seen(tmp_path):
         watch([sys.executable, "-c", "import sys; sys.exit('told so')"], lambda: None)
 
 
-def test_options_are_checked_and_paths_are_not_kept(tmp_path):
+def test_options_are_checked_and_paths_are_not_saved(tmp_path):
     assert parts_of(Options()) == ["ceilings", "step", "memory", "first_step", "loss", "bpe", "tokenize", "finetune",
                                      "generate"]
     assert parts_of(Options(only="size, bpe")) == ["size", "bpe"]
@@ -136,14 +136,14 @@ def test_options_are_checked_and_paths_are_not_kept(tmp_path):
     ("graph_0_cpp_fused__to_copy_mul_rms_norm_3", "norms, elementwise"),
     ("graph_0_cpp_fused__softmax_masked_fill_4", "softmax"), ("autograd::engine::evaluate_function", "other")])
 def test_operators_have_a_group(name, group):
-    assert child.group_of(name) == group
+    assert profiler.group_of(name) == group
 
 
 @pytest.mark.slow
 def test_profile_accounts_for_the_whole_step():
     made = child.step("nanoft", SMALL, "float32", optimizer="muon")
     found = made["profile"](n=2)
-    assert tuple(found["groups"]) == child.GROUPS
+    assert tuple(found["groups"]) == profiler.GROUPS
     assert sum(found["groups"].values()) == pytest.approx(found["ms"])
     for group in ("matrix products of linear layers", "attention products", "optimizer, clipping", "loss"):
         assert found["groups"][group] > 0
