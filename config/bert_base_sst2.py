@@ -9,4 +9,5 @@ max_length = 64
 pool = "cls"
 batch_size = 32
 epochs = 3
+optimizer = "adamw"
 lr = 2e-5

@@ -13,6 +13,7 @@ max_length = 1024
 long_text = "head_tail"
 batch_size = 32
 epochs = 5
+optimizer = "adamw"
 lr = 0.003
 weight_decay = 0.0
 dropout = 0.0

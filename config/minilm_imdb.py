@@ -10,6 +10,7 @@ max_length = 512
 long_text = "head_tail"
 batch_size = 16
 epochs = 1
+optimizer = "adamw"
 lr = 1e-4
 layer_decay = 0.9
 eval_interval = 700

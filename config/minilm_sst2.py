@@ -14,6 +14,7 @@ out_dir = "out/minilm_sst2"
 max_length = 64
 batch_size = 32
 epochs = 4
+optimizer = "adamw"
 lr = 1e-4
 layer_decay = 0.9
 eval_interval = 979

@@ -8,10 +8,11 @@ init_from = "out/wikitext_bert_ngram"
 out_dir = "out/mrpc"
 
 max_length = 128
-match_types = True
+match_types = "true"
 batch_size = 32
 epochs = 3
 eval_interval = 57
+optimizer = "adamw"
 lr = 1e-4
 embed_lr = 0.003
 head_lr = 0.003

@@ -10,7 +10,7 @@ out_dir = "out/squad"
 
 max_length = 256
 doc_stride = 128
-match_types = True
+match_types = "true"
 batch_size = 16
 epochs = 3
 eval_interval = 210
