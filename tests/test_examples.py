@@ -338,6 +338,8 @@ def test_conll(tmp_path):
     ("token\tpos\tner\nEU{i}\tX\tB-org\nx\tY\tO\n", {}, "EU{i} x", "B-org O", "left out: 1 header"),
     ("token\tpos\tner\nEU{i}\tX\tB-org\nx\tY\tO\n", {"label_column": "pos"}, "EU{i} x", "X Y", "1 header"),
     ("EU{i}\tX\tB-org\nx\tY\tO\n", {"label_column": "pos", "columns": "token,pos,ner"}, "EU{i} x", "X Y", ""),
+    ("1 B-a\nx{i} O\n", {"text_column": "1", "label_column": "2"}, "1 x{i}", "B-a O", "left out: nothing"),  # no header
+    ("EU{i}\t\tB-a\nx\t\tO\n", {}, "EU{i} x", "B-a O", "tags = column 3 of 3; left out: nothing"),
     ("B-org EU{i}\nO x\n", {}, "EU{i} x", "B-org O", "words = column 2, tags = column 1"),
     ("10\u00a0000 O\n\u3000 O\nEU{i} B-org\n", {}, "10\u00a0000|\u3000|EU{i}", "O O B-org", "IOB2"),
     ("EU{i} I-a\nx  I-org\ny B-org\n", {}, "EU{i} x y", "I-a I-org B-org", "tags of entities, in the scheme IOB1"),

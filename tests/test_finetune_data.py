@@ -6,10 +6,12 @@ import os
 import zipfile
 
 import pytest
+from conftest import DIST
 from test_data import ROOT, needs, run
 
+import finetune
 from nanoft.bins import Tokens
-from nanoft.tasks import examples
+from nanoft.tasks import examples, start
 
 NAMES = ("sst2", "mrpc", "wnut17", "squad", "chnsenticorp")
 PUBLISHED = {"wnut17": ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"),
@@ -164,3 +166,14 @@ def test_the_real_files(tmp_path, name, rows, labels):
     assert "not at their offset" not in done.stdout and "test: " in done.stdout
     seen = {examples.inputs_of(row) for row in splits["train"] + splits["val"]}
     assert not any(examples.inputs_of(row) in seen for row in splits["test"])
+
+
+def test_columns_and_encoding_reach_the_tables(tmp_path):
+    rows = "".join(f"{i % 2},标题 {i},内容 {i}\n" for i in range(40))
+    (tmp_path / "a.csv").write_bytes(rows.encode("gb18030"))
+    cfg = finetune.Config(train_file=str(tmp_path / "a.csv"), columns="class,title,description", encoding="gb18030",
+                          text_column="title,description")
+    assert not finetune.check(cfg)
+    task, splits, _ = start.open_data(cfg, DIST, None, None)
+    assert task["labels"] == ["0", "1"] and splits["train"][0]["text"] == "标题 0 内容 0"
+    assert len(finetune.check(finetune.Config(data="sst2", columns="a", encoding="utf-16"))) == 2

@@ -80,7 +80,7 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
             elif kind == "answer":
                 located[split] = tables.read_squad(path, encoding)
             else:
-                located[split], given = tables.read_conll(path, *given, columns, encoding)
+                located[split], given = tables.read_conll(path, given[0], given[1], columns, encoding)
             continue
         header, rows = tables.read_table(path, columns, encoding)
         if chosen is None:

@@ -236,8 +236,9 @@ def conll_columns(path, rows: list[list[str]], text_column: str, label_column: s
     others = [i for i in range(n) if i != tag]
     ordinary = [i for i in others if not all(re.fullmatch(r"[\d.-]+", value) for value in below[i])]
     word = find("text_column", text_column) if text_column else (ordinary or others)[0]
-    is_named = {text_column, label_column} & {*rows[0]} or names and rows[0] == header
-    return word, tag, bool(is_named or len(rows) > 1 and fitting[tag] and not TAG.fullmatch(rows[0][tag]))
+    is_named = any(given and not given.isdigit() and given in rows[0] for given in (text_column, label_column))
+    is_named |= bool(names) and rows[0] == header
+    return word, tag, is_named or len(rows) > 1 and fitting[tag] and not TAG.fullmatch(rows[0][tag])
 
 
 def read_squad(path, encoding: str = "") -> list[tuple[str, dict]]:
