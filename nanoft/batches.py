@@ -75,7 +75,8 @@ class Masking:
 def masking(tokenizer, prob: float, whole_word: bool = False) -> Masking:
     """Raises UserError for a tokenizer without <|mask|>, or whose pattern does not keep words whole."""
     if "<|mask|>" not in tokenizer.special:
-        raise UserError("this tokenizer has no <|mask|> token, so words cannot be masked; train one with nanoft.bpe")
+        raise UserError("this tokenizer has no <|mask|> token, so words cannot be masked; train one with "
+                        "python -m nanoft tokenizer")
     if whole_word and tokenizer.chunk_starts(tokenizer.encode(" antidisestablishmentarianism"))[1:].any():
         raise UserError("this tokenizer's split pattern cuts words into pieces, so --whole_word would mask as usual; "
                         "train a tokenizer with the gpt4 or gpt2 pattern")
