@@ -47,7 +47,7 @@ class Config:
     val_file: str = ""                 # the same for validation; without it val_fraction of train_file
     test_file: str = ""                # the same for the final test, may be left out
     kind: Literal["classify", "pair", "regress", "tag", "answer", "generate"] = "classify"  # of train_file
-    text_column: str = ""              # names of train_file's columns (of CoNLL numbers, too); "" = the usual; a,b joins
+    text_column: str = ""              # names of train_file's columns (CoNLL: numbers, too); "" = the usual; a,b joins
     pair_column: str = ""              # the second text
     label_column: str = ""             # the label, or the response of generate
     columns: str = ""                  # the names, where files have no header: class,title,description
@@ -185,7 +185,7 @@ def fine_tune(cfg, dist):
     run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer,
                    {name: files.fingerprint(data.rows[name]) for name in ("train", "val")}, steps, started=started)
     run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * eval_interval, dist.dtype)
-    average = EMA(model, cfg.average, source["averaged"] if cfg.resume else None)
+    average = EMA(model, cfg.average, source["averaged"] if cfg.resume and source else None)
     if cfg.linear == "true" and not cfg.resume:
         run.evaluated = -1  # what the linear model knows before the first step is evaluated, too
     source = None  # free memory
@@ -268,13 +268,13 @@ class Data:
     shape: object = None  # the ModelConfig
 
     def __post_init__(self):
-        self.order = functools.lru_cache(maxsize=2)(self.order)
+        self.order = functools.lru_cache(maxsize=2)(self.group_epoch)
         self.steps_per_epoch = -(-len(self.features["train"]) // self.cfg.batch_size)
         self.multiple = 64 if self.cfg.compile == "true" else 1  # compiled code is made anew for each length
         balanced = self.cfg.class_weights == "balanced"
         self.weights = collate.balanced_weights(self.features["train"], len(self.task["labels"])) if balanced else None
 
-    def order(self, epoch):
+    def group_epoch(self, epoch):
         """The features of an epoch in batches of like lengths: int64 (steps, batch_size)."""
         return collate.group_by_length(self.features["train"].lengths, self.cfg.batch_size, self.cfg.seed, epoch)
 

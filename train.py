@@ -25,6 +25,7 @@ from nanoft.model import ModelConfig, check_model, make_model
 from nanoft.published.source import open_checkpoint
 from nanoft.text import prepare, vocabulary
 from nanoft.text.pairs import Pairs
+from nanoft.text.wordpiece import WordPiece
 
 
 @dataclass
@@ -174,7 +175,7 @@ def main():
 class Data:
     """A prepared data set. make_batch(rows): the training batch with these global row numbers, a pure function."""
     folder: Path
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | WordPiece
     splits: dict[str, Tokens]
     block_size: int
     make_batch: Callable
@@ -229,7 +230,7 @@ def open_data(cfg, dist):
         make_batch = partial(batches.masked_batch, splits["train"], cfg.block_size, cfg.seed, masking=masking)
         return Data(folder, tokenizer, splits, cfg.block_size, make_batch, masking, {})
     train = Pairs(splits["train"], tokenizer, cfg.block_size, cfg.batch_size, cfg.seed, masking)
-    pairs = {name: Pairs(splits[name], tokenizer, cfg.block_size, 8, batches.EVAL_SEED, masking)
+    pairs: dict[str, Pairs] = {name: Pairs(splits[name], tokenizer, cfg.block_size, 8, batches.EVAL_SEED, masking)
              for name in ("val", "test") if name in splits}
     return Data(folder, tokenizer, splits, cfg.block_size, train.batch, masking, pairs)
 

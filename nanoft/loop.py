@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Run:
     together; micro: sequences that a process takes through the model at once; done, interrupted: set by progress().
     """
 
-    def __init__(self, cfg, dist: Dist, model: nn.Module, optimizers: list, source: dict | None, tokenizer,
+    def __init__(self, cfg, dist: Dist, model, optimizers: list, source: dict | None, tokenizer,
                  data: dict[str, str], max_steps: float = 0, max_minutes: float = 0.0, started: float = 0.0):
         """source: the checkpoint that is resumed, else None. data: a fingerprint of each split that training reads.
 
@@ -45,7 +46,8 @@ class Run:
         self.max_steps, self.max_minutes, self.started = max_steps, max_minutes, started
         self.out_dir = Path(cfg.out_dir)
         self.scaler = torch.amp.GradScaler(dist.device.type, enabled=dist.dtype == torch.float16)
-        self.step, self.evaluated, self.best, self.worse, self.spent = 0, 0, None, 0, 0.0
+        self.step, self.evaluated, self.worse, self.spent = 0, 0, 0, 0.0
+        self.best: float | None = None
         self.done = self.interrupted = False
         self.fingerprints = {"tokenizer": tokenizer.fingerprint} | data
         changed = self.restore(source) if source else []
@@ -57,7 +59,7 @@ class Run:
             tokenizer.save(self.out_dir / "tokenizer.json")
         self.log = RunLog(self.out_dir, dist.main, self.step, cfg.watch_interval > 0)
         self.log.table("config", [("option", "value"), *asdict(cfg).items()], self.step)
-        self.watch = None  # an inspect.watch.Watch
+        self.watch: Any = None  # an inspect.watch.Watch
         if dist.reason:
             self.log.say(dist.reason)
         if changed:
@@ -153,7 +155,7 @@ class Run:
         """Dropout, too, is a function of the seed, the step and the rank."""
         torch.manual_seed(int(np.random.SeedSequence((self.cfg.seed, self.step, self.dist.rank)).generate_state(1)[0]))
 
-    def micro_batches(self, net: nn.Module, make_batch: Callable, count: Callable) -> Iterator[tuple]:
+    def micro_batches(self, net, make_batch: Callable, count: Callable) -> Iterator[tuple]:
         """This rank's share of the global batch: (micro-batch on the device, its scored targets, those of all).
 
         make_batch(rows): the rows of these global numbers; count(batch): its scored targets. DDP reduces the gradients

@@ -218,6 +218,9 @@ def gram_rows(ids, multipliers, n_buckets):
 
 class Transformer(nn.Module):
     """Token ids to hidden states: embeddings, blocks, final norm. The trunk that GPT and BERT share."""
+    multipliers: torch.Tensor  # (N,) of the n-grams' hash
+    cos: torch.Tensor          # (block_size, 1, D/2) of the rotary positions
+    sin: torch.Tensor
 
     def __init__(self, cfg):
         super().__init__()

@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
         for group in self.param_groups:
             by_shape = {}
             for p in group["params"]:
@@ -140,7 +140,7 @@ def make_optimizers(model, groups, dist, betas=(0.9, 0.98), eps=1e-8) -> list[to
     assert trained <= set(placed) and len(placed) == len(set(placed)), "a parameter is in no group, or in two"
     for group in (*by_adamw, *by_muon):
         group["peak_lr"] = group["lr"]
-    optimizers = []
+    optimizers: list[torch.optim.Optimizer] = []
     if by_adamw:
         optimizers.append(torch.optim.AdamW(by_adamw, betas=betas, eps=eps, fused=dist.device.type in ("cpu", "cuda")))
     if by_muon:

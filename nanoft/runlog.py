@@ -22,7 +22,7 @@ from nanoft.files import available_cores, read_json, write_json, write_whole
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 SPEED = ("seconds", "tokens", "tokens_per_s", "rows_per_s", "memory_gb")  # values of a row that go into this group
 

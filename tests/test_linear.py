@@ -97,7 +97,7 @@ def test_remarks():
     task = {"kind": "classify", "metric": "accuracy"}
     same = [{"prediction": "a"}] * 4
     lines = "\n".join(baselines.remarks(task, same, 0.5, {"majority": 0.5, "linear": 0.8}, 0.01, 0.9))
-    assert "predicted as 'a'" in lines and "majority and linear is as good" in lines and "by heart" in lines
+    assert "predicted as 'a'" in lines and "majority and linear are as good" in lines and "by heart" in lines
     assert baselines.remarks(task, [*same, {"prediction": "b"}], 0.9, {"majority": 0.5}, 0.2, 0.25) == [
         "baselines: majority 0.5000 (accuracy)"]
 

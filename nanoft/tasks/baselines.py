@@ -43,8 +43,9 @@ def remarks(task: dict, found: list[dict], score: float, baselines: dict[str, fl
         lines.append(f"note: every row is predicted as {guesses.pop()!r}: the model has learned no difference")
     better = [name for name, value in baselines.items() if value >= score]
     if better and not (task.get("linear") and better == ["linear"]):
-        lines.append(f"note: {' and '.join(better)} is as good or better: more epochs, other rates, a pretrained model "
-                     "(--init_from) or more rows may help")
+        verb = "are" if len(better) > 1 else "is"
+        lines.append(f"note: {' and '.join(better)} {verb} as good or better: more epochs, a pretrained model "
+                     f"(--init_from){', --linear=true' * ('linear' in better)} or more rows may help")
     if train_loss is not None and loss is not None and loss > 2 * train_loss + 0.1:
         lines.append(f"note: the training loss {train_loss:.3f} is far below {loss:.3f} here: the rows are learned by "
                      "heart; fewer epochs, more dropout or more rows may help")

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from nanoft import UserError
-from nanoft.files import read_json, write_json, write_jsonl
+from nanoft.files import difference, read_json, write_json, write_jsonl
 from nanoft.tasks import metrics, tables
 
 COLUMNS = {
@@ -45,8 +45,10 @@ def load_task(folder) -> tuple[dict, dict[str, list[dict]]]:
     folder = Path(folder)
     path = folder / "task.json"
     task = read_json(path)
-    if not isinstance(task, dict) or task.get("kind") not in COLUMNS or "metric" not in task:
+    if not isinstance(task, dict) or str(task.get("kind")) not in COLUMNS or "metric" not in task:
         raise UserError(f"{path}: needs a kind ({', '.join(COLUMNS)}) and a metric; prepare the data set again")
+    if problem := difference(task, {"metric": str, "multi_label?": bool}):
+        raise UserError(f"{path}: {problem}; prepare the data set again")
     labels = task.get("labels")
     if task["kind"] in LABELLED and (not isinstance(labels, list) or not all(isinstance(x, str) for x in labels)):
         raise UserError(f"{path}: a {task['kind']} task needs its labels, a list of texts; prepare the data set again")
@@ -316,7 +318,7 @@ def inputs_of(row: dict) -> tuple:
 
 
 def count_oddities(rows: list[dict]) -> dict[str, int]:
-    """Counts of rows: all; empty (a text or response is blank); duplicates (an earlier row has the same texts and label).
+    """Counts of rows: all; empty (a text or response is blank); duplicates (an earlier row has the same texts, label).
 
     And conflicts: distinct texts that occur with more than one label.
     """

@@ -28,6 +28,10 @@ class NGramLinear(nn.Module):
     Both are found by fit(), not by gradient descent, and are saved with the model.
     """
 
+    table: Tensor
+    idf: Tensor
+    multipliers: Tensor
+
     def __init__(self, n_outputs: int):
         super().__init__()
         self.n_buckets = 2**18 if n_outputs <= 16 else 2**15
@@ -129,6 +133,7 @@ def solve(X: Tensor, Xt: Tensor, y: Tensor, start: Tensor, penalty: float, task:
             z = (X @ W).requires_grad_()  # the gradient of a sparse product is taken by hand
             loss = loss_of(z, y, task)
             loss.backward()
+        assert z.grad is not None
         W.grad = Xt @ z.grad + penalty * W
         return loss.detach() + penalty / 2 * W.square().sum()
 
