@@ -12,7 +12,6 @@
 import functools
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -185,7 +184,7 @@ def fine_tune(cfg, dist):
     run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer,
                    {name: files.fingerprint(data.rows[name]) for name in ("train", "val")}, steps, started=started)
     run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * eval_interval, dist.dtype)
-    average = EMA(model, cfg.average, source["averaged"] if cfg.resume and source else None)
+    average = optim.EMA(model, cfg.average, source["averaged"] if cfg.resume and source else None)
     if cfg.linear == "true" and not cfg.resume:
         run.evaluated = -1  # what the linear model knows before the first step is evaluated, too
     source = None  # free memory
@@ -358,34 +357,6 @@ def evaluate(run, data):
     scores, matrix = predict.scores(data.task, data.rows["val"], found, data.features["val"], out)
     mistakes.show(run.log, run.step, data.task, data.rows["val"], found, data.features["val"], out, scores, matrix)
     return scores
-
-
-class EMA:
-    """A moving average of the trained weights, which is what is evaluated. decay=0: there is none."""
-
-    def __init__(self, model, decay, saved=None):
-        self.decay = decay
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad} if decay else {}
-        self.weights = {name: (saved[name].to(p.device) if saved else p.detach().clone())
-                        for name, p in self.trained.items()}
-
-    @torch.no_grad()
-    def update(self, step):
-        if self.decay:  # EMA warm-up: a shorter average at first, which forgets the initial weights
-            torch._foreach_lerp_(list(self.weights.values()), list(self.trained.values()),
-                                 1 - min(self.decay, step / (step + 10)))
-
-    def swap(self):
-        """Put the averaged weights into the model; a second call takes them out again."""
-        for name in self.weights:
-            self.trained[name].data, self.weights[name] = self.weights[name], self.trained[name].data
-
-    @contextmanager
-    def in_use(self):
-        """Within, the model has the averaged weights."""
-        self.swap()
-        yield
-        self.swap()
 
 
 def save_best(run, task):

@@ -5,6 +5,7 @@ found by a few matrix products, so that every direction of the matrix learns at 
 """
 
 import math
+from contextlib import contextmanager
 
 import torch
 
@@ -179,3 +180,34 @@ def training_now(optimizers, epoch: float) -> list[torch.Tensor]:
     """The parameters of the groups that train at this epoch."""
     return [p for optimizer in optimizers for group in optimizer.param_groups
             if epoch >= group.get("from_epoch", 0) for p in group["params"]]
+
+
+# ---- averaged weights ----------------------------------------------------------------------------------------------
+
+
+class EMA:
+    """A moving average of the trained weights, which is what is evaluated. decay=0: there is none."""
+
+    def __init__(self, model, decay, saved=None):
+        self.decay = decay
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad} if decay else {}
+        self.weights = {name: (saved[name].to(p.device) if saved else p.detach().clone())
+                        for name, p in self.trained.items()}
+
+    @torch.no_grad()
+    def update(self, step):
+        if self.decay:  # EMA warm-up: a shorter average at first, which forgets the initial weights
+            torch._foreach_lerp_(list(self.weights.values()), list(self.trained.values()),
+                                 1 - min(self.decay, step / (step + 10)))
+
+    def swap(self):
+        """Put the averaged weights into the model; a second call takes them out again."""
+        for name in self.weights:
+            self.trained[name].data, self.weights[name] = self.weights[name], self.trained[name].data
+
+    @contextmanager
+    def in_use(self):
+        """Within, the model has the averaged weights."""
+        self.swap()
+        yield
+        self.swap()
