@@ -53,6 +53,7 @@ class Config:
     encoding: str = ""                 # of the files, as gb18030; "" = UTF-8, or UTF-16 with a byte-order mark
     separator: str = ""                # what stands between several labels of a text: makes the task multi-label
     val_fraction: float = 0.1          # fraction of train_file for validation
+    positive: str = ""                 # of two labels, the one that f1 and auc are of; "" = a usual name, or the rarer
     metric: str = ""                   # the score by which the best weights are chosen; "" = the kind's usual one
 
     max_length: int = 0                # tokens of a feature, 0 = the model's block_size
@@ -94,6 +95,7 @@ class Config:
     patience: int = 0                  # evaluations without a better one until the run ends, 0 = never
     eval_interval: int = 0             # steps between evaluations, 0 = an epoch
     log_interval: int = 10             # steps between status lines
+    generate_rows: int = 200           # of kind generate: rows of a split that are answered at the end, -1 = all
     watch_interval: int = 1            # evaluations between TensorBoard's histograms, 0 = nothing for TensorBoard
 
 
@@ -171,7 +173,7 @@ def fine_tune(cfg, dist):
     cfg = data.cfg                             # with the options that were left to be chosen
     if cfg.eval_only:
         known = Path(cfg.out_dir) / "result.json"
-        result = files.read_json(known) if known.exists() else {}
+        result = files.read_json(known) if known.exists() and not start.eval_ending(cfg) else {}
         return final_metrics(source, path, data, dist, result, started)
     for split in list(data.rows)[1:]:  # validation and test: fail now, not after an epoch
         predict.check_scores(data.task, data.rows[split], data.features[split])
@@ -243,7 +245,7 @@ def fine_tune(cfg, dist):
     result = {"step": run.step, "epochs": run.step / data.steps_per_epoch, "train_seconds": run.spent,
               "parameters": sum(p.numel() for p in model.parameters()),
               "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
-    if run.step:
+    if run.last_loss is not None:
         result["train_loss"] = run.last_loss
     path = run.out_dir / "best.pt"
     result = final_metrics(checkpoint.load(path), path, data, dist, result, started)
@@ -319,6 +321,7 @@ def open_data(cfg, dist, source, path):
         task = start.complete_task(task, cfg, shape, rows)
         if cfg.resume:
             start.check_same_task(source, path, task)
+    task |= start.positive_label(cfg, task, rows["train"])
     collate.check_augmentation(cfg, task, tokenizer)
     encoded = {split: features.encode(some, task, tokenizer) for split, some in rows.items()}
     if dist.main:
@@ -353,6 +356,8 @@ def evaluate(run, data):
     out = predict.outputs(run.model, data.features["val"], data.task, data.tokenizer, run.dist)
     run.model.train()
     run.check_finite(out.sum(), "validation")
+    if data.task.get("multi_label"):
+        data.task["thresholds"] = predict.best_thresholds(data.task, data.rows["val"], data.features["val"], out)
     found = predict.predictions(data.task, data.rows["val"], data.features["val"], out)
     scores, matrix = predict.scores(data.task, data.rows["val"], found, data.features["val"], out)
     mistakes.show(run.log, run.step, data.task, data.rows["val"], found, data.features["val"], out, scores, matrix)
@@ -383,16 +388,19 @@ def describe(run, data, steps):
 
 def described(task, scores):
     """The main scores as a line."""
-    names = dict.fromkeys([task["metric"], *(n for n in ("loss", "accuracy", "f1", "exact", "mcc", "macro_f1",
-                                                         "spearman") if n in scores)])
-    return " | ".join(f"{name} {scores[name]:.4f}" for name in names)
+    names = dict.fromkeys([task["metric"], *(n for n in ("loss", "accuracy", "f1", "exact", "mcc", "auc", "macro_f1",
+                                                         "spearman", "mae", "rmse", "rouge_l") if n in scores)])
+    of = {"f1": f" of {task['positive']}"} if "positive" in task else {}
+    return " | ".join(f"{name}{of.get(name, '')} {scores[name]:.4f}" for name in names)
 
 
 def final_metrics(state, path, data, dist, result, started):
     """Measure a checkpoint on val and test, print the report, write result.json and predictions; the result."""
-    cfg, task, out_dir = data.cfg, data.task, Path(data.cfg.out_dir)
+    cfg, out_dir, ending = data.cfg, Path(data.cfg.out_dir), start.eval_ending(data.cfg)
+    task = data.task if cfg.eval_only else state["task"]  # with the thresholds of these weights
     model = checkpoint.load_model(state, path, functools.partial(TaskModel, task=task), dist.device)
     result |= {"best_step": state["step"], "kind": task["kind"], "metric": task["metric"]}
+    result |= {name: task[name] for name in ("positive", "thresholds") if name in task}
     lines, written = [], []
     truth = {"answer": "answers", "tag": "tags", "generate": "response"}.get(
         task["kind"], "labels" if task.get("multi_label") else "label")
@@ -402,6 +410,10 @@ def final_metrics(state, path, data, dist, result, started):
         rows, encoded = data.rows[split], data.features[split]
         out = predict.outputs(model, encoded, task, data.tokenizer, dist)
         found = predict.predictions(task, rows, encoded, out)
+        if task["kind"] == "generate":
+            answered = rows[:cfg.generate_rows] if cfg.generate_rows >= 0 else rows
+            texts = predict.write_responses(model, answered, task, data.tokenizer, dist, int(out[:, 1].max()))
+            found = [guess | {"prediction": text} for guess, text in zip(found, texts)] + found[len(texts):]
         scores, matrix = predict.scores(task, rows, found, encoded, out)
         if split == "val" and cfg.watch_interval and not cfg.eval_only:
             mistakes.save_projector(out_dir, model, task, rows, found, encoded, data.tokenizer, dist)
@@ -412,7 +424,7 @@ def final_metrics(state, path, data, dist, result, started):
         lines.append(f"{split}, all of it: {described(task, scores)}")
         lines += [f"    {line}" for line in baselines.remarks(task, found, predict.main_score(task, scores), simple,
                                                               result.get("train_loss"), scores.get("loss"))]
-        written.append("predictions_val.jsonl" if split == "val" and "test" in data.rows else "predictions.jsonl")
+        written.append(f"predictions{'_val' * (split == 'val' and 'test' in data.rows)}{ending}.jsonl")
         if dist.main:
             files.write_jsonl(out_dir / written[-1], [
                 {"row": i, **{name: row[name] for name in examples.INPUTS if name in row and name != "context"},
@@ -422,8 +434,8 @@ def final_metrics(state, path, data, dist, result, started):
         print(f"\n--- {split} ---\n{metrics.report(scores)}")
         if matrix is not None:
             print(f"\n{metrics.confusion_table(matrix, task['labels'])}")
-        files.write_json(out_dir / "result.json", result)
-        print("\n".join([*lines, f"{out_dir}: result.json, {', '.join(written)}"]))
+        files.write_json(out_dir / f"result{ending}.json", result)
+        print("\n".join([*lines, f"{out_dir}: result{ending}.json, {', '.join(written)}"]))
     return result
 
 

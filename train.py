@@ -55,7 +55,7 @@ class Config:
     batch_size: int = 16               # sequences per optimizer step, over all processes
     micro_batch_size: int = 0          # sequences that a process takes through the model at once, 0 = all
     max_steps: int = 0                 # budget in optimizer steps, 0 = none
-    max_minutes: float = 2.2           # budget in minutes from the first step on, 0 = none; the schedule fits it
+    max_minutes: float = -1.0          # the same in minutes from the first step on; -1 = 2.2, with max_steps none
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for the blocks' matrices, AdamW for the rest
     lr: float = 0.01                   # peak learning rate of AdamW
     embed_lr: float = 0.1              # the same for the embeddings, but not for tied ones; 0 = lr
@@ -77,13 +77,14 @@ def check(cfg):
     """Sentences on options that cannot be, or cannot go together."""
     problems = check_model(cfg) + config.run_problems(cfg)
     problems += config.at_least(cfg, 1, "batch_size", "eval_interval", "log_interval")
-    problems += config.at_least(cfg, 0, "seed", "micro_batch_size", "max_steps", "max_minutes", "lr", "embed_lr",
+    problems += config.at_least(cfg, 0, "seed", "micro_batch_size", "max_steps", "lr", "embed_lr",
                                 "muon_lr", "weight_decay", "grad_clip", "nsp_weight", "eval_tokens", "sample_tokens",
                                 "watch_interval")
     problems += config.fraction(cfg, "warmup", "warmdown") + config.fraction(cfg, "beta2", one=False)
     if cfg.schedule == "trapezoid" and cfg.warmup + cfg.warmdown > 1:
         problems.append(f"warmup={cfg.warmup} and warmdown={cfg.warmdown} are more than the whole run; lower one")
-    if cfg.max_steps <= 0 and cfg.max_minutes <= 0:
+    problems += config.at_least(cfg, -1, "max_minutes")
+    if cfg.max_steps <= 0 and cfg.max_minutes == 0:
         problems.append("max_steps and max_minutes are both 0; give the run a budget in one of them")
     if not 0 < cfg.mask_prob < 1:
         problems.append(f"mask_prob={cfg.mask_prob} must lie between 0 and 1; 0.15 is usual")
@@ -95,6 +96,8 @@ def check(cfg):
 def main():
     started = time.monotonic()
     cfg = config.load(Config, check=check)
+    if cfg.max_minutes == -1:
+        cfg.max_minutes = 0.0 if cfg.max_steps else 2.2
     dist = distributed.start(cfg.device, cfg.dtype)  # rank, world_size, device, dtype
     source, path = open_source(cfg)                  # a checkpoint to resume or to begin from, or None
     data = open_data(cfg, dist)                      # tokenizer, splits, make_batch(rows)

@@ -60,6 +60,7 @@ class Run:
         self.log = RunLog(self.out_dir, dist.main, self.step, cfg.watch_interval > 0)
         self.log.table("config", [("option", "value"), *asdict(cfg).items()], self.step)
         self.watch: Any = None  # an inspect.watch.Watch
+        self.last_loss: float | None = None  # of the last status line
         if dist.reason:
             self.log.say(dist.reason)
         if changed:

@@ -524,3 +524,9 @@ def test_help_lists_every_option(call, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"--{name}=" in shown for name in train.Config.__annotations__)
+
+
+def test_a_budget_in_steps_lifts_the_default_budget_in_minutes(corpus, tmp_path, call):
+    options = [option for option in TINY if "max_minutes" not in option]
+    call(train, *options, f"--data={corpus}", f"--out_dir={tmp_path}", "--max_steps=2")
+    assert json.loads((tmp_path / "config.json").read_text())["max_minutes"] == 0
