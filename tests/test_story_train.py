@@ -13,10 +13,10 @@ import torch
 from conftest import ROOT, TINY, command, contents, run
 
 import train
-from nanoft import UserError, bpe
+from nanoft import UserError
 from nanoft.bins import Tokens
 from nanoft.model import ModelConfig, make_model
-from nanoft.text import prepare
+from nanoft.text import learn, prepare
 
 STEPS = 40  # of the runs that are stopped: long enough for a signal to arrive in the middle
 
@@ -514,7 +514,7 @@ def test_a_vocabulary_below_the_bytes_is_refused(tmp_path):
 def test_an_empty_text_is_refused(tmp_path, call):
     (tmp_path / "a.txt").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="empty"):
-        call(bpe, tmp_path / "a.txt", "--vocab_size=300", f"--out={tmp_path / 't.json'}")
+        call(learn, tmp_path / "a.txt", "--vocab_size=300", f"--out={tmp_path / 't.json'}")
     assert not (tmp_path / "t.json").exists()
 
 
