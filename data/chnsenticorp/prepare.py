@@ -47,9 +47,9 @@ def main():
     try:
         paths = prepare.find_raw_files({f"chnsenticorp/{name}": "" for name in ROWS}, HERE, cfg.source)
     except UserError as error:
-        raise UserError(f"{error}\n没有固定的下载地址：请自行下载 ChnSentiCorp 的 train.tsv 和 dev.tsv（每行：评论、制表符、"
-                        f"positive 或 negative），放进 {HERE / 'raw'}，或用 --source=文件夹 指定；也可以直接用自己的表格："
-                        "python finetune.py --train_file=评论.csv") from None
+        raise UserError(f"{error}\n没有固定的下载地址：请自行下载 ChnSentiCorp 的 train.tsv 和 dev.tsv（每行：评论、"
+                        f"制表符、positive 或 negative），放进 {HERE / 'raw'}，或用 --source=文件夹 指定；"
+                        "也可以直接用自己的表格：python finetune.py --train_file=评论.csv") from None
     rows, test = (read_reviews(path, expected) for path, expected in zip(paths, ROWS.values()))
     seen = {row["text"] for row in test}  # a quarter of dev.tsv is also in train.tsv, which would be no test
     unseen = [row for row in rows if row["text"] not in seen]
