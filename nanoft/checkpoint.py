@@ -12,7 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from numbers import Real
 from pathlib import Path
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +23,18 @@ from nanoft import UserError
 from nanoft.files import available_cores, difference, write_whole
 from nanoft.model import ModelConfig, check_model
 
+M = TypeVar("M", bound=nn.Module)
+
 # what files.difference asks of the dictionary; what train.py and finetune.py read of latest.pt is optional elsewhere
-TASK = {"kind": str, "metric": str, "labels?": [str], "pool?": str, "max_length?": int, "long_text?": str,
-        "doc_stride?": int, "head_dropout?": float, "multi_label?": bool, "linear?": bool,
-        "match_types?": bool, "leading_space?": bool, "mean?": float, "deviation?": float, "max_answer?": int,
-        "v2?": bool}
+NEEDS = {"classify": {"labels": [str]}, "pair": {"labels": [str]}, "tag": {"labels": [str]}, "generate": {},
+         "regress": {"mean": float, "deviation": float}, "answer": {"v2": bool, "max_answer?": int}}
+TASK = {"kind": {*NEEDS}, "metric": str, "pool": {"mean", "cls", "last"}, "max_length": int, "head_dropout?": float,
+        "long_text?": {"head", "tail", "head_tail", "windows"}, "doc_stride?": int, "multi_label?": bool,
+        "linear?": bool, "match_types?": bool, "leading_space?": bool}
 FORM = {"model": {str: Tensor}, "step": int, "task?": TASK, "config?": {str: object}, "fingerprints?": {str: str},
-        "model_config": {f"{f.name}?": f.type if isinstance(f.type, type) else str for f in fields(ModelConfig)},
+        "model_config": {f"{f.name}?": {*get_args(f.type)} or f.type for f in fields(ModelConfig)},
         "optimizer?": [{"state": dict}], "scaler?": dict, "evaluated?": int, "seconds?": float, "worse?": int,
-        "best?": (float, None), "best_val_loss?": float, "averaged?": {str: Tensor}, "rank?": int, "alpha?": float}
+        "best?": (Real, None), "best_val_loss?": Real, "averaged?": {str: Tensor}, "rank?": int, "alpha?": float}
 
 
 def save(path, state: dict) -> None:
@@ -52,14 +57,26 @@ def load(path, device="cpu") -> dict:
                         "give another, or train again") from None
     if not isinstance(state, dict) or not {"model", "model_config", "step"} <= state.keys():
         raise UserError(f"{path} is not a nanoft checkpoint: it lacks model, model_config or step")
+    check_state(state, path)
+    return state
+
+
+def check_state(state: dict, path) -> None:
+    """Raise UserError where a checkpoint's dictionary has not its form, or describes a model that cannot be."""
     problem = difference(state, FORM)
-    if not problem and "rank" not in state:  # an adapter has some weights only
-        problem = "; ".join(check_model(ModelConfig.from_saved(state["model_config"], path)))
-        problem = problem or "its model_config has more blocks than weights" * (
-            state["model_config"].get("n_layer", 0) > len(state["model"]))
+    if not problem and "task" in state:
+        problem = difference(state["task"], NEEDS[state["task"]["kind"]]) or (
+            "max_length or doc_stride is too small" * (min(state["task"]["max_length"] - 7,
+                                                           state["task"].get("doc_stride", 1)) < 1))
+    if not problem:
+        cfg = ModelConfig.from_saved(state["model_config"], path)
+        problem = "; ".join(check_model(cfg))
+        if not 0 <= state.get("task", {}).get("head_dropout", 0) < 1:
+            problem = "its head_dropout does not lie between 0 and 1"
+        if cfg.n_layer > len(state["model"]) and "rank" not in state:  # an adapter has some weights only
+            problem = "its model has more blocks than weights"
     if problem:
         raise UserError(f"{path} is not a whole nanoft checkpoint ({problem}); give another, or train again")
-    return state
 
 
 def check_sums(path) -> None:
@@ -83,10 +100,12 @@ def check_resumable(state: dict, optimizers: list, path) -> None:
     problem = difference(state, {name: object for name in ("config", "optimizer", "scaler", "evaluated", "seconds")})
     for optimizer, saved in zip(optimizers, state.get("optimizer", ())):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum"}
         for i, moments in saved["state"].items():
-            if i not in range(len(parameters)) or not isinstance(moments, dict) or not all(
-                    isinstance(x, Tensor) and x.shape in ((), parameters[i].shape) for x in moments.values()):
-                problem = problem or f"the optimizer's state of parameter {i!r:.20} has another shape"
+            if i not in range(len(parameters)) or difference(moments, dict.fromkeys(names, Tensor)) or any(
+                    moments[name].shape != (() if name == "step" else parameters[i].shape)
+                    or moments[name].layout != torch.strided for name in names):
+                problem = problem or f"the optimizer's state of parameter {i!r:.20} has another form"
     if problem or len(state["optimizer"]) != len(optimizers):
         raise UserError(f"{path} cannot be resumed ({problem or 'it is of another optimizer'}); start another run from "
                         "it by --init_from")
@@ -100,7 +119,7 @@ def check_tokenizer(state: dict, tokenizer, path) -> None:
                         "copy the tokenizer.json there from where the model was trained")
 
 
-def load_model(state: dict, path, make: Callable[[ModelConfig], nn.Module], device="cpu", prefix="") -> nn.Module:
+def load_model(state: dict, path, make: Callable[[ModelConfig], M], device="cpu", prefix="") -> M:
     """The model of a checkpoint's dictionary, in evaluation mode.
 
     make: make_model for a GPT or BERT, a TaskModel of the state's task, or Transformer with prefix="trunk." for the
@@ -113,7 +132,7 @@ def load_model(state: dict, path, make: Callable[[ModelConfig], nn.Module], devi
     return model.to(device).eval()
 
 
-def load_weights(model: nn.Module, weights: dict, path, fresh: tuple[str, ...] = ()) -> None:
+def load_weights(model, weights: dict, path, fresh: tuple[str, ...] = ()) -> None:
     """Put weights into a model; those whose names begin with one of `fresh` stay as they were initialised.
 
     A model made on the device "meta", which has no memory, gets the tensors themselves; any other a copy of them.
@@ -124,9 +143,10 @@ def load_weights(model: nn.Module, weights: dict, path, fresh: tuple[str, ...] =
     for name in sorted(own.keys() ^ weights.keys()):
         raise UserError(f"{path}: weight {name} is {'missing' if name in own else 'unknown to this model'}")
     for name, tensor in weights.items():
-        if tensor.shape != own[name].shape:
+        if tensor.shape != own[name].shape or tensor.layout != torch.strided:
             raise UserError(f"{path}: weight {name} is {tuple(tensor.shape)}, where this model wants "
                             f"{tuple(own[name].shape)}")
+    weights = {name: tensor.to(own[name].dtype) for name, tensor in weights.items()}  # elsewhere they may be halved
     model.load_state_dict(weights, assign=any(tensor.is_meta for tensor in own.values()))
     if hasattr(model, "head") and model.cfg.tie_head:
         model.head.weight = model.trunk.tokens.weight

@@ -69,31 +69,33 @@ def read_json(path):
 def difference(value, form, name="it") -> str:
     """Where a value that comes from outside differs from its form, in a few words; "" if it has that form.
 
-    form: None, or a type (float takes whole numbers, too); a tuple of forms, any of which will do; [form], a list of
-    such; {str: form}, such values by name; {"a": form, "b?": form}, a dictionary with these and other names, where
-    "b" may be missing. This is the schema of every dictionary that is read from a file, tried once, where it is read.
+    form: None, or a type (float takes whole numbers, too, and nothing infinite; int less than 2^31); a set of texts; a
+    tuple of forms, any of which will do; [form], a list of such; {"a": form, "b?": form}, a dictionary with these and
+    other names, where "b" may be missing; {str: form}, a form for all other names. This is the schema of
+    every dictionary that is read from a file, tried once, where it is read.
     """
+    if isinstance(form, set):
+        return "" if isinstance(value, str) and value in form else f"{name} is {value!r:.40}, not one of {sorted(form)}"
     if isinstance(form, tuple):
         problems = [difference(value, each, name) for each in form]
         return "" if "" in problems else problems[0]
     if isinstance(form, type | None):
         fits = value is None if form is None else isinstance(value, form) or form is float and isinstance(value, int)
         fits &= not isinstance(value, bool) or form in (bool, object)
+        if fits and form in (int, float) and not abs(value) < (2**31 if form is int else 1e300):
+            return f"{name} is {'nan' if value != value else 'too large'}"
         return "" if fits else f"{name} is {type(value).__name__}, not {form.__name__ if form else None}"
     if not isinstance(value, type(form)):
         return f"{name} is {type(value).__name__}, not {type(form).__name__}"
     if isinstance(form, list):
         parts = [(item, form[0], f"{name}[{i}]") for i, item in enumerate(value)]
-    elif str in form:
-        parts = [(item, form[str], f"{name}[{key!r:.40}]") for key, item in value.items()]
-        if not all(isinstance(key, str) for key in value):
-            return f"{name} has a key that is no text"
     else:
-        for key in form:
-            if not key.endswith("?") and key not in value:
-                return f"{name} lacks {key}"
-        wanted = {key.removesuffix("?"): each for key, each in form.items()}
-        parts = [(value[key], wanted[key], key) for key in wanted if key in value]
+        wanted = {key.removesuffix("?"): each for key, each in form.items() if key is not str}
+        for key in wanted.keys() & form.keys() - value.keys():
+            return f"{name} lacks {key}"
+        if str in form and not all(isinstance(key, str) for key in value):
+            return f"{name} has a name that is no text"
+        parts = [(item, wanted.get(key, form.get(str, object)), f"{name}[{key!r:.40}]") for key, item in value.items()]
     return next(filter(None, (difference(*part) for part in parts)), "")
 
 

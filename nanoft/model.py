@@ -88,6 +88,9 @@ def check_model(cfg):
     problems = []
     if cfg.n_layer < 0 or min(cfg.n_head, cfg.n_embd, cfg.block_size) < 1:
         return ["n_head, n_embd and block_size must be at least 1, n_layer at least 0"]
+    if (min(getattr(cfg, name, 1) for name in ("vocab_size", "vocab_multiple")) < 1
+            or min(getattr(cfg, name, 0) for name in ("n_hidden", "n_kv_head", "n_types")) < 0):
+        return ["vocab_size must be at least 1, n_hidden, n_kv_head and n_types at least 0"]
     if min(cfg.n_gram, cfg.n_buckets) < 1:
         problems.append(f"n_gram={cfg.n_gram} and n_buckets={cfg.n_buckets} must be at least 1")
     learned = getattr(cfg, "position", "rope") == "learned" or getattr(cfg, "arch", "modern") in CLASSIC

@@ -57,7 +57,7 @@ def test_samples_past_the_step_of_resuming_are_dropped(tmp_path):
             file.write('{"step": 1, "tag": "sam')  # a line cut by a crash
     for name in ("metrics.jsonl", "config.json"):
         (tmp_path / name).write_text("{}")
-    assert run_report.read_log(tmp_path / "samples.jsonl") == [
+    assert run_report.read_log(tmp_path / "samples.jsonl", run_report.SAMPLES) == [
         {"step": 1, "tag": "sample", "text": "a"}, {"step": 2, "tag": "sample", "text": "c"}]
     assert run_report.load(tmp_path).samples == {1: "a", 2: "c"}
     RunLog(tmp_path, main=False, step=2, board=False).text("sample", "of another rank", 2)

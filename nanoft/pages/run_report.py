@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoft import UserError, config
-from nanoft.files import read_json
+from nanoft.files import difference, read_json
 from nanoft.inspect import mistakes, summary
 from nanoft.pages import plots
 from nanoft.pages.html import cell, escape, table, write
@@ -26,6 +26,21 @@ AXES = {"step": "steps", "tokens": "tokens", "epoch": "epochs", "minutes": "minu
 SCORES = ("accuracy", "f1", "macro_f1", "mcc", "exact", "pearson", "spearman", "mlm_accuracy", "nsp_accuracy")
 OTHERS = {"val_bits_per_byte": "bits per byte", "lr": "learning rate", "grad_norm": "norm of the gradient",
           "tokens_per_s": "tokens per second", "rows_per_s": "rows per second", "memory_gb": "memory (GB)"}
+
+
+# the forms of a run's files, for files.difference, as far as the page depends on them
+METRICS = {"step": int, str: (float, None)}
+SAMPLES = {"step": int, "tag": str, "text": str}
+SCORES_OF_CLASSES = {str: {str: (float, None)}}
+RESULT = {"seconds?": float, "train_seconds?": float, "metric?": str} | {
+    f"{split}_{name}?": form for split in ("val", "test")
+    for name, form in (("confusion", [[int]]), ("per_class", SCORES_OF_CLASSES))}
+PREDICTIONS = {"regress": {"label": float, "prediction": float}, "generate": {"nats": float, "tokens": int},
+               "tag": {"words": [str], "tags": [str], "prediction": [str], "probabilities": [float]},
+               "answer": {"answers": [{"text": str}], "prediction": str, "probability": float},
+               "multi_label": {"labels": [str], "prediction": [str], "probabilities": {str: float}},
+               "pair": {"label": str, "prediction": str, "probabilities": {str: float}},
+               "classify": {"label": str, "prediction": str, "probabilities": {str: float}}}
 
 
 @dataclass
@@ -59,27 +74,37 @@ def load(folder) -> Run:
     folder = Path(folder)
     if not (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder}: no metrics.jsonl there; give the folder of a run, such as out/wikitext")
-    rows, offset, before = read_log(folder / "metrics.jsonl"), 0.0, 0.0
+    rows, offset, before = read_log(folder / "metrics.jsonl", METRICS), 0.0, 0.0
     for row in rows:
-        if "seconds" in row:
+        if row.get("seconds") is not None:
             offset += before if row["seconds"] < before else 0.0  # resumed: the clock of another process
             row["minutes"], before = (offset + row["seconds"]) / 60, row["seconds"]
-    tokens_per_step = [row["tokens"] / row["step"] for row in rows if row.get("tokens")]
+    tokens_per_step = [row["tokens"] / row["step"] for row in rows if row.get("tokens") and row["step"]]
     for row in rows if tokens_per_step else []:
         row["tokens"] = row["step"] * tokens_per_step[-1]
-    result, starts = (read_json(folder / name) if (folder / name).exists() else default
-                      for name, default in (("result.json", {}), ("environment.json", [])))
-    samples = {row["step"]: row["text"] for row in read_log(folder / "samples.jsonl")
+    config, result, starts = (read_file(folder / name, form, default) for name, form, default in (
+        ("config.json", {"objective?": str, "data?": str, "train_file?": str}, None), ("result.json", RESULT, {}),
+        ("environment.json", [{"command": str}], [])))
+    samples = {row["step"]: row["text"] for row in read_log(folder / "samples.jsonl", SAMPLES)
                if row["tag"] in ("sample", "final sample")}
-    return Run(folder, read_json(folder / "config.json"), rows, result, starts, samples)
+    return Run(folder, config, rows, result, starts, samples)
 
 
-def read_log(path: Path) -> list[dict]:
-    """The rows of a log that may be missing; a last line that is still being written is left out."""
+def read_file(path: Path, form, default):
+    """The content of a JSON file of this form (files.difference); the default if it is missing. Raises UserError."""
+    content = read_json(path) if default is None or path.exists() else default
+    if problem := difference(content, form, "its content"):
+        raise UserError(f"{path} is damaged ({problem}); mend or remove it")
+    return content
+
+
+def read_log(path: Path, form) -> list[dict]:
+    """The rows of a log that may be missing; those of another form, as one that is being written, are left out."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
-        with suppress(ValueError):
-            rows.append(json.loads(line))
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            rows += [row] if not difference(row, form) else []
     return rows
 
 
@@ -218,7 +243,7 @@ def errors(run: Run, task: dict) -> list[str]:
     """The confusion matrix, the scores of each class, and the rows furthest from the truth."""
     split = "test" if any(key.startswith("test_") for key in run.result) else "val"
     parts, matrix = [], run.result.get(f"{split}_confusion")
-    if matrix:
+    if matrix and {len(task["labels"])} == {len(matrix), *map(len, matrix)}:
         parts += [f"<h2>Confusion ({split})</h2>", confusion(np.array(matrix), task["labels"])]
     classes = run.result.get(f"{split}_per_class")
     if classes:
@@ -227,11 +252,17 @@ def errors(run: Run, task: dict) -> list[str]:
     if not (run.folder / "predictions.jsonl").exists():
         return parts
     predictions = [row for _, row in tables.read_jsonl(run.folder / "predictions.jsonl")]
+    form = PREDICTIONS["multi_label" if task.get("multi_label") else task["kind"]]
+    if problem := difference(predictions, [form | dict.fromkeys(("text?", "pair?", "question?", "prompt?"), str)]):
+        raise UserError(f"{run.folder}/predictions.jsonl is damaged ({problem}); remove it, or run --eval_only")
     if task["kind"] == "regress" and plots.can_draw():
         ax = plots.axes(f"Truth and prediction ({split})", "truth", "prediction")
         ax.plot([row["label"] for row in predictions], [row["prediction"] for row in predictions], ".", alpha=0.5)
         parts.append(plots.svg(ax.figure))
-    worst = mistakes.worst_rows(task, predictions, predictions)  # they hold the texts and the truth, too
+    try:
+        worst = mistakes.worst_rows(task, predictions, predictions)  # they hold the texts and the truth, too
+    except LookupError as error:
+        raise UserError(f"{run.folder}/predictions.jsonl is of another task, it lacks {error}; remove it") from None
     if worst:
         parts += [f"<h2>Furthest from the truth ({split})</h2>", table(*mistakes.mistakes_table(task, worst))]
     return parts

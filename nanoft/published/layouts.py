@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from nanoft import UserError
-from nanoft.files import read_json
+from nanoft.files import difference, read_json
 from nanoft.model import CLASSIC, ModelConfig, check_model, make_model
 from nanoft.published import safetensors
 from nanoft.tasks.examples import METRICS
@@ -26,6 +26,13 @@ TRUNK = {"gpt2": "transformer.", "bert": "bert.", "roberta": "roberta."}  # the 
 HEADS = ("cls.", "lm_head.", "classifier.", "qa_outputs.", "score.")
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 FRESH = ("transform.", "norm.", "head_bias", "pooler.", "next.")  # heads that may be missing, and are then new
+CONFIG = {f"{name}?": form for form, names in {  # of config.json, for files.difference
+    int: "n_layer n_head n_embd n_positions n_ctx vocab_size num_hidden_layers num_attention_heads hidden_size "
+         "intermediate_size max_position_embeddings type_vocab_size num_labels",
+    float: "resid_pdrop layer_norm_epsilon layer_norm_eps hidden_dropout_prob", bool: "tie_word_embeddings",
+    str: "model_type", (int, None): "n_inner pad_token_id", (str, None): "problem_type"
+    }.items() for name in names.split()} | {
+    "architectures?": ([str], None), "id2label?": ({str: str}, None), "model_config?": dict, "task?": dict}
 KINDS = {"ForSequenceClassification": "classify", "ForTokenClassification": "tag", "ForQuestionAnswering": "answer"}
 
 
@@ -150,7 +157,7 @@ def read_task(config: dict, family: str, cfg: ModelConfig) -> dict | None:
     names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
     labels = [names[number] for number in sorted(names, key=int)]
     task: dict = {"pool": "cls" if kind == "classify" else "mean", "max_length": cfg.block_size, "long_text": "head",
-            "doc_stride": 128, "head_dropout": cfg.dropout, "label_smoothing": 0.0}
+            "doc_stride": 128, "head_dropout": cfg.dropout}
     if kind == "answer":
         return task | {"kind": kind, "metric": METRICS[kind], "max_answer": 30, "v2": False}
     if kind == "tag":
@@ -207,8 +214,8 @@ def load(path: Path) -> dict:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json, which says what model {path.name} is of; fetch it too")
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise UserError(f"{folder / 'config.json'} is not the description of a model; fetch it again")
+    if problem := difference(config, CONFIG):
+        raise UserError(f"{folder / 'config.json'} is not the description of a model ({problem}); fetch it again")
     entries, take = open_weights(path)
     own = config.get("model_type") == "nanoft"
     loaded = load_own(config, take(list(entries)), folder) if own else load_published(config, entries, take, path)

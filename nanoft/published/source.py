@@ -17,5 +17,7 @@ def open_checkpoint(path: str | Path) -> tuple[dict, Path]:
         raise UserError(f"{path}: no checkpoint there; give a run folder such as out/wikitext, a .pt file, or a "
                         "folder with a published model: config.json and model.safetensors")
     if file.name.endswith((".safetensors", ".bin", ".index.json")):
-        return layouts.load(file), file
+        state = layouts.load(file)
+        checkpoint.check_state(state, file)
+        return state, file
     return checkpoint.load(file), file

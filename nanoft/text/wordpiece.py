@@ -177,6 +177,8 @@ def find_problem(content: dict) -> str:
     tokens = content.get("tokens")
     if type(tokens) is not list or not all(type(token) is str for token in tokens):
         return "tokens are not a list of texts"
+    if re.search(r"[\ud800-\udfff]", "".join(tokens)):
+        return "a token has half of a character"
     missing = [f"[{name.upper()}]" for name in SPECIAL if f"[{name.upper()}]" not in tokens]
     return f"it lacks {' '.join(missing)}" if missing else ""
 

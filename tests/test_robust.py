@@ -1,0 +1,313 @@
+"""Kinds of damage and of use that once gave a wrong result in silence, or a traceback: each is told, or harmless."""
+
+import gzip
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, command, contents, run
+
+import finetune
+import sample
+import train
+from nanoft import UserError, bins, bpe, checkpoint, config, distributed, files, loop
+from nanoft.bins import Tokens, write_split
+from nanoft.tasks import examples, predict
+from nanoft.text import vocabulary
+
+SHORT = [word for word in TINY if not word.startswith(("--n_embd", "--n_layer", "--max_steps"))] + [
+    "--n_embd=16", "--n_layer=1", "--max_steps=4"]
+
+
+@pytest.fixture(scope="module")
+def gpt(corpus, tmp_path_factory):
+    """The folder of a short run."""
+    folder = tmp_path_factory.mktemp("gpt") / "run"
+    run("train.py", f"--data={corpus}", f"--out_dir={folder}", *SHORT)
+    return folder
+
+
+def flip(path, rng):
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+# ---- bits --------------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_told_or_harmless(gpt, tmp_path):
+    before, refused = checkpoint.load(gpt / "best.pt"), 0
+    for seed in range(60):
+        shutil.copy(gpt / "best.pt", tmp_path / "best.pt")
+        flip(tmp_path / "best.pt", random.Random(seed))
+        try:
+            after = checkpoint.load(tmp_path / "best.pt")
+        except UserError:
+            refused += 1
+            continue
+        assert after["model"].keys() == before["model"].keys() and after["step"] == before["step"]
+        assert all(torch.equal(p, before["model"][name]) for name, p in after["model"].items())
+    assert refused > 50
+
+
+def test_a_flipped_bit_of_a_token_file_is_told_or_harmless(corpus, tmp_path):
+    before, refused = Tokens.open(corpus, "val"), 0
+    for seed in range(60):
+        shutil.copy(corpus / "val.bin", tmp_path / "val.bin")
+        flip(tmp_path / "val.bin", random.Random(seed))
+        try:
+            after = Tokens.open(tmp_path, "val")
+        except UserError:
+            refused += 1
+            continue
+        assert after.headers == before.headers  # a spare byte of the header
+        assert np.array_equal(after.read(0, len(after)), before.read(0, len(before)))
+    assert refused > 50
+
+
+def test_a_large_file_is_verified_on_request_and_an_old_one_still_opens(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bins, "VERIFIED", 0)
+    tokenizer = bpe.train(["a cat sat on a mat"] * 9, 270, progress=False)
+    write_split(tmp_path, "train", ["a cat sat on a mat"] * 9, tokenizer)
+    data = bytearray((tmp_path / "train.bin").read_bytes())
+    data[bins.HEADER_BYTES] ^= 1
+    (tmp_path / "train.bin").write_bytes(data)
+    Tokens.open(tmp_path, "train")
+    with pytest.raises(UserError, match="checksum differs"):
+        bins.verify(tmp_path / "train.bin")
+    data[bins.HEADER.size - 8:bins.HEADER.size] = bytes(8)  # as an older nanoft wrote it
+    data[-1] = 0xFF  # an id beyond the vocabulary
+    (tmp_path / "train.bin").write_bytes(data)
+    assert not bins.verify(tmp_path / "train.bin")
+    tokens = Tokens.open(tmp_path, "train")
+    tokens.read(0, 3)
+    with pytest.raises(UserError, match="beyond the vocabulary"):
+        tokens.read(0, len(tokens))
+
+
+def test_another_tokenizer_beside_a_checkpoint_is_told(gpt, tmp_path, call):
+    shutil.copytree(gpt, tmp_path / "run")
+    bpe.train(["some other text"] * 9, 400, progress=False).save(tmp_path / "run" / "tokenizer.json")
+    with pytest.raises(UserError, match="another tokenizer"):
+        call(sample, f"--checkpoint={tmp_path / 'run'}", "--device=cpu", "--max_new_tokens=2")
+
+
+# ---- a run and its folder ----------------------------------------------------------------------------------------
+
+
+def test_other_data_under_a_resumed_run_are_told(gpt, corpus, tmp_path, call):
+    shutil.copytree(gpt, tmp_path / "run")
+    shutil.copytree(corpus, tmp_path / "data")
+    write_split(tmp_path / "data", "val", ["other words " * 90], vocabulary.load(corpus))
+    with pytest.raises(UserError, match="another val"):
+        call(train, f"--data={tmp_path / 'data'}", f"--out_dir={tmp_path / 'run'}", *SHORT, "--max_steps=6", "--resume")
+    call(train, f"--data={corpus}", f"--out_dir={tmp_path / 'run'}", *SHORT, "--max_steps=6", "--resume")
+
+
+def test_the_opened_token_file_stays_the_one_that_is_read(corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "data")
+    tokens = Tokens.open(tmp_path / "data", "val")
+    before = tokens.read(0, 50)
+    write_split(tmp_path / "data", "val", ["other words " * 900], vocabulary.load(corpus))
+    tokens.maps, tokens.calls = {}, 0  # maps are renewed now and then
+    assert np.array_equal(tokens.read(0, 50), before)
+
+
+def test_two_runs_in_one_folder(gpt, corpus, tmp_path):
+    shutil.copytree(gpt, tmp_path / "run")
+    code = f"from pathlib import Path; from nanoft import runlog; runlog.lock(Path({str(tmp_path / 'run')!r})); input()"
+    code = code.replace("input()", "print(flush=True); input()")
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    holder.stdout.readline()  # now it holds the lock
+    before = contents(tmp_path / "run")
+    words = (f"--data={corpus}", f"--out_dir={tmp_path / 'run'}", *SHORT, "--max_steps=6", "--resume")
+    done = run("train.py", *words, check=False)
+    assert done.returncode == 2 and "in use by another process" in done.stderr and contents(tmp_path / "run") == before
+    holder.communicate(b"\n")
+    assert run("train.py", *words).returncode == 0
+
+
+def test_damaged_notes_do_not_stop_a_resume(gpt, corpus, tmp_path, call):
+    shutil.copytree(gpt, tmp_path / "run")
+    (tmp_path / "run" / "environment.json").write_text('[{"comma')
+    log = tmp_path / "run" / "metrics.jsonl"
+    n_rows = log.read_bytes().count(b"\n")
+    log.write_bytes(log.read_bytes().replace(b'"step"', b'"stfp"', 1) + b"[1]\n5\n")
+    call(train, f"--data={corpus}", f"--out_dir={tmp_path / 'run'}", *SHORT, "--max_steps=6", "--resume")
+    assert len(log.read_bytes().splitlines()) >= n_rows - 1 and b"stfp" not in log.read_bytes()
+
+
+def test_moments_of_another_shape_are_refused(gpt, corpus, tmp_path, call):
+    shutil.copytree(gpt, tmp_path / "run")
+    state = checkpoint.load(gpt / "latest.pt")
+    moments = state["optimizer"][0]["state"]
+    name = next(name for name, x in moments[0].items() if x.dim())
+    moments[0][name] = moments[0][name].flatten()[:3].clone()
+    checkpoint.save(tmp_path / "run" / "latest.pt", state)
+    with pytest.raises(UserError, match="optimizer's state of parameter 0"):
+        call(train, f"--data={corpus}", f"--out_dir={tmp_path / 'run'}", *SHORT, "--max_steps=6", "--resume")
+
+
+@pytest.mark.parametrize("name", ["best.pt", "model.safetensors"])
+def test_a_folder_with_a_model_is_no_place_for_a_run(name, corpus, tmp_path, call):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / name).write_bytes(b"weights")
+    for source in ("scratch", tmp_path / "base"):
+        with pytest.raises(UserError, match="give a new folder"):
+            call(train, f"--data={corpus}", f"--out_dir={tmp_path / 'base'}", f"--init_from={source}", *SHORT)
+    assert contents(tmp_path / "base") == {tmp_path / "base" / name: b"weights"}
+
+
+def test_inputs_and_foreign_files_are_not_overwritten(gpt, tmp_path, call):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "x.csv").write_text("prompt\na\n")
+    (tmp_path / "package.json").write_text('{"name": "x"}')
+    (tmp_path / "a.txt").write_text("a cat sat on a mat " * 9)
+    shutil.copy(gpt / "best.pt", tmp_path / "best.pt")
+    before = contents(tmp_path)
+    for given, out in (("prompts.jsonl", "prompts.jsonl"), ("x.csv", "x.csv"), ("x.csv", "best.pt")):
+        with pytest.raises(UserError, match="give another file|give one of these"):
+            call(sample, f"--checkpoint={gpt}", f"--input={tmp_path / given}", f"--output={tmp_path / out}",
+                 "--device=cpu", "--max_new_tokens=2")
+    done = run("nanoft tokenizer", tmp_path / "a.txt", "--vocab_size=270", f"--out={tmp_path / 'package.json'}",
+               check=False)
+    assert done.returncode == 2 and contents(tmp_path) == before
+
+
+# ---- scores ------------------------------------------------------------------------------------------------------
+
+
+def test_a_score_that_is_nan_is_never_the_best():
+    task = {"kind": "regress", "metric": "pearson"}
+    nan, finite = float("nan"), predict.main_score(task, {"pearson": -0.9, "loss": 9.0})
+    bad, worse = (predict.main_score(task, {"pearson": nan, "loss": loss}) for loss in (1.0, 2.0))
+    assert finite > bad > worse
+
+
+def test_labels_equal_as_numbers_have_one_order():
+    labels = ["01", "1", "001", "0", "00", "-1"]
+    orders = {tuple(examples.order_labels(random.Random(seed).sample(labels, len(labels)))) for seed in range(20)}
+    assert orders == {("-1", "0", "00", "001", "01", "1")}
+
+
+def test_a_sweep_goes_on_after_a_run_that_diverged(corpus, gpt, tmp_path, call, capsys, monkeypatch):
+    rows = [f"{label} {i},{label}\n" for label in ("good", "bad") for i in range(40)]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(rows))
+    real = finetune.fine_tune
+
+    def fine_tune(cfg, dist):
+        if cfg.seed == 1:
+            raise loop.Diverged("the training loss is nan at step 3")
+        return real(cfg, dist)
+
+    monkeypatch.setattr(finetune, "fine_tune", fine_tune)
+    with pytest.raises(SystemExit) as stopped:
+        call(finetune, f"--train_file={tmp_path / 'rows.csv'}", f"--out_dir={tmp_path / 'run'}", "--seeds=1,2,3",
+             "--device=cpu", "--max_steps=2", "--n_layer=1", "--n_head=2", "--n_embd=16", "--max_length=16", "--dtype=float32")
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 1 and "1 diverged" in out and "val accuracy" in out and "nan at step 3" in err
+    (entry,) = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert entry["seeds"] == [2, 3]
+
+
+# ---- the machine -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), UnicodeEncodeError("utf-8", "x", 0, 1, "no"),
+                                   MemoryError(), RecursionError("too deep"),
+                                   RuntimeError("can't allocate memory: 8 bytes")])
+def test_errors_of_the_machine_are_sentences(error, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        config.run(main)
+    assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(RuntimeError):
+        config.run(lambda: (_ for _ in ()).throw(RuntimeError("of the program")))
+
+
+@pytest.mark.parametrize("given", [{"RANK": "1"}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "0"},
+                                   {"RANK": "x", "WORLD_SIZE": "2"}])
+def test_ranks_that_torchrun_did_not_set(given, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    assert config.torchrun() == (0, 1, 0)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="not by torchrun"):
+        distributed.start("cpu", "float32")
+
+
+def test_stderr_may_be_closed():
+    words = "exec 2>&-; " + " ".join(command("nanoft bins", "/none.bin"))
+    done = subprocess.run(words, shell=True, cwd=ROOT)
+    assert done.returncode == 2
+
+
+def test_sighup_saves_like_sigterm_unless_it_is_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        caught, release = distributed.catch_signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert caught == [signal.SIGHUP]
+        release()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        caught, release = distributed.catch_signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert caught == []
+        release()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("option", ["--seed=18446744073709551616", "--n_embd=2147483648", "--lr=nan",
+                                    "--max_minutes=1e999", f"--lr={'9' * 400}", "--warmup=-inf"])
+def test_numbers_out_of_range(option, capsys):
+    with pytest.raises(UserError, match=option.partition("=")[0][2:]):
+        config.load(train.Config, ["--max_steps=3", option], check=train.check)
+    assert config.load(train.Config, [f"--seed={2**63 - 1}"]).seed == 2**63 - 1
+
+
+def test_runs_without_a_break_take_linear_time():
+    r = random.Random(0)
+    for text in ("".join(r.choices("ACGT", k=200_000)), "a b" + " " * 200_000 + "x", "?" * 200_000):
+        began = time.monotonic()
+        tokenizer = bpe.train([text], 300, progress=False)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert time.monotonic() - began < 10
+
+
+def test_an_archive_that_unpacks_to_a_thousand_times_its_size(tmp_path, monkeypatch):
+    with gzip.open(tmp_path / "x.txt.gz", "wb") as file:
+        for _ in range(300):
+            file.write(bytes([97]) * 2**20)
+    with pytest.raises(UserError, match="unpacks to more"):
+        for _ in files.read_blocks(tmp_path / "x.txt.gz"):
+            pass
+
+
+def test_forms():
+    form = {"a": int, "b?": [float], "c?": {"x", "y"}, str: (str, None)}
+    assert files.difference({"a": 1, "b": [1, 2.5], "c": "x", "d": None}, form) == ""
+    for value, words in (({}, "lacks a"), ({"a": True}, "bool"), ({"a": 1, "b": [float("nan")]}, "nan"), (3, "int"),
+                         ({"a": 1, "c": "z"}, "not one of"), ({"a": 1, "d": 5}, "int"), ({"a": 2**40}, "too large")):
+        assert words in files.difference(value, form)
+
+
+def test_a_source_that_is_named_twice(tmp_path):
+    (tmp_path / "a.txt").write_text("a cat sat on a mat. " * 200)
+    done = run("data/text/prepare.py", f"--source={tmp_path},{tmp_path / 'a.txt'}", f"--out={tmp_path / 'out'}",
+               check=False)
+    assert done.returncode == 2 and re.search("names .*a.txt twice", done.stderr)
