@@ -208,6 +208,8 @@ def check_splits(task, located):
         check_labels(task, located)
     if task["kind"] == "regress" and len({row["label"] for _, row in located["train"]}) == 1:
         raise UserError("every training row has the same number as its label, so there is nothing to learn")
+    if task["kind"] == "regress" and len({row["label"] for _, row in located["val"]}) == 1:
+        print("val: every label is the same number, so no correlation can be computed; the least loss decides")
     splits = {split: [row for _, row in items] for split, items in located.items()}
     return fix_answers(splits) if task["kind"] == "answer" else splits
 

@@ -252,7 +252,7 @@ def read_squad(path, encoding: str = "") -> list[tuple[str, dict]]:
                 located.append((f"{path} question {name}", {
                     "context": paragraph["context"], "question": question["question"], "id": name,
                     "answers": [{"text": a["text"], "start": a["answer_start"]} for a in answers]}))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not in SQuAD's form (data, paragraphs, context, qas, question, answers; "
                         f"{type(error).__name__}: {error}); convert it") from None
     return located
