@@ -256,7 +256,7 @@ def accept(value, kind):
         return int(value)
     if type(value) is not kind:
         raise ValueError(f"must be {NAMES[kind]}, not {value!r:.100}")
-    if kind is str and "\0" in value:
+    if isinstance(value, str) and "\0" in value:
         raise ValueError("has a character of code 0, which no name has")
     return value
 

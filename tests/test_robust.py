@@ -214,7 +214,8 @@ def test_a_sweep_goes_on_after_a_run_that_diverged(corpus, gpt, tmp_path, call, 
     monkeypatch.setattr(finetune, "fine_tune", fine_tune)
     with pytest.raises(SystemExit) as stopped:
         call(finetune, f"--train_file={tmp_path / 'rows.csv'}", f"--out_dir={tmp_path / 'run'}", "--seeds=1,2,3",
-             "--device=cpu", "--max_steps=2", "--n_layer=1", "--n_head=2", "--n_embd=16", "--max_length=16", "--dtype=float32")
+             "--device=cpu", "--max_steps=2", "--n_layer=1", "--n_head=2", "--n_embd=16", "--max_length=16",
+             "--dtype=float32")
     out, err = capsys.readouterr()
     assert stopped.value.code == 1 and "1 diverged" in out and "val accuracy" in out and "nan at step 3" in err
     (entry,) = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -35,7 +35,8 @@ SCORES_OF_CLASSES = {str: {str: (float, None)}}
 RESULT = {"seconds?": float, "train_seconds?": float, "metric?": str} | {
     f"{split}_{name}?": form for split in ("val", "test")
     for name, form in (("confusion", [[int]]), ("per_class", SCORES_OF_CLASSES))}
-PREDICTIONS = {"regress": {"label": float, "prediction": float}, "generate": {"nats": float, "tokens": int},
+PREDICTIONS: dict[str, dict] = {
+               "regress": {"label": float, "prediction": float}, "generate": {"nats": float, "tokens": int},
                "tag": {"words": [str], "tags": [str], "prediction": [str], "probabilities": [float]},
                "answer": {"answers": [{"text": str}], "prediction": str, "probability": float},
                "multi_label": {"labels": [str], "prediction": [str], "probabilities": {str: float}},
