@@ -6,13 +6,16 @@
     python sample.py --checkpoint=out/wikitext_bert --prompt="The capital of France is <|mask|>."
     python sample.py --checkpoint=out/sst2 --text="a joy from beginning to end"
     python sample.py --checkpoint=out/squad --question="Who wrote back?" --context="Ada wrote, and Babbage wrote back."
-    python sample.py --checkpoint=out/sst2 --input=rows.csv --output=predictions.jsonl
+    python sample.py --checkpoint=out/sst2 --input=rows.csv --output=predictions.csv
     python sample.py --checkpoint=out/sst2 --text="a joy from beginning to end" --explain
     python sample.py --checkpoint=minilm --embed --text="A dog runs." --text="A puppy is running." --text="It rains."
     python sample.py --checkpoint=minilm --embed --input=texts.txt --output=vectors.npy
 """
 
 import codecs
+import csv
+import io
+import json
 import math
 import sys
 from collections.abc import Iterable, Iterator
@@ -29,11 +32,12 @@ from nanoft.inspect import targets
 from nanoft.model import make_model
 from nanoft.pages import explain_page
 from nanoft.published.source import open_checkpoint
-from nanoft.tasks import features, predict, tables
+from nanoft.tasks import features, inputs, predict
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import vocabulary
 
 SOURCES = ("input", "prompt", "text", "pair", "question", "context")  # the options that bring texts
+COLUMNS = ("text_column", "pair_column", "label_column", "columns", "encoding")  # those on the columns of an input
 MAX_SHOWN = 20  # texts in the table of cosines
 
 
@@ -45,8 +49,13 @@ class Config:
     pair: str = ""                     # the second text, of a model for pairs
     question: str = ""                 # for a model that answers
     context: str = ""                  # the text that holds the answer
-    input: str = ""                    # .jsonl .csv .tsv with rows as in fine-tuning, else a prompt or text a line
-    output: str = ""                   # JSON lines to this file, not the screen; of embed .npy too, of explain a folder
+    input: str = ""                    # a file as in fine-tuning (table, CoNLL, SQuAD), else a prompt or text a line
+    text_column: str = ""              # names of its columns, as in fine-tuning; "" = those of the training table
+    pair_column: str = ""              # the second text, or the context of an answer
+    label_column: str = ""             # of a CoNLL file, the tags
+    columns: str = ""                  # the names, where the input has no header: title,description
+    encoding: str = ""                 # of the input, as gb18030; "" = UTF-8, or that of the training table
+    output: str = ""                   # a file (.csv .jsonl), not the screen; of embed .npy .jsonl, of explain a folder
     embed: bool = False                # of an encoder: a vector for each text, and their cosines
     explain: bool = False              # a page on what the answers rest on, in output (default: explain/ in the run)
     layers: str = ""                   # whose attention the page shows: 1,3, "" = all
@@ -77,12 +86,16 @@ def check(cfg: Config) -> list[str]:
     if not any({*given(cfg)} <= group for group in ({"input"}, {"prompt"}, {"text", "pair"}, {"question", "context"})):
         problems.append(f"{' and '.join(given(cfg))} do not go together; give an input, a prompt, texts (with a pair) "
                         "or a question with its context")
+    if not cfg.input and (names := [name for name in COLUMNS if getattr(cfg, name)]):
+        problems.append(f"{' and '.join(names)} say how to read an input; give --input, or leave them out")
     if not 1e-6 <= cfg.top_p <= 1:
         problems.append(f"top_p={cfg.top_p} must be above 0 (1e-6, say) and at most 1")
     if cfg.repetition_penalty <= 0:
         problems.append(f"repetition_penalty={cfg.repetition_penalty} must be above 0; 1 is none")
     if cfg.embed and cfg.output and not cfg.output.endswith((".npy", ".jsonl")):
         problems.append(f"output={cfg.output} is neither .npy nor .jsonl, in which vectors can be written")
+    if cfg.output and not cfg.embed and not cfg.explain and not cfg.output.endswith((".csv", ".jsonl")):
+        problems.append(f"output={cfg.output} is neither .csv (a table) nor .jsonl (JSON lines); give one of these")
     if cfg.explain and (cfg.embed or cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
         problems.append("explain goes without embed and pseudo_perplexity, and its output is a folder")
     if cfg.output and not cfg.explain and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
@@ -99,7 +112,8 @@ def main():
         print(dist.reason, file=sys.stderr)
 
     if cfg.output and not cfg.explain:
-        files.check_overwrite(cfg.output, (b"{", b"\x93NUMPY"), *filter(None, (cfg.input, cfg.checkpoint)))
+        begins = (b"{", b"\x93NUMPY", b"") if cfg.output.endswith(".csv") else (b"{", b"\x93NUMPY")
+        files.check_overwrite(cfg.output, begins, *filter(None, (cfg.input, cfg.checkpoint)))
 
     # ---- the checkpoint and its tokenizer
     state, path = open_checkpoint(cfg.checkpoint)
@@ -109,35 +123,60 @@ def main():
     checkpoint.check_tokenizer(state, tokenizer, path)
     task = state.get("task", {})  # of a fine-tuned model
 
-    # ---- the rows, each a dictionary: a prompt, or what the task reads
+    # ---- the rows, each a dictionary: a prompt, or what the task reads; and the same with all columns of the input
     kind = "embed" if cfg.embed else task.get("kind", "")
-    rows = tables.prediction_rows(kind, cfg.input, {name: getattr(cfg, name) for name in given(cfg)})
+    texts, columns = ({name: getattr(cfg, name) for name in names} for names in (given(cfg), COLUMNS))
+    rows, whole = inputs.prediction_rows(task | {"kind": kind}, cfg.input, texts, columns)
     if cfg.embed:
-        return embed(state, path, tokenizer, dist, rows, cfg)
+        return embed(state, path, tokenizer, dist, rows, whole, cfg)
 
     # ---- the model's answers, printed at once unless they go into a file
     if kind in ("", "generate"):
         model = checkpoint.load_model(state, path, make_model, dist.device)
         for p in model.parameters():  # reading the weights is most of a token's cost: halve them where bf16 is fast
             p.data = p.data.to(dist.dtype)
-        results = answer_prompts(model, task, tokenizer, rows, cfg)
+        results = answer_prompts(model, task, tokenizer, rows, whole, cfg)
     else:
         model = checkpoint.load_model(state, path, partial(TaskModel, task=task), dist.device)
-        results = predict_rows(model, task, tokenizer, dist, rows, cfg)
+        results = predict_rows(model, task, tokenizer, dist, rows, whole, cfg)
 
     # ---- a page that explains them, or the file
     if cfg.explain:
         explain_page.write(cfg.output or path.parent / "explain", path, model, tokenizer, results, cfg)
     elif cfg.output:
-        files.write_jsonl(cfg.output, results)
+        if cfg.output.endswith(".csv"):
+            text = as_csv(results, " " if kind == "tag" else task.get("separator", ", "))
+            files.write_whole(cfg.output, lambda file: file.write(text.encode("utf-8")))
+        else:
+            files.write_jsonl(cfg.output, results)
         print(f"{len(results)} results written to {cfg.output}")
+
+
+def as_csv(results: list[dict], separator: str) -> str:
+    """Results as a table: lists of texts with a separator between them, a column for each label's probability."""
+    flat = []
+    for result in results:
+        row = {}
+        for name, value in result.items():
+            if name == "probabilities" and isinstance(value, dict):
+                row |= {f"probability_{label}": p for label, p in value.items()}
+            elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+                row[name] = separator.join(value)
+            else:
+                row[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+        flat.append(row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
 
 
 # ---- prompts -----------------------------------------------------------------------------------------------------
 
 
-def answer_prompts(model, task: dict, tokenizer, rows: list[dict], cfg: Config) -> list:
-    """The rows with a GPT's continuations of their prompts, or an encoder's tokens for the masks. explain: Subjects."""
+def answer_prompts(model, task: dict, tokenizer, rows: list[dict], whole: list[dict], cfg: Config) -> list:
+    """The whole rows with a GPT's continuations of the prompts, or an encoder's tokens for masks. explain: Subjects."""
     results, device = [], model.head.weight.device
     for number, row in enumerate(rows):
         prompt = features.prompt_text(row["prompt"]) if task else row["prompt"]
@@ -154,7 +193,7 @@ def answer_prompts(model, task: dict, tokenizer, rows: list[dict], cfg: Config) 
         else:
             seeds = range(cfg.seed + number * cfg.num_samples, cfg.seed + (number + 1) * cfg.num_samples)
             answers = [continue_text(model, tokenizer, prompt, ids, cfg, seed) for seed in seeds]
-        results += answers if cfg.explain else [row | answer for answer in answers]
+        results += answers if cfg.explain else [whole[number] | answer for answer in answers]
     return results
 
 
@@ -242,8 +281,8 @@ def pseudo_perplexity(model, tokenizer, prompt: str, ids: torch.Tensor, mask_id:
 # ---- rows of a task ----------------------------------------------------------------------------------------------
 
 
-def predict_rows(model, task: dict, tokenizer, dist, rows: list[dict], cfg: Config) -> list:
-    """The rows with a fine-tuned model's predictions, printed if there is no output. With explain: Subjects."""
+def predict_rows(model, task: dict, tokenizer, dist, rows: list[dict], whole: list[dict], cfg: Config) -> list:
+    """The whole rows with a fine-tuned model's predictions, printed if there is no output. With explain: Subjects."""
     encoded = features.encode(rows, task, tokenizer)
     out = predict.outputs(model, encoded, task, tokenizer, dist)
     guesses = predict.predictions(task, rows, encoded, out)
@@ -253,7 +292,9 @@ def predict_rows(model, task: dict, tokenizer, dist, rows: list[dict], cfg: Conf
                 for i, (row, guess, line) in enumerate(zip(rows, guesses, lines))]
     if not cfg.output:
         print(*lines, sep="\n")
-    return [row | guess for row, guess in zip(rows, guesses)]
+    if task["kind"] == "tag" and predict.has_entities(task["labels"]):
+        guesses = [guess | {"entities": predict.entity_spans(row, guess)} for row, guess in zip(rows, guesses)]
+    return [row | guess for row, guess in zip(whole, guesses)]
 
 
 def readable(kind: str, row: dict, guess: dict) -> str:
@@ -271,13 +312,14 @@ def readable(kind: str, row: dict, guess: dict) -> str:
     if kind == "regress":
         return f"{text}\n    {guess['prediction']:.4g}"
     most_likely = sorted(guess["probabilities"].items(), key=lambda item: -item[1])
-    return f"{text}\n    " + "   ".join(f"{label} {p:.1%}" for label, p in most_likely)
+    chosen = [", ".join(guess["prediction"]) or "none of:"] if isinstance(guess["prediction"], list) else []
+    return f"{text}\n    " + "   ".join(chosen + [f"{label} {p:.1%}" for label, p in most_likely])
 
 
 # ---- vectors of texts --------------------------------------------------------------------------------------------
 
 
-def embed(state: dict, path: Path, tokenizer, dist, rows: list[dict], cfg: Config) -> None:
+def embed(state: dict, path: Path, tokenizer, dist, rows: list[dict], whole: list[dict], cfg: Config) -> None:
     """Write the vectors of texts into a file, and print the cosines of a few texts."""
     if len(rows) > MAX_SHOWN and not cfg.output:
         raise UserError(f"{len(rows):,} texts are too many to show how alike they are; give --output=vectors.npy")
@@ -290,7 +332,7 @@ def embed(state: dict, path: Path, tokenizer, dist, rows: list[dict], cfg: Confi
     if cfg.output.endswith(".npy"):
         files.write_whole(cfg.output, lambda file: np.save(file, vectors))
     elif cfg.output:
-        files.write_jsonl(cfg.output, (row | {"vector": vector.tolist()} for row, vector in zip(rows, vectors)))
+        files.write_jsonl(cfg.output, (row | {"vector": vector.tolist()} for row, vector in zip(whole, vectors)))
     if cfg.output:
         print(f"{len(rows):,} vectors of {vectors.shape[1]} numbers written to {cfg.output}")
     if len(rows) <= MAX_SHOWN:

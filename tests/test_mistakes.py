@@ -152,7 +152,7 @@ def test_the_report_shows_the_same_mistakes(name, home, tmp_path, call):
     shutil.copytree(home / name, tmp_path / "data")
     (tmp_path / "data" / "test.jsonl").unlink()
     call(finetune, *options(home, name, tmp_path / "run"), f"--data={tmp_path / 'data'}", "--max_steps=2",
-         "--watch_interval=1")
+         "--watch_interval=1", "--generate_rows=0")
     call(run_report, tmp_path / "run")
     page = html.unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
     shown = page.partition("Furthest from the truth (val)</h2>")[2].partition("</table>")[0].split("<tr>")[1:]

@@ -12,6 +12,7 @@ def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encod
     majority: always the commonest class of training, or the mean of its numbers, or the commonest tag. fitted: what
     linear.fit made of the training rows, or None. Kinds without classes or numbers have no baseline: {}.
     """
+    task = {name: value for name, value in task.items() if name != "thresholds"}  # those are the model's
     outputs, kind = {}, task["kind"]
     if kind in (*linear.KINDS, "tag"):
         n = predict.output_offsets(encoded, task)[-1]

@@ -102,8 +102,11 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
         if kind in LABELLED:
             move_rare_labels(located)
     task: dict = {"kind": kind, "metric": METRICS[kind]}
-    if separator:
-        task |= {"multi_label": True, "metric": "micro_f1"}  # all labels of a text right at once is rare
+    if chosen or kind == "tag" and all(given):  # what sample.py needs to read files of the same form
+        task["columns"] = chosen or {"words": given[:1], "tags": given[1:]}
+    task |= {name: value for name, value in (("column_names", columns), ("encoding", encoding)) if value}
+    if separator:  # all labels of a text right at once is rare
+        task |= {"multi_label": True, "metric": "micro_f1", "separator": separator}
     if kind in LABELLED:
         task["labels"] = order_labels(label for _, row in located["train"] for label in labels_of(row))
         print_oddities(task, [labels_of(row) for _, row in located["train"]])

@@ -11,16 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanoft import UserError, checkpoint, distributed, files
+from nanoft import UserError, checkpoint, distributed, files, generate
 from nanoft.batches import IGNORE
 from nanoft.distributed import Dist
-from nanoft.model import ModelConfig, Transformer
+from nanoft.model import GPT, ModelConfig, Transformer
 from nanoft.tasks import collate, features, metrics
 from nanoft.tasks.features import Encoded
 from nanoft.tasks.heads import TaskModel, n_outputs, pooled
 
 BATCH_TOKENS = 8192  # tokens of a batch, padding included
 IMPOSSIBLE = -1e9    # the score of an answer that cannot be
+LOWER = ("loss", "perplexity", "mae", "rmse")  # scores that are better when lower
 
 # ---- outputs of the model ----------------------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ def predictions(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray)
 
     classify, pair: label; `probabilities` by label. regress: a number. tag: a tag a word, and `probabilities` of these.
     answer: the text, "" for none, with `start`, the number of its first character, and `probability` of the span.
-    generate: no prediction, but the `nats` and `tokens` of the response.
+    generate: no prediction (see write_responses), but the `nats` and `tokens` of the response.
     """
     kind, labels = task["kind"], task.get("labels", ())
     if kind == "generate":
@@ -118,9 +119,64 @@ def predictions(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray)
     if kind == "regress":
         return [{"prediction": float(x)} for x in logits[:, 0] * task["deviation"] + task["mean"]]
     several = task.get("multi_label")
-    probabilities = 1 / (1 + np.exp(-logits)) if several else np.exp(log_softmax(logits))
-    return [{"prediction": [label for label, x in zip(labels, p) if x > 0.5] if several else labels[p.argmax()],
+    thresholds = [task.get("thresholds", {}).get(label, 0.5) for label in labels]
+    probabilities = sigmoid(logits) if several else np.exp(log_softmax(logits))
+    return [{"prediction": [label for label, x, least in zip(labels, p, thresholds) if x > least] if several
+             else labels[p.argmax()],
              "probabilities": {label: round(float(x), 6) for label, x in zip(labels, p)}} for p in probabilities]
+
+
+def best_thresholds(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray) -> dict[str, float]:
+    """{label: the probability from which on a text is given it} of a multi-label task: the best F1 on labelled rows.
+
+    Half-way between two probabilities; of thresholds as good the nearest to 0.5, which is that of a label without rows.
+    """
+    thresholds = {}
+    for k, label in enumerate(task["labels"]):
+        p = sigmoid(by_row(encoded, out)[:, k])
+        order = np.argsort(-p, kind="stable")
+        p, truth = p[order], np.array([label in row["labels"] for row in rows])[order]
+        below = np.append(p[1:], 0.0)
+        _, _, f1 = metrics.precision_recall_f1(truth.cumsum(), np.arange(1, len(p) + 1), truth.sum())  # (rows,)
+        f1[p == below] = 0.0  # no threshold separates equal ones
+        middle = ((p + below) / 2)[f1 == f1.max()]
+        thresholds[label] = float(middle[abs(middle - 0.5).argmin()]) if truth.any() else 0.5
+    return thresholds
+
+
+def entity_spans(row: dict, guess: dict) -> list[dict]:
+    """The entities of a tagged row with text and offsets: [{label, start, end, text, probability}], in order.
+
+    start, end: the first of its characters and the one after the last; probability: the mean over its words.
+    """
+    spans = []
+    for label, first, last in metrics.entities(guess["prediction"]):
+        start, end = row["offsets"][first][0], row["offsets"][last][1]
+        probability = round(float(np.mean(guess["probabilities"][first:last + 1])), 6)
+        spans.append({"label": label, "start": start, "end": end, "text": row["text"][start:end],
+                      "probability": probability})
+    return spans
+
+
+@torch.no_grad()
+def write_responses(model: TaskModel, rows: list[dict], task: dict, tokenizer, dist: Dist, longest: int) -> list[str]:
+    """What a GPT answers to the prompts: always the likeliest token, up to <|endoftext|> or `longest` tokens."""
+    with torch.device("meta"):
+        gpt = GPT(model.cfg)
+    gpt.trunk, gpt.head = model.trunk, model.head
+    end, room = tokenizer.special["<|endoftext|>"], max(1, task["max_length"] - longest)
+    prompts = [tokenizer.encode_to_numpy(features.prompt_text(row["prompt"]))[-room:] for row in rows]
+    lengths = np.array([len(prompt) for prompt in prompts])
+    texts = [""] * len(rows)
+    for length in np.unique(lengths):  # prompts of one length are answered together, without padding
+        same = np.flatnonzero(lengths == length)
+        for group in np.array_split(same, math.ceil(len(same) / 64)):
+            ids = torch.from_numpy(np.stack([prompts[i] for i in group]).astype(np.int64)).to(dist.device)
+            with dist.autocast():
+                new = torch.stack(list(generate.generate(gpt, ids, longest, temperature=0, stop_id=end)), dim=1)
+            for i, tokens in zip(group, new.tolist()):  # (B, new tokens)
+                texts[i] = tokenizer.decode(tokens[:tokens.index(end)] if end in tokens else tokens)
+    return texts
 
 
 def answers(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray) -> list[dict]:
@@ -150,6 +206,10 @@ def by_row(encoded: Encoded, out: np.ndarray) -> np.ndarray:
     return sums / np.bincount(encoded.row, minlength=len(sums))[:, None]
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -x))  # never too large a power
+
+
 def log_softmax(x: np.ndarray) -> np.ndarray:
     x = x - x.max(axis=-1, keepdims=True)
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
@@ -168,7 +228,12 @@ def scores(task: dict, rows: list[dict], guesses: list[dict], encoded: Encoded, 
     number = {label: i for i, label in enumerate(labels)}
     if kind == "generate":
         nats, tokens = out.sum(axis=0)
-        return {"loss": nats / tokens, "perplexity": math.exp(min(nats / tokens, 700))}, None
+        loss = {"loss": nats / tokens, "perplexity": math.exp(min(nats / tokens, 700))}
+        pairs = [(guess["prediction"], row["response"]) for row, guess in zip(rows, guesses) if "prediction" in guess]
+        if pairs:  # of the rows that were answered
+            loss |= {"rouge_l": math.fsum(metrics.rouge_l(*pair) for pair in pairs) / len(pairs),
+                     "exact": sum(guess.strip() == truth.strip() for guess, truth in pairs) / len(pairs)}
+        return loss, None
     if kind == "answer":
         questions = [{"id": row["id"], "answers": [answer["text"] for answer in row["answers"]]} for row in rows]
         by_id = {row["id"]: guess["prediction"] for row, guess in zip(rows, guesses)}
@@ -178,7 +243,8 @@ def scores(task: dict, rows: list[dict], guesses: list[dict], encoded: Encoded, 
     if kind == "regress":
         truth, guess = np.array([row["label"] for row in rows]), np.array([item["prediction"] for item in guesses])
         return {"loss": float((((truth - guess) / task["deviation"]) ** 2).mean()),
-                "pearson": metrics.pearson(truth, guess), "spearman": metrics.spearman(truth, guess)}, None
+                "pearson": metrics.pearson(truth, guess), "spearman": metrics.spearman(truth, guess)
+                } | metrics.errors(truth, guess), None
     if task.get("multi_label"):
         truth, guess = (np.array([np.isin(labels, item[name]) for item in items])
                         for items, name in ((rows, "labels"), (guesses, "prediction")))  # bool (rows, K)
@@ -202,7 +268,10 @@ def scores(task: dict, rows: list[dict], guesses: list[dict], encoded: Encoded, 
             strict = metrics.entity_scores(*tags, strict=True)
             entity |= {f"strict_{name}": strict[name] for name in metrics.PRF}
         return loss | entity, matrix
-    return loss | metrics.classification(truth, guess, labels), matrix
+    positive = labels.index(task["positive"]) if "positive" in task else 1
+    if len(labels) == 2:
+        loss["auc"] = metrics.auc(truth == positive, log_p[:, positive] - log_p[:, 1 - positive])
+    return loss | metrics.classification(truth, guess, labels, positive), matrix
 
 
 def has_entities(labels: list[str]) -> bool:
@@ -228,7 +297,7 @@ def main_score(task: dict, scores: dict) -> float:
     if task["metric"] not in scores:
         raise UserError(f"metric={task['metric']} is no score of a {task['kind']} task; choose one of "
                         f"{', '.join(k for k, v in scores.items() if isinstance(v, float))}")
-    score = float(scores[task["metric"]]) * (-1 if task["metric"] == "loss" else 1)
+    score = float(scores[task["metric"]]) * (-1 if task["metric"] in LOWER else 1)
     return -1e9 - scores.get("loss", 0.0) if math.isnan(score) else score
 
 

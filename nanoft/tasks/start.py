@@ -5,15 +5,16 @@ checkpoint do not fit together. `source` is the checkpoint's dictionary, None fr
 """
 
 import statistics
+from collections import Counter
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
-from nanoft import UserError, bpe, checkpoint, distributed
+from nanoft import UserError, bpe, checkpoint, distributed, files
 from nanoft.distributed import Dist
 from nanoft.model import ModelConfig
 from nanoft.published.source import open_checkpoint
-from nanoft.tasks import examples, features, lora, predict
+from nanoft.tasks import examples, features, lora, metrics, predict
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import prepare, vocabulary
 
@@ -182,6 +183,41 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
         raise UserError(f"class_weights=balanced needs one class an example, which a {kind} task "
                         f"{'with several labels ' * bool(task.get('multi_label'))}has not; leave it out")
     return task
+
+
+def positive_label(cfg, task: dict, rows: list[dict]) -> dict[str, str]:
+    """{"positive": which of two labels f1 and auc are of}, unless the task has it; {} for other tasks.
+
+    The given one; of a data set folder the second of its labels; of a table by metrics.positive_label.
+    """
+    labels = task.get("labels", [])
+    if task["kind"] not in ("classify", "pair") or task.get("multi_label") or len(labels) != 2:
+        labels = []
+    if cfg.positive and cfg.positive not in labels:
+        raise UserError(f"positive={cfg.positive} is none of two labels of a text; "
+                        + (f"they are {' and '.join(labels)}" if labels else "leave it out"))
+    if not labels or "positive" in task and not cfg.positive:
+        return {}
+    counts = Counter(row["label"] for row in rows)
+    return {"positive": cfg.positive or (metrics.positive_label({label: counts[label] for label in labels})
+                                         if cfg.train_file else labels[1])}
+
+
+# The options that say which rows a run has.
+DATA = ("data", "train_file", "val_file", "test_file", "val_fraction", "kind", "text_column", "pair_column",
+        "label_column", "columns", "encoding", "separator")
+
+
+def eval_ending(cfg) -> str:
+    """What --eval_only adds to the names of its files: nothing, or _eval where out_dir's own run had other rows.
+
+    So the scores and predictions of a run on its own test rows stay.
+    """
+    if not cfg.eval_only or not Path(cfg.out_dir, "result.json").exists():
+        return ""
+    path = Path(cfg.out_dir, "config.json")
+    before = files.read_json(path) if path.exists() else dict.fromkeys(DATA)
+    return "_eval" if any(name in before and before[name] != getattr(cfg, name) for name in DATA) else ""
 
 
 def has_unanswered(rows: dict[str, list[dict]]) -> bool:

@@ -9,18 +9,14 @@ import csv
 import io
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from itertools import islice
 from pathlib import Path
 
-import regex  # comes with tiktoken
-
 from nanoft import UserError
 from nanoft.files import read_text
-from nanoft.tasks.metrics import NO_SPACES, TAG
+from nanoft.tasks.metrics import TAG
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json")
 SPREADSHEETS = (".xlsx", ".xls", ".ods")
@@ -34,12 +30,6 @@ USUAL = {
     "prompt": "prompt instruction question input",
     "response": "response answer output completion target",
 }
-# The columns that prediction needs where these are not the text alone. "" is a model without a task.
-TO_PREDICT = {"": ("prompt",), "generate": ("prompt",), "pair": ("text", "pair"), "regress": ("text", "pair"),
-              "answer": ("question", "context")}
-# A word to be tagged: a character of a script without spaces, an address, a word with its - ' . inside, or a sign.
-LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{NO_SPACES}]]"
-WORD = regex.compile(rf"(?V1)[{NO_SPACES}]|\w+://\S+|[@#]?{LETTER}+(?:(?:['’.-]|(?<=\d),(?=\d)){LETTER}+)*|\S")
 
 
 def suffix(path) -> str:
@@ -241,13 +231,16 @@ def conll_columns(path, rows: list[list[str]], text_column: str, label_column: s
     return word, tag, is_named or len(rows) > 1 and fitting[tag] and not TAG.fullmatch(rows[0][tag])
 
 
-def read_squad(path, encoding: str = "") -> list[tuple[str, dict]]:
-    """[(where, row)] of the questions in a SQuAD file, v1.1 or v2 (arXiv:1606.05250, arXiv:1806.03822)."""
+def read_squad(path, encoding: str = "", has_answers: bool = True) -> list[tuple[str, dict]]:
+    """[(where, row)] of the questions in a SQuAD file, v1.1 or v2 (arXiv:1606.05250, arXiv:1806.03822).
+
+    has_answers: whether each question must have them; to predict it need not.
+    """
     text, located = read_text(path, encoding), []
     try:
         for paragraph in (paragraph for article in json.loads(text)["data"] for paragraph in article["paragraphs"]):
             for question in paragraph["qas"]:
-                answers = [] if question.get("is_impossible") else question["answers"]
+                answers = [] if question.get("is_impossible") or not has_answers else question["answers"]
                 name = str(question.get("id", len(located)))
                 located.append((f"{path} question {name}", {
                     "context": paragraph["context"], "question": question["question"], "id": name,
@@ -294,76 +287,3 @@ def choose_columns(path, columns: list[str], wanted: dict[str, tuple[str, str]],
 
 def describe(chosen: dict[str, list[str]]) -> str:
     return ", ".join(f"{name} = {' + '.join(columns)}" for name, columns in chosen.items())
-
-
-def read_named_table(path, names: tuple) -> list[tuple[str, dict]]:
-    """[(where, row)] of a table with our `names`: where it lacks one, its only column with a usual name gets it."""
-    columns, located = read_table(path)
-    for name in names:
-        usual = usual_columns(columns, name)
-        if name not in columns and len(usual) == 1:
-            print(f"{path}: {name} = {usual[0]}")
-            for _, row in located:
-                if usual[0] in row:
-                    row.setdefault(name, row.pop(usual[0]))
-    return located
-
-
-# ---- rows to predict ---------------------------------------------------------------------------------------------
-
-
-def prediction_rows(kind: str, path: str = "", options: dict | None = None) -> list[dict]:
-    """Rows to predict: those of a file, or those that a tool's options spell out.
-
-    kind: the task's, "embed" for texts without one, or "" for prompts to a model without a task. path: a .csv, .tsv or
-    .jsonl table (perhaps gzipped), whose columns are found by their usual names and whose other columns stay; of any
-    other file each line that is not blank is a text or prompt, and its row has the number of its `line`. options, read
-    without a path: {"prompt", "pair", "question", "context": a text, "text": a list of texts}, those that were given;
-    without any, the prompt is a new document. Raises UserError for an option that the kind does not take, for a
-    missing or unfit column, and for a file without rows.
-    """
-    names, options = TO_PREDICT.get(kind, ("text",)), options or {}
-    model = f"a model of kind {kind}" if kind else "a model that is not fine-tuned for a task"
-    accepted = ("prompt", "text") if kind == "generate" else names
-    usage = " ".join(f"--{name}=..." for name in accepted)
-    if suffix(path) in TABLES:
-        with redirect_stdout(sys.stderr):  # stdout is for predictions
-            located = read_named_table(path, names)
-    elif path:
-        located = [(f"{path} line {i}", {"line": i, names[0]: line}) for i, line in read_lines(path)]
-    else:
-        for name in options:
-            if name not in accepted:
-                raise UserError(f"--{name} means nothing to {model}; give {usage}")
-        texts = options.get("text") or [options.get(names[0], "<|endoftext|>" if names[0] == "prompt" else "")]
-        rows = [options | {names[0]: text} for text in texts]
-        located = [("the command line", {name: row[name] for name in names if row.get(name) or name == "prompt"})
-                   for row in rows]
-    for where, row in located:
-        if "pair" not in names:
-            row.pop("pair", None)  # or it would be encoded as a second text
-        text = row.get("text")
-        if kind == "tag" and "words" not in row and isinstance(text, str):
-            row |= word_offsets(text)
-        for name in ("words",) if kind == "tag" else names:
-            if name in row:
-                check_input(row[name], name, where)
-            elif not (kind == "regress" and name == "pair"):
-                raise UserError(f"{where}: no {name} for {model}" + (
-                    f", only {', '.join(row) or 'nothing'}; give it as a column of that name in a .csv or .jsonl"
-                    if path else f"; give {usage}, or an --input"))
-    if not located:
-        raise UserError(f"{path} holds no {names[0]}; write one on each line")
-    return [row for _, row in located]
-
-
-def word_offsets(text: str) -> dict[str, list]:
-    """A text to be tagged: {"words": its words and signs, "offsets": [first character, end] of each}."""
-    matches = list(WORD.finditer(text))
-    return {"words": [match.group() for match in matches], "offsets": [list(match.span()) for match in matches]}
-
-
-def check_input(value, name, where):
-    form, texts = ("list of texts", value) if name == "words" else ("text", [value])
-    if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
-        raise UserError(f"{where}: {name} is {value!r:.60}, not a {form}; mend the row")
