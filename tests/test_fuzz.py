@@ -77,7 +77,7 @@ def odd_value(value, rng):
         elif key in (node if isinstance(node, dict) else range(len(node))):
             old = node[key]
             node[key] = rng.choice((*ODD, old, [old], {"x": old}))
-            if isinstance(old, torch.Tensor):
+            if isinstance(old, torch.Tensor) and not old.is_sparse:
                 node[key] = rng.choice((old[:-1] if old.dim() else old[None], old.double(), old[None],
                                         torch.tensor(1.0), torch.zeros(0),
                                         old.to_sparse() if old.dim() else old, "x", None))
