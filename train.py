@@ -3,6 +3,7 @@
     python train.py                                          # the standard library of your own Python, 3 minutes
     python train.py config/wikitext.py --max_minutes=20      # a config file, then options over it
     python train.py config/wikitext.py --resume              # go on where it stopped
+    python train.py --eval_only --init_from=out/wikitext --text_file=book.txt  # any GPT or encoder on any text
     torchrun --nproc_per_node=8 train.py config/wikitext.py  # the same run on 8 processes
 """
 
@@ -24,6 +25,7 @@ from nanoft.inspect.watch import Watch
 from nanoft.model import ModelConfig, check_model, make_model
 from nanoft.published.source import open_checkpoint
 from nanoft.text import prepare, vocabulary
+from nanoft.text.measure import measure
 from nanoft.text.pairs import Pairs
 from nanoft.text.wordpiece import WordPiece
 
@@ -34,6 +36,8 @@ class Config:
     data: str = "stdlib"               # a folder under data/, or a path
     init_from: str = "scratch"         # scratch, or a run folder, checkpoint or published model to begin from
     resume: bool = False               # go on with the run in out_dir
+    eval_only: bool = False            # no training: print the metrics of init_from, or of out_dir's run, on data
+    text_file: str = ""                # measure on this text instead of data
     objective: Literal["causal", "mlm", "mlm_nsp"] = "causal"  # GPT; BERT on masked words; and on pairs too
     seed: int = 1                      # of the initial weights, the batches and the dropout
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
@@ -86,6 +90,8 @@ def check(cfg):
     problems += config.at_least(cfg, -1, "max_minutes")
     if cfg.max_steps <= 0 and cfg.max_minutes == 0:
         problems.append("max_steps and max_minutes are both 0; give the run a budget in one of them")
+    if cfg.text_file and not cfg.eval_only:
+        problems.append("text_file is for --eval_only; to train on it: python data/text/prepare.py --source=FILE")
     if not 0 < cfg.mask_prob < 1:
         problems.append(f"mask_prob={cfg.mask_prob} must lie between 0 and 1; 0.15 is usual")
     if cfg.objective == "mlm_nsp" and cfg.block_size < 8:
@@ -99,6 +105,9 @@ def main():
     if cfg.max_minutes == -1:
         cfg.max_minutes = 0.0 if cfg.max_steps else 2.2
     dist = distributed.start(cfg.device, cfg.dtype)  # rank, world_size, device, dtype
+    if cfg.eval_only:
+        measure(cfg, dist)
+        return distributed.stop(dist)
     source, path = open_source(cfg)                  # a checkpoint to resume or to begin from, or None
     data = open_data(cfg, dist)                      # tokenizer, splits, make_batch(rows)
 

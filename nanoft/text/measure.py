@@ -1,0 +1,93 @@
+"""A language model measured on text: on the splits of a data set, or on a file. train.py --eval_only calls it."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from nanoft import UserError, batches, checkpoint, distributed, evaluate, files
+from nanoft.bins import Tokens, write_split
+from nanoft.distributed import Dist
+from nanoft.model import make_model
+from nanoft.published.source import open_checkpoint
+from nanoft.tasks.metrics import NO_SPACES
+from nanoft.text import prepare, vocabulary
+from nanoft.text.pairs import Pairs
+from nanoft.text.wordpiece import WordPiece
+
+WORD = re.compile(f"[{NO_SPACES}]|[^{NO_SPACES}\\s]+")  # what stands between spaces, or a character without them
+
+
+def measure(cfg, dist: Dist) -> None:
+    """Print the metrics of the model init_from on all of text_file, or of the val and test splits of data.
+
+    cfg: the options of train.py. The metrics are those of evaluate.py, in windows of the model's own context. They are
+    written only to an out_dir that is not the model's: its eval.json. Raises UserError.
+    """
+    state, path = open_checkpoint(cfg.init_from)
+    if "task" in state:
+        raise UserError(f"{path} is fine-tuned on a task; measure it by finetune.py --eval_only")
+    out_dir = None if Path(cfg.out_dir).resolve() == path.parent.resolve() else Path(cfg.out_dir)
+    if out_dir and checkpoint.find(out_dir):
+        raise UserError(f"out_dir={out_dir} holds a run; give a new folder for eval.json, or none")
+    tokenizer = vocabulary.load(path.parent)
+    checkpoint.check_tokenizer(state, tokenizer, path)
+    model = checkpoint.load_model(state, path, make_model, dist.device)
+    context = model.cfg.block_size
+    result = {"model": str(path), "text": cfg.text_file or cfg.data, "context": context, "stride": context}
+    with tempfile.TemporaryDirectory() as folder:
+        splits = text_tokens(cfg.text_file, tokenizer, folder) if cfg.text_file else split_tokens(
+            cfg.data, tokenizer, folder, dist)
+        for name, tokens in splits.items():
+            if model.cfg.causal:
+                metrics = evaluate.causal_metrics(model, tokens, 0, tokenizer.special["<|endoftext|>"], dist)
+            else:
+                masking = batches.masking(tokenizer, cfg.mask_prob, cfg.whole_word)
+                has_pairs = cfg.objective == "mlm_nsp" and model.cfg.n_types and not cfg.text_file
+                pairs = Pairs(tokens, tokenizer, context, 8, batches.EVAL_SEED, masking) if has_pairs else None
+                model.cfg = replace(model.cfg, block_size=min(context, len(tokens)))  # a short text is one window
+                metrics = evaluate.masked_metrics(model, tokens, 0, masking, pairs, dist)
+            result |= {f"{name}_{key}": value for key, value in metrics.items()}
+            if dist.main:
+                print(f"{name}, all of it: {evaluate.described(metrics)} ({len(tokens):,} tokens of "
+                      f"{tokens.num_bytes:,} bytes, context and stride {context})")
+    if out_dir and dist.main:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        files.write_json(out_dir / "eval.json", result)
+        print(f"{out_dir}: eval.json")
+
+
+def text_tokens(path: str, tokenizer, folder: str) -> dict[str, Tokens]:
+    """A text file as token files in a folder, its words counted as data/text/prepare.py does."""
+    text = files.read_text(path)
+    if not text.strip():
+        raise UserError(f"{path} holds no text to measure a model on")
+    return {"text": write_split(folder, "text", [text], tokenizer, len(WORD.findall(text)))}
+
+
+def split_tokens(data: str, tokenizer, folder: str, dist: Dist) -> dict[str, Tokens]:
+    """The val and test splits of a data set; where its tokenizer is another one, their text as token files anew."""
+    source = prepare.find_data(data)
+    if dist.main:
+        prepare.ensure(source)
+    distributed.barrier(dist)
+    splits = {name: Tokens.open(source, name) for name in ("val", "test") if Tokens.exists(source, name)}
+    other = vocabulary.load(source)
+    if other.fingerprint == tokenizer.fingerprint:
+        return splits
+    if isinstance(other, WordPiece):
+        raise UserError(f"{source} was prepared with a tokenizer from which its text cannot be read again; prepare it "
+                        "again with that of the model, or give a --text_file")
+    return {name: write_split(folder, name, decoded(tokens, other), tokenizer, tokens.num_words)
+            for name, tokens in splits.items()}
+
+
+def decoded(tokens: Tokens, tokenizer) -> Iterator[str]:
+    """The documents of a split."""
+    ids, end = tokens.read(0, len(tokens)), tokenizer.special["<|endoftext|>"]
+    for part in np.split(ids, np.flatnonzero(ids == end) + 1):
+        if len(part):
+            yield tokenizer.decode(part[part != end].tolist())
