@@ -2,8 +2,8 @@
 #     python train.py config/wikitext_bert_ngram.py
 #     python finetune.py config/squad.py --seeds=1,2,3
 # Seen with 7,617 training questions, on the 10,570 questions of the development set: F1 0.385, 0.381, 0.400 and exact
-# 0.257, 0.250, 0.275, from such an encoder trained for 32 minutes on one core (2,001 steps). The sentence that shares
-# most words with the question has F1 0.185.
+# 0.257, 0.250, 0.275, from such an encoder trained for 32 minutes on one core (2,001 steps); by these commands F1 0.380
+# and exact 0.253 (seed 1, 44 minutes of a busy core). The sentence that shares most words with the question: F1 0.185.
 data = "squad"
 init_from = "out/wikitext_bert_ngram"
 out_dir = "out/squad"
