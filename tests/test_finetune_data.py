@@ -89,7 +89,8 @@ def test_tiny_files_in_the_published_layout(tmp_path, name):
         assert splits["test"][3] == {"text": '"He said test 3 .', "pair": 'He " said 3 .', "label": "different"}
         assert train.num_documents == 2 * rows["train"]
     elif name == "wnut17":
-        assert task == {"kind": "tag", "labels": ["O", "B-location", "I-location"], "metric": "f1"}
+        assert task == {"kind": "tag", "labels": ["O", "B-location", "I-location"], "metric": "f1",
+                        "columns": {"words": ["1"], "tags": ["2"]}}
         assert rows == {"train": 3_394, "val": 1_009, "test": 1_287}
         assert row == {"words": ["wnut17train.conll20", "New", "York"], "tags": ["O", "B-location", "I-location"]}
         assert val.num_bytes == sum(len(" ".join(row["words"])) for row in splits["val"])

@@ -135,8 +135,9 @@ def header_names(path: str, task: dict, encoding: str) -> str:
     text = read_text(path, encoding)
     first = [field.strip() for _, fields in tables.read_fields(path, text, tables.find_delimiter(path, text))[:1]
              for field in fields]
-    labels = {column for name in ("label", "response") for column in task["columns"].get(name, ())}
-    inputs = {column for columns in task["columns"].values() for column in columns} - labels
+    known = task.get("columns", {})
+    labels = {column for name in ("label", "response") for column in known.get(name, ())}
+    inputs = {column for columns in known.values() for column in columns} - labels
     if inputs <= {*first}:
         return ""
     unlabelled = [name for name in names if name not in labels]
@@ -160,7 +161,7 @@ def read_tagged(path: str, task: dict, given: dict[str, str], encoding: str) -> 
     It is one if its name or an option says so, or if a column holds nothing but tags.
     """
     known = task.get("columns", {})
-    columns = [given.get(f"{name}_column") or known.get(ours, [""])[0]
+    columns = [given.get(f"{name}_column") or (known.get(ours) or [""])[0]
                for name, ours in (("text", "words"), ("label", "tags"))]
     is_conll = tables.suffix(path) in CONLL or bool(given.keys() & {"text_column", "label_column"})
     for word, tag in dict.fromkeys([tuple(columns), ("", "")]):

@@ -268,7 +268,7 @@ def scores(task: dict, rows: list[dict], guesses: list[dict], encoded: Encoded, 
             strict = metrics.entity_scores(*tags, strict=True)
             entity |= {f"strict_{name}": strict[name] for name in metrics.PRF}
         return loss | entity, matrix
-    positive = labels.index(task["positive"]) if "positive" in task else 1
+    positive = labels.index(task["positive"]) if task.get("positive") in labels else 1
     if len(labels) == 2:
         loss["auc"] = metrics.auc(truth == positive, log_p[:, positive] - log_p[:, 1 - positive])
     return loss | metrics.classification(truth, guess, labels, positive), matrix
