@@ -94,7 +94,8 @@ def check(cfg: Config) -> list[str]:
         problems.append(f"repetition_penalty={cfg.repetition_penalty} must be above 0; 1 is none")
     if cfg.embed and cfg.output and not cfg.output.endswith((".npy", ".jsonl")):
         problems.append(f"output={cfg.output} is neither .npy nor .jsonl, in which vectors can be written")
-    if cfg.output and not cfg.embed and not cfg.explain and not cfg.output.endswith((".csv", ".jsonl")):
+    if (cfg.output and not cfg.embed and not cfg.explain and not cfg.output.endswith((".csv", ".jsonl"))
+            and not Path(cfg.output).is_dir()):
         problems.append(f"output={cfg.output} is neither .csv (a table) nor .jsonl (JSON lines); give one of these")
     if cfg.explain and (cfg.embed or cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
         problems.append("explain goes without embed and pseudo_perplexity, and its output is a folder")

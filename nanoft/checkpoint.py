@@ -28,9 +28,11 @@ M = TypeVar("M", bound=nn.Module)
 # what files.difference asks of the dictionary; what train.py and finetune.py read of latest.pt is optional elsewhere
 NEEDS = {"classify": {"labels": [str]}, "pair": {"labels": [str]}, "tag": {"labels": [str]}, "generate": {},
          "regress": {"mean": float, "deviation": float}, "answer": {"v2": bool, "max_answer?": int}}
-TASK = {"kind": {*NEEDS}, "metric": str, "pool": {"mean", "cls", "last"}, "max_length": int, "head_dropout?": float,
+TASK = {"kind": {*NEEDS}, "metric?": str, "pool?": {"mean", "cls", "last"}, "max_length?": int, "head_dropout?": float,
         "long_text?": {"head", "tail", "head_tail", "windows"}, "doc_stride?": int, "multi_label?": bool,
-        "linear?": bool, "match_types?": bool, "leading_space?": bool}
+        "linear?": bool, "match_types?": bool, "leading_space?": bool,
+        "positive?": str, "thresholds?": {str: float}, "separator?": str, "columns?": {str: [str]},
+        "column_names?": str, "encoding?": str}
 FORM = {"model": {str: Tensor}, "step": int, "task?": TASK, "config?": {str: object}, "fingerprints?": {str: str},
         "model_config": {f"{f.name}?": {*get_args(f.type)} or f.type for f in fields(ModelConfig)},
         "optimizer?": [{"state": dict}], "scaler?": dict, "evaluated?": int, "seconds?": float, "worse?": int,
@@ -66,7 +68,7 @@ def check_state(state: dict, path) -> None:
     problem = difference(state, FORM)
     if not problem and "task" in state:
         problem = difference(state["task"], NEEDS[state["task"]["kind"]]) or (
-            "max_length or doc_stride is too small" * (min(state["task"]["max_length"] - 7,
+            "max_length or doc_stride is too small" * (min(state["task"].get("max_length", 8) - 7,
                                                            state["task"].get("doc_stride", 1)) < 1))
     if not problem:
         cfg = ModelConfig.from_saved(state["model_config"], path)

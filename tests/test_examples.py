@@ -290,7 +290,7 @@ def test_labels_of_every_kind(tmp_path):
     ("a.json", json.dumps({"data": [squad(("a", [("Byron", 0)]), ("b", [("Keats", 0)]))]}),
      {"kind": "answer", "val_fraction": 0.0, "val_file": "a.json"}, ["no answer of a training question occurs in its"]),
     ("a.json", json.dumps({"data": [squad(("a", [("Ada", 0)]), ("a", [("Babbage", 30)]))]}),
-     {"kind": "answer", "val_file": "a.json"}, ["two train questions have the same id"]),
+     {"kind": "answer", "val_file": "a.json"}, ["questions have the same id"]),
     ("a.csv", b"review,sentiment\n\xff,pos\n", {}, ["byte 17 is not UTF-8"]),
     ("a.conll", "EU B-org\nrejects\n", {"kind": "tag"}, ["a.conll line 2: 'rejects' is not a word and its tag"]),
     ("a.conll", "EU NNP B-org\nsays O\n", {"kind": "tag"}, ["line 2", "in 3 columns"]),
