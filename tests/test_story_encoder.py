@@ -114,8 +114,6 @@ def test_a_gpt_is_not_taken_for_an_encoder(encoder, corpus, tmp_path, call):
              f"--init_from={encoder}")
 
 
-
-
 def test_pairs_may_begin_from_masked_words_alone(corpus, tmp_path, call):
     """The trunk is taken over; token types begin at zero and the sentence head anew. The way back is refused."""
     options = [*TINY, f"--data={corpus}"]

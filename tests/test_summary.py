@@ -27,7 +27,7 @@ SHAPES = {
 CFG = SimpleNamespace(batch_size=4, micro_batch_size=0, mask_prob=0.15, optimizer="muon", lr=1e-3, muon_lr=0.02,
                       embed_lr=0.01, beta2=0.95, weight_decay=0.0)
 FINE = SimpleNamespace(**vars(CFG) | dict(freeze_blocks=0, lora_rank=0, unfreeze_every=0, layer_decay=1.0, head_lr=0.0))
-TASK = dict(max_length=48, head_dropout=0.1, label_smoothing=0.0, pool="mean", labels=["a", "b", "c"])
+TASK = dict(max_length=48, head_dropout=0.1, pool="mean", labels=["a", "b", "c"])
 
 
 @pytest.mark.parametrize("name", SHAPES)
