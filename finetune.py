@@ -390,7 +390,7 @@ def described(task, scores):
     """The main scores as a line."""
     names = dict.fromkeys([task["metric"], *(n for n in ("loss", "accuracy", "f1", "exact", "mcc", "auc", "macro_f1",
                                                          "spearman", "mae", "rmse", "rouge_l") if n in scores)])
-    of = {"f1": f" of {task['positive']}"} if "positive" in task else {}
+    of = {"f1": f" of {task['positive']!r:.30}"} if "positive" in task else {}
     return " | ".join(f"{name}{of.get(name, '')} {scores[name]:.4f}" for name in names)
 
 
@@ -422,7 +422,7 @@ def final_metrics(state, path, data, dist, result, started):
         result |= {f"{split}_{task['metric']}_of_{name}": value for name, value in simple.items()}
         result |= {} if matrix is None else {f"{split}_confusion": matrix.tolist()}
         lines.append(f"{split}, all of it: {described(task, scores)}")
-        lines += [f"    {line}" for line in baselines.remarks(task, found, predict.main_score(task, scores), simple,
+        lines += [f"    {line}" for line in baselines.remarks(task, found, scores[task["metric"]], simple,
                                                               result.get("train_loss"), scores.get("loss"))]
         written.append(f"predictions{'_val' * (split == 'val' and 'test' in data.rows)}{ending}.jsonl")
         if dist.main:

@@ -1,5 +1,7 @@
 """What a result is worth: the same scores for the commonest class and for a linear model, and what to be told."""
 
+import math
+
 import numpy as np
 
 from nanoft.tasks import linear, predict
@@ -7,7 +9,7 @@ from nanoft.tasks.features import Encoded
 
 
 def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encoded, fitted) -> dict[str, float]:
-    """The task's metric, higher is better, of simple models on a split: {"majority": ..., "linear": ...}.
+    """The task's metric of simple models on a split: {"majority": ..., "linear": ...}, those for which it exists.
 
     majority: always the commonest class of training, or the mean of its numbers, or the commonest tag. fitted: what
     linear.fit made of the training rows, or None. Kinds without classes or numbers have no baseline: {}.
@@ -25,8 +27,10 @@ def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encod
         outputs["majority"] = np.tile(prior, (n, 1))
     if fitted is not None:
         outputs["linear"] = linear.outputs(fitted, encoded)
-    return {name: predict.main_score(task, predict.scores(
-        task, rows, predict.predictions(task, rows, encoded, out), encoded, out)[0]) for name, out in outputs.items()}
+    found = {name: predict.scores(task, rows, predict.predictions(task, rows, encoded, out), encoded, out)[0]
+             for name, out in outputs.items()}
+    values = {name: float(scores[task["metric"]]) for name, scores in found.items()}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def remarks(task: dict, found: list[dict], score: float, baselines: dict[str, float], train_loss: float | None,
@@ -42,7 +46,8 @@ def remarks(task: dict, found: list[dict], score: float, baselines: dict[str, fl
     guesses = {str(item["prediction"]) for item in found} if task["kind"] in ("classify", "pair") else set()
     if len(guesses) == 1 and len(found) > 1:
         lines.append(f"note: every row is predicted as {guesses.pop()!r}: the model has learned no difference")
-    better = [name for name, value in baselines.items() if value >= score]
+    better = [name for name, value in baselines.items()
+              if (value <= score if task["metric"] in predict.LOWER else value >= score)]
     if better and not (task.get("linear") and better == ["linear"]):
         verb = "are" if len(better) > 1 else "is"
         lines.append(f"note: {' and '.join(better)} {verb} as good or better: more epochs, a pretrained model "

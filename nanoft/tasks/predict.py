@@ -287,10 +287,10 @@ def check_scores(task: dict, rows: list[dict], encoded: Encoded) -> None:
 
 
 def main_score(task: dict, scores: dict) -> float:
-    """The task's metric, with its sign changed where lower is better; what cannot be computed (nan) is the worst.
+    """What evaluations are ranked by: the task's metric, with its sign changed where lower is better.
 
-    Of scores that cannot be computed, as correlations with labels that are all the same, the one with the least loss
-    is the best.
+    What cannot be computed (nan), as a correlation with labels that are all the same, is the worst, and of such scores,
+    or with several labels of equal ones, the one with the least loss is the best.
 
     Raises UserError for a metric that is none of the scores.
     """
