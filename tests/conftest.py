@@ -17,6 +17,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+try:  # before anything imports Python's own distutils: torch.compile asserts that it has setuptools' one
+    import setuptools  # noqa: F401
+except ImportError:
+    pass
+
 import torch  # noqa: E402
 
 from nanoft.distributed import Dist  # noqa: E402

@@ -1,6 +1,6 @@
 """pip install . into a fresh environment; then the commands, from a folder that holds none of nanoft's files."""
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import shutil
@@ -21,8 +21,10 @@ MADE = shutil.ignore_patterns("__pycache__", "raw", "*.bin", "*.json", "*.jsonl"
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with: venv/, where nanoft is installed, and mirror/ with a data set's raw file."""
-    if not all(map(importlib.util.find_spec, ("pip", "setuptools"))):
-        pytest.skip("pip or setuptools is not installed")
+    try:  # not by find_spec("pip"), which brings Python's own distutils back, where torch.compile wants setuptools'
+        importlib.metadata.version("pip"), importlib.metadata.version("setuptools")
+    except importlib.metadata.PackageNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed")
     home = tmp_path_factory.mktemp("installed")
     source, venv = home / "source", home / "venv"
     for name in ("nanoft", "config", "data"):  # a copy, for pip leaves build/ beside what it builds
