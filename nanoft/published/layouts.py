@@ -261,7 +261,7 @@ def load_published(config: dict, entries: dict[str, safetensors.Entry], take: Ca
     if os.environ.get("RANK", "0") == "0":
         print(f"{folder}: {family}, {cfg.n_layer} layers x {cfg.n_embd}; {len(entries) - len(left)} of {len(entries)} "
               f"tensors used\n    left over: {summary(left)}\n    newly made: {summary(new)}", file=sys.stderr)
-    return {"model": weights, "model_config": vars(cfg)} | ({"task": task} if task else {})
+    return {"model": weights, "model_config": vars(cfg), "new": new} | ({"task": task} if task else {})
 
 
 def load_own(config: dict, weights: dict[str, torch.Tensor], folder: Path) -> dict:

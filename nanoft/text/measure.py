@@ -30,6 +30,8 @@ def measure(cfg, dist: Dist) -> None:
     state, path = open_checkpoint(cfg.init_from)
     if "task" in state:
         raise UserError(f"{path} is fine-tuned on a task; measure it by finetune.py --eval_only")
+    if "transform.weight" in state.get("new", ()):  # of published weights
+        raise UserError(f"{path} has no head for masked words, so there is nothing to measure; give another encoder")
     out_dir = None if Path(cfg.out_dir).resolve() == path.parent.resolve() else Path(cfg.out_dir)
     if out_dir and checkpoint.find(out_dir):
         raise UserError(f"out_dir={out_dir} holds a run; give a new folder for eval.json, or none")
