@@ -8,6 +8,7 @@ from conftest import DIST, run
 
 import finetune
 from nanoft import UserError, bpe, checkpoint, optim
+from nanoft.files import read_json, write_jsonl
 from nanoft.model import CLASSIC, ModelConfig, make_model
 from nanoft.tasks import freezing, start, sweep
 from nanoft.tasks.heads import TaskModel
@@ -87,6 +88,8 @@ REFUSED = {  # what is wrong: (options, words of the sentence)
     "nothing to evaluate": (["--data={home}/data", "--eval_only"], "no checkpoint there"),
     "no such metric": (["--data={home}/odd", "--max_steps=1"], "metric=bleu"),
     "no such metric asked for": (["--data={home}/data", "--metric=rouge", "--max_steps=1"], "metric=rouge"),
+    "a positive label that is none": (["--data={home}/data", "--positive=good"], "they are neg and pos"),
+    "a positive number": (["--data={home}/numbers", "--init_from={home}/encoder", "--positive=1"], "leave it out"),
     "a column of a folder": (["--data={home}/data", "--label_column=stars"], "label_column=stars goes with"),
     "types of a single text": (["--data={home}/data", "--init_from={home}/encoder", "--match_types=true"], "two texts"),
     "no such option in the grid": (["--data={home}/data", "--grid=lrr=1"], "grid"),
@@ -103,6 +106,20 @@ def test_what_cannot_be_is_refused_in_a_sentence(what, home, tmp_path, call):
         call(finetune, *(option.format(home=home) for option in options), f"--out_dir={tmp_path / 'run'}",
              "--device=cpu")
     assert len(str(caught.value)) < 400
+
+
+def test_f1_names_the_label_that_it_is_of(home, tmp_path, call, capsys):
+    here = [f"--init_from={home}/encoder", "--device=cpu", "--max_steps=1"]
+    call(finetune, *here, f"--data={home}/data", f"--out_dir={tmp_path / 'second'}")
+    call(finetune, *here, f"--data={home}/data", f"--out_dir={tmp_path / 'given'}", "--positive=neg")
+    table = [{"text": row["text"], "label": "ham" if i % 3 else "spam"} for i, row in enumerate(ROWS * 4)]
+    write_jsonl(tmp_path / "a.jsonl", table)
+    call(finetune, *here, f"--train_file={tmp_path / 'a.jsonl'}", f"--out_dir={tmp_path / 'rarer'}")
+    shown = capsys.readouterr().out
+    for run, label in (("second", "pos"), ("given", "neg"), ("rarer", "spam")):
+        found = read_json(tmp_path / run / "result.json")
+        assert found["positive"] == label and f"f1 of '{label}' {found['val_f1']:.4f}" in shown and "val_auc" in found
+        assert found["val_f1"] == found["val_per_class"][label]["f1"]
 
 
 def test_labels_that_a_checkpoint_does_not_know_are_named(home, tmp_path, call):

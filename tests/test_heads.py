@@ -183,3 +183,36 @@ def test_windows_of_a_row_are_averaged(tokenizer):
     assert (encoded.row == 0).sum() > 3
     out = np.random.default_rng(0).normal(size=(len(encoded), 2))
     assert np.allclose(predict.by_row(encoded, out), [out[:-1].mean(0), out[-1]])
+
+
+# ---- scores and spans --------------------------------------------------------------------------------------------
+
+
+def test_entities_are_spans_of_the_text():
+    row = {"text": "Ada Byron, 北京", "words": ["Ada", "Byron", ",", "北", "京"],
+           "offsets": [[0, 3], [4, 9], [9, 10], [11, 12], [12, 13]]}
+    guess = {"prediction": ["B-PER", "I-PER", "O", "B-LOC", "E-LOC"], "probabilities": [0.9, 0.7, 1.0, 0.5, 0.6]}
+    assert predict.entity_spans(row, guess) == [
+        {"label": "PER", "start": 0, "end": 9, "text": "Ada Byron", "probability": 0.8},
+        {"label": "LOC", "start": 11, "end": 13, "text": "北京", "probability": 0.55}]
+
+
+@pytest.mark.parametrize("positive, f1", [(None, 2 / 3), ("b", 2 / 3), ("a", 1 / 2)])
+def test_f1_and_auc_are_of_the_positive_label(positive, f1, monkeypatch):
+    monkeypatch.setattr(predict, "by_row", lambda encoded, out: out)
+    task = {"kind": "classify", "labels": ["a", "b"], "metric": "f1"} | ({"positive": positive} if positive else {})
+    out = np.array([[0, 1.0], [0, -0.5], [0, 0.5], [0, 2.0], [0, -1.0]])
+    rows = [{"label": label} for label in "baabb"]
+    guesses = predict.predictions(task, rows, None, out)
+    scores, _ = predict.scores(task, rows, guesses, None, out)
+    assert [guess["prediction"] for guess in guesses] == list("babba")
+    assert scores["f1"] == pytest.approx(f1) and scores["auc"] == pytest.approx(4 / 6)
+
+
+def test_errors_of_regress_are_in_its_units_and_lower_ones_rank_higher(monkeypatch):
+    monkeypatch.setattr(predict, "by_row", lambda encoded, out: out)
+    task = {"kind": "regress", "mean": 10.0, "deviation": 2.0, "metric": "mae"}
+    rows, out = [{"label": 10.0}, {"label": 14.0}], np.array([[0.5], [1.0]])
+    scores, _ = predict.scores(task, rows, predict.predictions(task, rows, None, out), None, out)
+    assert scores["mae"] == 1.5 and scores["rmse"] == pytest.approx(np.sqrt(2.5))
+    assert predict.main_score(task, scores) == -1.5
