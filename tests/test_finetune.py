@@ -116,8 +116,8 @@ def test_f1_names_the_label_that_it_is_of(home, tmp_path, call, capsys):
     write_jsonl(tmp_path / "a.jsonl", table)
     call(finetune, *here, f"--train_file={tmp_path / 'a.jsonl'}", f"--out_dir={tmp_path / 'rarer'}")
     shown = capsys.readouterr().out
-    for run, label in (("second", "pos"), ("given", "neg"), ("rarer", "spam")):
-        found = read_json(tmp_path / run / "result.json")
+    for name, label in (("second", "pos"), ("given", "neg"), ("rarer", "spam")):
+        found = read_json(tmp_path / name / "result.json")
         assert found["positive"] == label and f"f1 of '{label}' {found['val_f1']:.4f}" in shown and "val_auc" in found
         assert found["val_f1"] == found["val_per_class"][label]["f1"]
 
