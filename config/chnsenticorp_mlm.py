@@ -1,6 +1,6 @@
 # A Chinese encoder: masked words on the training reviews of ChnSentiCorp alone, with hashed embeddings for pairs of
 # tokens, as in config/imdb_mlm.py.
-# Seen: 12 % of the masked words (loss 6.34) after 11 minutes on one core: little more than word frequencies.
+# Seen: 12.2 % of the masked words (loss 6.31) after 8 minutes on one core: little more than word frequencies.
 data = "chnsenticorp"
 out_dir = "out/chnsenticorp_mlm"
 objective = "mlm"
