@@ -12,29 +12,24 @@
     python sample.py --checkpoint=minilm --embed --input=texts.txt --output=vectors.npy
 """
 
-import codecs
 import csv
 import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from nanoft import UserError, checkpoint, config, distributed, files, generate, kernels
+import nanoft
+from nanoft import UserError, config, files, generate
 from nanoft.inspect import targets
-from nanoft.model import make_model
 from nanoft.pages import explain_page
-from nanoft.published.source import open_checkpoint
-from nanoft.tasks import features, inputs, predict
-from nanoft.tasks.heads import TaskModel
-from nanoft.text import vocabulary
+from nanoft.serve.api import END, Model
+from nanoft.tasks import inputs, predict
 
 SOURCES = ("input", "prompt", "text", "pair", "question", "context")  # the options that bring texts
 COLUMNS = ("text_column", "pair_column", "label_column", "columns", "encoding")  # those on the columns of an input
@@ -106,47 +101,28 @@ def check(cfg: Config) -> list[str]:
 
 def main():
     cfg = config.load(Config, check=check)
-    dist = distributed.start(cfg.device, "float32" if cfg.explain else cfg.dtype)  # device and dtype
-    if dist.device.type == "cpu":
-        kernels.keep_memory()
-    if dist.reason:
-        print(dist.reason, file=sys.stderr)
-
     if cfg.output and not cfg.explain:
         begins = (b"{", b"\x93NUMPY", b"") if cfg.output.endswith(".csv") else (b"{", b"\x93NUMPY")
         files.check_overwrite(cfg.output, begins, *filter(None, (cfg.input, cfg.checkpoint)))
-
-    # ---- the checkpoint and its tokenizer
-    state, path = open_checkpoint(cfg.checkpoint)
-    if {"rank", "alpha"} <= state.keys():
-        raise UserError(f"{path} is an adapter, not a whole model; give the best.pt beside it, which has it merged")
-    tokenizer = vocabulary.load(path.parent)
-    checkpoint.check_tokenizer(state, tokenizer, path)
-    task = state.get("task", {})  # of a fine-tuned model
+    model = nanoft.load(cfg.checkpoint, cfg.device, "float32" if cfg.explain else cfg.dtype)
 
     # ---- the rows, each a dictionary: a prompt, or what the task reads; and the same with all columns of the input
-    kind = "embed" if cfg.embed else task.get("kind", "")
+    kind = "embed" if cfg.embed else model.kind
     texts, columns = ({name: getattr(cfg, name) for name in names} for names in (given(cfg), COLUMNS))
-    rows, whole = inputs.prediction_rows(task | {"kind": kind}, cfg.input, texts, columns)
-    if cfg.embed:
-        return embed(state, path, tokenizer, dist, rows, whole, cfg)
+    rows, whole = inputs.prediction_rows(model.task | {"kind": kind}, cfg.input, texts, columns)
 
     # ---- the model's answers, printed at once unless they go into a file
-    if kind in ("", "generate"):
-        model = checkpoint.load_model(state, path, make_model, dist.device)
-        for p in model.parameters():  # reading the weights is most of a token's cost: halve them where bf16 is fast
-            p.data = p.data.to(dist.dtype)
-        results = answer_prompts(model, task, tokenizer, rows, whole, cfg)
-    else:
-        model = checkpoint.load_model(state, path, partial(TaskModel, task=task), dist.device)
-        results = predict_rows(model, task, tokenizer, dist, rows, whole, cfg)
+    if cfg.embed:
+        return embed(model, rows, whole, cfg)
+    results = (predict_rows if model.predicts else answer_prompts)(model, rows, whole, cfg)
 
     # ---- a page that explains them, or the file
     if cfg.explain:
-        explain_page.write(cfg.output or path.parent / "explain", path, model, tokenizer, results, cfg)
+        explain_page.write(cfg.output or model.path.parent / "explain", model.path, model.net, model.tokenizer, results,
+                           cfg)
     elif cfg.output:
         if cfg.output.endswith(".csv"):
-            text = as_csv(results, " " if kind == "tag" else task.get("separator", ", "))
+            text = as_csv(results, " " if kind == "tag" else model.task.get("separator", ", "))
             files.write_whole(cfg.output, lambda file: file.write(text.encode("utf-8")))
         else:
             files.write_jsonl(cfg.output, results)
@@ -176,77 +152,59 @@ def as_csv(results: list[dict], separator: str) -> str:
 # ---- prompts -----------------------------------------------------------------------------------------------------
 
 
-def answer_prompts(model, task: dict, tokenizer, rows: list[dict], whole: list[dict], cfg: Config) -> list:
+def answer_prompts(model: Model, rows: list[dict], whole: list[dict], cfg: Config) -> list:
     """The whole rows with a GPT's continuations of the prompts, or an encoder's tokens for masks. explain: Subjects."""
-    results, device = [], model.head.weight.device
+    results: list = []
     for number, row in enumerate(rows):
-        prompt = features.prompt_text(row["prompt"]) if task else row["prompt"]
-        ids = tokenizer.encode(prompt, allow_special=not task)  # as in training: text is plain text to a task
-        if not ids:
-            raise UserError(f"the prompt {prompt!r} has no tokens; give some text, or leave --prompt out "
-                            "to begin a new document")
-        if not model.cfg.causal:
-            answers: list = [fill_masks(model, tokenizer, prompt, cfg)]
+        if not model.writes:
+            answers: list = [fill_masks(model, row["prompt"], cfg)]
         elif cfg.explain:
-            new_ids = torch.tensor(list(sample_tokens(model, tokenizer, ids, cfg, cfg.seed + number)), device=device)
-            prompt_ids = torch.tensor(ids, device=device)
-            answers = [targets.subject_from_continuation(model, tokenizer, prompt, prompt_ids, new_ids)]
+            answers = [explain_continuation(model, row["prompt"], cfg, cfg.seed + number)]
         else:
             seeds = range(cfg.seed + number * cfg.num_samples, cfg.seed + (number + 1) * cfg.num_samples)
-            answers = [continue_text(model, tokenizer, prompt, ids, cfg, seed) for seed in seeds]
+            answers = [continue_text(model, row["prompt"], cfg, seed) for seed in seeds]
         results += answers if cfg.explain else [whole[number] | answer for answer in answers]
     return results
 
 
-def continue_text(model, tokenizer, prompt: str, ids: list[int], cfg: Config, seed: int) -> dict:
+def rules(cfg: Config) -> dict:
+    """The options on how the next token is chosen, as Model.generate takes them."""
+    return {name: getattr(cfg, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
+
+
+def continue_text(model: Model, prompt: str, cfg: Config, seed: int) -> dict:
     """One continuation of a prompt by a GPT: {prompt, text}; without an output printed as it is written."""
-    if not cfg.output and prompt != "<|endoftext|>":
-        print(prompt, end="")
-    pieces = []
-    for piece in stream(sample_tokens(model, tokenizer, ids, cfg, seed), tokenizer):
+    written = model.generate(prompt, cfg.max_new_tokens, stream=True, seed=seed, **rules(cfg))
+    prompt, pieces = model.prompt_text(prompt), []
+    for number, piece in enumerate(written):
         pieces.append(piece)
         if not cfg.output:
-            print(piece, end="", flush=True)
+            print(prompt * (number == 0 and prompt != END) + piece, end="", flush=True)
     if not cfg.output:
         print("\n---")
     return {"prompt": prompt, "text": "".join(pieces)}
 
 
-def sample_tokens(model, tokenizer, ids: list[int], cfg: Config, seed: int) -> Iterator[int]:
-    """Token ids that a GPT writes after `ids`, one at a time, up to <|endoftext|>, which is the last."""
-    device = model.head.weight.device
-    for token in generate.generate(model, torch.tensor([ids], device=device), cfg.max_new_tokens, cfg.temperature,
-                                   cfg.top_k, cfg.top_p, cfg.repetition_penalty,
-                                   stop_id=tokenizer.special["<|endoftext|>"],
-                                   generator=torch.Generator(device).manual_seed(seed)):
-        yield int(token)
+def explain_continuation(model: Model, prompt: str, cfg: Config, seed: int) -> targets.Subject:
+    ids, end, new = model.prompt_ids(prompt), model.tokenizer.special[END], []
+    for row in model.tokens([ids], cfg.max_new_tokens, [seed], **rules(cfg)):
+        new += row
+        if new[-1] == end:
+            break
+    return targets.subject_from_continuation(model.net, model.tokenizer, model.prompt_text(prompt), model.tensor(ids),
+                                             model.tensor(new))
 
 
-def stream(tokens: Iterable[int], tokenizer) -> Iterator[str]:
-    """The text of token ids, a piece at a time: characters appear with their last byte, <|endoftext|> never."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for token in tokens:
-        if token != tokenizer.special["<|endoftext|>"]:
-            yield decoder.decode(tokenizer.decode_bytes([token]))
-    yield decoder.decode(b"", final=True)
-
-
-def fill_masks(model, tokenizer, prompt: str, cfg: Config):
+def fill_masks(model: Model, prompt: str, cfg: Config):
     """An encoder's most likely tokens for each <|mask|> of a prompt, with their probabilities: {prompt, candidates}.
 
-    With pseudo_perplexity: that of the prompt. With explain: a targets.Subject. Raises UserError without a mask.
+    With pseudo_perplexity: that of the prompt. With explain: a targets.Subject.
     """
-    mask_id = tokenizer.special.get("<|mask|>")
-    ids = encoder_ids(model, tokenizer, prompt, mask_id)
     if cfg.pseudo_perplexity:
-        return pseudo_perplexity(model, tokenizer, prompt, ids, mask_id, cfg)
-    if mask_id not in ids.tolist():
-        raise UserError(f"the prompt {prompt!r} has no <|mask|> to fill; write one where a word is missing")
+        return pseudo_perplexity(model, prompt, cfg)
+    candidates = model.fill(prompt, cfg.top_k or 5)
     if cfg.explain:
-        return targets.subject_from_masks(model, tokenizer, prompt, ids)
-    best, probability = generate.fill_masks(model, ids, mask_id, cfg.top_k or 5)  # (masks, k) each
-    candidates = [[(tokenizer.decode([token]), p) for token, p in zip(*mask)]
-                  for mask in zip(best.tolist(), probability.tolist())]
+        return targets.subject_from_masks(model.net, model.tokenizer, prompt, model.encoder_ids(prompt))
     if not cfg.output:
         print(prompt)
         for mask in candidates:
@@ -254,26 +212,15 @@ def fill_masks(model, tokenizer, prompt: str, cfg: Config):
     return {"prompt": prompt, "candidates": candidates}
 
 
-def encoder_ids(model, tokenizer, prompt: str, mask_id: int) -> torch.Tensor:
-    """The ids (T,) of a prompt in the form that the encoder was trained on. Raises UserError if they are too many."""
-    for name in [name for name, i in tokenizer.special.items() if i == mask_id]:
-        prompt = prompt.replace(" " + name, name)  # a word's token begins with its space, so the mask takes it, too
-    ids = tokenizer.encode(prompt, allow_special=True)
-    if model.cfg.n_types or tokenizer.published:  # trained on pairs, or as BERT was: it knows texts between these only
-        ids = [tokenizer.special["<|cls|>"], *ids, tokenizer.special["<|sep|>"]]
-    if len(ids) > model.cfg.block_size:
-        raise UserError(f"the prompt has {len(ids)} tokens, more than the {model.cfg.block_size} that this model "
-                        "takes; shorten it")
-    return torch.tensor(ids, device=model.head.weight.device)
-
-
-def pseudo_perplexity(model, tokenizer, prompt: str, ids: torch.Tensor, mask_id: int, cfg: Config) -> dict:
+def pseudo_perplexity(model: Model, prompt: str, cfg: Config) -> dict:
     """How well an encoder predicts each token of the prompt when it is masked: {prompt, nats_per_token, tokens}."""
-    scored = torch.tensor([i not in tokenizer.special.values() for i in ids.tolist()], device=ids.device)  # (T,)
+    ids, special = model.encoder_ids(prompt), model.tokenizer.special
+    scored = torch.tensor([i not in special.values() for i in ids.tolist()], device=ids.device)  # (T,)
     n_scored = int(scored.sum())
     if not n_scored:
         raise UserError(f"the prompt {prompt!r} has no token to score; give some text")
-    loss = generate.pseudo_loss(model, ids, mask_id, scored)
+    with model.dist.autocast():
+        loss = generate.pseudo_loss(model.net, ids, special["<|mask|>"], scored)
     if not cfg.output:
         print(f"{prompt}\n    pseudo-perplexity {math.exp(loss):,.1f} a token, over {n_scored} tokens")
     return {"prompt": prompt, "nats_per_token": loss, "tokens": n_scored}
@@ -282,19 +229,15 @@ def pseudo_perplexity(model, tokenizer, prompt: str, ids: torch.Tensor, mask_id:
 # ---- rows of a task ----------------------------------------------------------------------------------------------
 
 
-def predict_rows(model, task: dict, tokenizer, dist, rows: list[dict], whole: list[dict], cfg: Config) -> list:
+def predict_rows(model: Model, rows: list[dict], whole: list[dict], cfg: Config) -> list:
     """The whole rows with a fine-tuned model's predictions, printed if there is no output. With explain: Subjects."""
-    encoded = features.encode(rows, task, tokenizer)
-    out = predict.outputs(model, encoded, task, tokenizer, dist)
-    guesses = predict.predictions(task, rows, encoded, out)
-    lines = [readable(task["kind"], row, guess) for row, guess in zip(rows, guesses)]
+    guesses, encoded, out = model.outputs(rows)
+    lines = [readable(model.kind, row, guess) for row, guess in zip(rows, guesses)]
     if cfg.explain:
-        return [targets.subject_from_row(model, task, tokenizer, row, guess, line, i, encoded, out)
+        return [targets.subject_from_row(model.net, model.task, model.tokenizer, row, guess, line, i, encoded, out)
                 for i, (row, guess, line) in enumerate(zip(rows, guesses, lines))]
     if not cfg.output:
         print(*lines, sep="\n")
-    if task["kind"] == "tag" and predict.has_entities(task["labels"]):
-        guesses = [guess | {"entities": predict.entity_spans(row, guess)} for row, guess in zip(rows, guesses)]
     return [row | guess for row, guess in zip(whole, guesses)]
 
 
@@ -320,16 +263,16 @@ def readable(kind: str, row: dict, guess: dict) -> str:
 # ---- vectors of texts --------------------------------------------------------------------------------------------
 
 
-def embed(state: dict, path: Path, tokenizer, dist, rows: list[dict], whole: list[dict], cfg: Config) -> None:
+def embed(model: Model, rows: list[dict], whole: list[dict], cfg: Config) -> None:
     """Write the vectors of texts into a file, and print the cosines of a few texts."""
     if len(rows) > MAX_SHOWN and not cfg.output:
         raise UserError(f"{len(rows):,} texts are too many to show how alike they are; give --output=vectors.npy")
-    trunk, texts = predict.load_trunk(state, path, dist.device), [row["text"] for row in rows]
-    vectors, n_tokens = predict.sentence_vectors(trunk, texts, tokenizer, dist)  # (N, C), (N,)
-    n_cut = int((n_tokens > trunk.cfg.block_size).sum())
+    texts, size = [row["text"] for row in rows], model.net.cfg.block_size
+    vectors, n_tokens = model.embed_counted(texts)  # (N, C), (N,)
+    n_cut = int((n_tokens > size).sum())
     if n_cut:
-        print(f"{n_cut:,} of {len(rows):,} texts have more than {trunk.cfg.block_size} tokens; what follows these is "
-              "left out", file=sys.stderr)
+        print(f"{n_cut:,} of {len(rows):,} texts have more than {size} tokens; what follows these is left out",
+              file=sys.stderr)
     if cfg.output.endswith(".npy"):
         files.write_whole(cfg.output, lambda file: np.save(file, vectors))
     elif cfg.output:

@@ -121,16 +121,15 @@ def check_tokenizer(state: dict, tokenizer, path) -> None:
                         "copy the tokenizer.json there from where the model was trained")
 
 
-def load_model(state: dict, path, make: Callable[[ModelConfig], M], device="cpu", prefix="") -> M:
+def load_model(state: dict, path, make: Callable[[ModelConfig], M], device="cpu") -> M:
     """The model of a checkpoint's dictionary, in evaluation mode.
 
-    make: make_model for a GPT or BERT, a TaskModel of the state's task, or Transformer with prefix="trunk." for the
-    trunk alone, whatever its heads. path: where the state came from, for messages. Raises UserError.
+    make: make_model for a GPT or BERT, a TaskModel of the state's task. path: where the state came from, for messages.
+    Raises UserError.
     """
     with torch.device("meta"):  # no memory but that of the weights
         model = make(ModelConfig.from_saved(state["model_config"], path))
-    weights = {name.removeprefix(prefix): p for name, p in state["model"].items() if name.startswith(prefix)}
-    load_weights(model, weights, path)
+    load_weights(model, state["model"], path)
     return model.to(device).eval()
 
 

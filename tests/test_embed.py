@@ -6,12 +6,11 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from conftest import DIST
 
+import nanoft
 import sample
 from nanoft import UserError, checkpoint
 from nanoft.model import CLASSIC, ModelConfig, make_model
-from nanoft.tasks import predict
 from nanoft.text import vocabulary
 from nanoft.text.wordpiece import WordPiece
 
@@ -42,8 +41,8 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(encoder):
-    trunk = predict.load_trunk(checkpoint.load(encoder / "best.pt"), encoder, DIST.device)
-    return trunk, *predict.sentence_vectors(trunk, TEXTS, vocabulary.load(encoder), DIST)
+    model = nanoft.load(encoder, "cpu", "float32")
+    return model.net.trunk, *model.embed_counted(TEXTS)
 
 
 def test_a_vector_is_the_mean_over_a_text_and_its_marks(encoder, found):

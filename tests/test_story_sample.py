@@ -11,6 +11,7 @@ from conftest import TINY, contents, run
 import sample
 from nanoft import UserError
 from nanoft.bpe import Tokenizer
+from nanoft.serve import api
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_a_terminal_that_cannot_show_a_character_gets_another(trained):
 def test_a_stream_never_cuts_a_character():
     tokenizer = Tokenizer("gpt4", [])  # a token is a byte: every character below is cut by its tokens
     text = "naïve 中文 🙂\n"
-    pieces = list(sample.stream(list(text.encode()), tokenizer))
+    pieces = list(api.text_pieces(list(text.encode()), tokenizer))
     assert "".join(pieces) == text
     assert [piece for piece in pieces if piece] == list(text)  # and each came as soon as it was whole
 
@@ -97,7 +98,7 @@ def test_a_stream_never_cuts_a_character():
 def test_a_stream_that_ends_inside_a_character_says_so_once():
     tokenizer = Tokenizer("gpt4", [])
     end = tokenizer.special["<|endoftext|>"]
-    assert "".join(sample.stream([*"a🙂".encode()[:-1], end], tokenizer)) == "a\ufffd"
+    assert "".join(api.text_pieces([*"a🙂".encode()[:-1], end], tokenizer)) == "a\ufffd"
 
 
 # --- rows

@@ -26,23 +26,27 @@ WORD = regex.compile(rf"(?V1)[{NO_SPACES}]|\w+://\S+|[@#]?{LETTER}+(?:(?:['’.-
 
 
 def prediction_rows(task: dict, path: str = "", options: dict | None = None,
-                    given: dict | None = None) -> tuple[list[dict], list[dict]]:
-    """Rows to predict, those of a file or those that a tool's options spell out: what the model reads, and all of it.
+                    given: dict | None = None, program: list | None = None) -> tuple[list[dict], list[dict]]:
+    """Rows to predict, those of a file, of a tool's options or of a program: what the model reads, and all of it.
 
     The second list has every column of the file under its own name, for the output. path: a .csv, .tsv or .jsonl table,
     for answer also SQuAD's .json, for tag also a CoNLL file; of any other file each line that is not blank is a text or
     prompt, and its row has the number of its `line`. given: the options text_column, pair_column, label_column, columns
     and encoding, as for training. options, read without a path: {"prompt", "pair", "question", "context": a text,
-    "text": a list of texts}, those that were given; without any, the prompt is a new document. task: {"kind": "embed"}
-    for texts without a task, {} for prompts. Raises UserError for an option that the kind does not take, for a missing
-    or unfit column, and for a file without rows.
+    "text": a list of texts}, those that were given; without any, the prompt is a new document. program: rows, or texts,
+    instead of both. task: {"kind": "embed"} for texts without a task, {} for prompts. Raises UserError for an option
+    that the kind does not take, for a missing or unfit column, and for a file without rows.
     """
     kind, options = task.get("kind", ""), options or {}
     needed = TO_PREDICT.get(kind, ("text",))
     model = f"a model of kind {kind}" if kind else "a model that is not fine-tuned for a task"
     accepted = ("prompt", "text") if kind == "generate" else needed
     usage = " ".join(f"--{name}=..." for name in accepted)
-    if path:
+    if program is not None:
+        rows = [row if isinstance(row, dict) else {needed[0]: row} for row in program]
+        rows = [{name: row[name] for name in (*needed, "words") if name in row} for row in rows]
+        located = [(f"row {i}", row, row) for i, row in enumerate(rows, 1)]
+    elif path:
         with redirect_stdout(sys.stderr):  # stdout is for predictions
             located = read_input(path, task, needed, {key: value for key, value in (given or {}).items() if value})
     else:
@@ -64,9 +68,10 @@ def prediction_rows(task: dict, path: str = "", options: dict | None = None,
                 raise UserError(f"{where}: no {name} for {model}" + (
                     f", only {', '.join(whole) or 'nothing'}; give it as a column of that name in a .csv or .jsonl, or "
                     f"name the column by --{OPTIONS.get(name, 'text_column')}" if path else
+                    "; add it to the row" if program is not None else
                     f"; give {usage}, or an --input"))
     if not located:
-        raise UserError(f"{path} holds no {needed[0]}; write one on each line")
+        raise UserError(f"{path} holds no {needed[0]}; write one on each line" if path else "no rows given; give some")
     return [row for _, row, _ in located], [whole for _, _, whole in located]
 
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanoft import UserError, checkpoint, distributed, files, generate
+from nanoft import UserError, distributed, files, generate
 from nanoft.batches import IGNORE
 from nanoft.distributed import Dist
-from nanoft.model import GPT, ModelConfig, Transformer
+from nanoft.model import GPT
 from nanoft.tasks import collate, features, metrics
 from nanoft.tasks.features import Encoded
 from nanoft.tasks.heads import TaskModel, n_outputs, pooled
@@ -304,13 +304,6 @@ def main_score(task: dict, scores: dict) -> float:
 
 
 # ---- sentence vectors of an encoder (arXiv:1908.10084), as sentence-transformers makes them ----------------------
-
-
-def load_trunk(state: dict, path, device):
-    """An encoder's Transformer, whatever the heads in its checkpoint, for evaluation. Raises UserError for a GPT."""
-    if ModelConfig.from_saved(state["model_config"], path).causal:
-        raise UserError(f"{path} is a GPT, whose tokens have not seen the whole text; give an encoder")
-    return checkpoint.load_model(state, path, Transformer, device, prefix="trunk.")
 
 
 @torch.no_grad()

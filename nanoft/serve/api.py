@@ -1,0 +1,218 @@
+"""A trained model for programs. sample.py and the server stand on it, too.
+
+    import nanoft
+    model = nanoft.load("out/wikitext")
+    print(model.generate("The history of", max_new_tokens=50))
+"""
+
+import codecs
+import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanoft import UserError, checkpoint, distributed, generate, kernels
+from nanoft.model import make_model
+from nanoft.published.source import open_checkpoint
+from nanoft.tasks import features, inputs, predict
+from nanoft.tasks.heads import TaskModel
+from nanoft.text import vocabulary
+
+END = "<|endoftext|>"
+
+
+class Model:
+    """A model with its tokenizer, for use. What it can do is a matter of its kind: see each method."""
+
+    def __init__(self, path, device: str = "auto", dtype: str = "auto"):
+        """path: a run folder, a checkpoint file, or a published model's folder. device, dtype: as in sample.py.
+
+        Raises UserError where there is no model, or not its tokenizer.
+        """
+        self.dist = distributed.start(device, dtype)
+        if self.dist.reason:
+            print(self.dist.reason, file=sys.stderr)
+        if self.dist.device.type == "cpu":
+            kernels.keep_memory()
+        state, self.path = open_checkpoint(path)
+        if {"rank", "alpha"} <= state.keys():
+            raise UserError(f"{self.path} is an adapter, not a whole model; give the best.pt beside it, which has it "
+                            "merged")
+        self.tokenizer = vocabulary.load(self.path.parent)
+        checkpoint.check_tokenizer(state, self.tokenizer, self.path)
+        self.task: dict = state.get("task", {})      # of a fine-tuned model
+        self.kind: str = self.task.get("kind", "")   # classify, pair, regress, tag, answer or generate
+        self.predicts = self.kind not in ("", "generate")
+        make = partial(TaskModel, task=self.task) if self.predicts else make_model
+        self.net = checkpoint.load_model(state, self.path, make, self.dist.device)
+        self.writes = self.net.cfg.causal and not self.predicts
+        if self.writes:  # reading the weights is most of a token's cost: halve them where bf16 is fast
+            for p in self.net.parameters():
+                p.data = p.data.to(self.dist.dtype)
+
+    def need(self, can: bool, what: str, instead: str) -> None:
+        """Raise UserError for what this model cannot do."""
+        if not can:
+            is_kind = f"a model of kind {self.kind}" if self.kind else "a GPT" if self.net.cfg.causal else "an encoder"
+            raise UserError(f"{self.path} is {is_kind}, which {what}; {instead}")
+
+    def tensor(self, ids) -> Tensor:
+        return torch.as_tensor(np.asarray(ids, dtype=np.int64), device=self.dist.device)
+
+    # ---- a GPT -------------------------------------------------------------------------------------------------------
+
+    def generate(self, prompt: str = END, max_new_tokens: int = 200, *, stream: bool = False, seed: int = 1,
+                 stop: tuple[str, ...] = (), **rules) -> str | Iterator[str]:
+        """What a GPT writes after a prompt; with stream an iterator over its pieces. <|endoftext|> ends it.
+
+        stop: texts that end it, which are left out. rules: temperature, top_k, top_p, repetition_penalty, as in
+        sample.py. Raises UserError for another model, and for a prompt without tokens.
+        """
+        tokens = (row[0] for row in self.tokens([self.prompt_ids(prompt)], max_new_tokens, [seed], **rules))
+        pieces = until(text_pieces(tokens, self.tokenizer), stop)
+        return pieces if stream else "".join(pieces)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The ids of a prompt as in training: to a model of kind generate all of it is plain text, ended by a line end.
+
+        Raises UserError if there are none.
+        """
+        self.need(self.writes, "does not write", "give a GPT, or one fine-tuned as --kind=generate")
+        ids = self.tokenizer.encode(self.prompt_text(prompt), allow_special=not self.kind)
+        if not ids:
+            raise UserError(f"the prompt {prompt!r} has no tokens; give some text, or {END} to begin a new document")
+        return ids
+
+    def prompt_text(self, prompt: str) -> str:
+        return features.prompt_text(prompt) if self.kind else prompt
+
+    def tokens(self, prompts: list[list[int]], max_new_tokens: int, seeds: list[int], *, temperature: float = 0.8,
+               top_k: int = 0, top_p: float = 0.95, repetition_penalty: float = 1.0) -> Iterator[list[int]]:
+        """The next token id of every prompt, again and again; a row that has ended repeats <|endoftext|>."""
+        end = self.tokenizer.special[END]
+        rows = [map(int, generate.generate(self.net, self.tensor([ids]), max_new_tokens, temperature, top_k, top_p,
+                                           repetition_penalty, stop_id=end,
+                                           generator=torch.Generator(self.dist.device).manual_seed(seed)))
+                for ids, seed in zip(prompts, seeds)]
+        for _ in range(max_new_tokens):
+            yield [next(row, end) for row in rows]
+
+    # ---- an encoder --------------------------------------------------------------------------------------------------
+
+    def fill(self, text: str, k: int = 5) -> list[list[tuple[str, float]]]:
+        """For each <|mask|> of a text the k likeliest tokens, each with its probability.
+
+        Raises UserError for another model than a pretrained encoder, for a text without a mask, and for one too long.
+        """
+        ids, mask_id = self.encoder_ids(text), self.tokenizer.special.get("<|mask|>", -1)
+        if mask_id not in ids.tolist():
+            raise UserError(f"the prompt {text!r} has no <|mask|> to fill; write one where a word is missing")
+        with self.dist.autocast():
+            best, probability = generate.fill_masks(self.net, ids, mask_id, k)  # (masks, k) each
+        return [[(self.tokenizer.decode([token]), p) for token, p in zip(*mask)]
+                for mask in zip(best.tolist(), probability.tolist())]
+
+    def encoder_ids(self, text: str) -> Tensor:
+        """The ids (T,) of a text in the form that the encoder was trained on. Raises UserError if they are too many."""
+        self.need(not self.net.cfg.causal and not self.kind, "fills no masks", "give a pretrained encoder")
+        mask_id = self.tokenizer.special.get("<|mask|>")
+        for name in [name for name, i in self.tokenizer.special.items() if i == mask_id]:
+            text = text.replace(" " + name, name)  # a word's token begins with its space, so the mask takes it, too
+        ids = self.tokenizer.encode(text, allow_special=True)
+        if self.net.cfg.n_types or self.tokenizer.published:  # trained on pairs, or as BERT was: knows texts in these
+            ids = [self.tokenizer.special["<|cls|>"], *ids, self.tokenizer.special["<|sep|>"]]
+        if len(ids) > self.net.cfg.block_size:
+            raise UserError(f"the prompt has {len(ids)} tokens, more than the {self.net.cfg.block_size} that this "
+                            "model takes; shorten it")
+        return self.tensor(ids)
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """The vectors of N texts by an encoder, fine-tuned or not: float32 (N, C), of length 1.
+
+        Raises UserError for a GPT.
+        """
+        return self.embed_counted(texts)[0]
+
+    def embed_counted(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """embed(texts), and how many tokens each text has, (N,), of which those beyond block_size are left out."""
+        self.need(not self.net.cfg.causal, "has tokens that have not seen the whole text", "give an encoder")
+        for i, text in enumerate(texts, 1):
+            inputs.check_input(text, "text", f"text {i}")
+        if not texts:
+            return np.zeros((0, self.net.cfg.n_embd), dtype=np.float32), np.zeros(0, dtype=np.int64)
+        return predict.sentence_vectors(self.net.trunk, texts, self.tokenizer, self.dist)
+
+    # ---- a fine-tuned model ------------------------------------------------------------------------------------------
+
+    def predict(self, rows: list) -> list[dict]:
+        """A dictionary for each row, as predict.predictions describes: `prediction`, and mostly `probabilities`.
+
+        rows: dictionaries with what the kind reads (text, pair, question, context, words), or texts, where it reads
+        one. A tagger also gives the `words`, and with entities the `entities`. Raises UserError for a model that
+        is not fine-tuned, and for a row that lacks something.
+        """
+        self.need(self.predicts, "was not fine-tuned for a task with labels", "fine-tune it by finetune.py")
+        checked, _ = inputs.prediction_rows(self.task, program=rows)
+        guesses = self.outputs(checked)[0]
+        words = self.kind == "tag"
+        return [{"words": row["words"]} | guess if words else guess for row, guess in zip(checked, guesses)]
+
+    def outputs(self, rows: list[dict]) -> tuple[list[dict], features.Encoded, np.ndarray]:
+        """The predictions of rows that inputs.py has checked, the rows' features, and predict.outputs of these."""
+        encoded = features.encode(rows, self.task, self.tokenizer)
+        out = predict.outputs(self.net, encoded, self.task, self.tokenizer, self.dist)
+        guesses = predict.predictions(self.task, rows, encoded, out)
+        if self.kind == "tag" and predict.has_entities(self.task["labels"]):
+            guesses = [guess | {"entities": predict.entity_spans(row, guess)} for row, guess in zip(rows, guesses)]
+        return guesses, encoded, out
+
+    @torch.no_grad()
+    def logits(self, ids) -> Tensor:
+        """float32 logits of token ids (T,) or (B, T): of a GPT what each position expects next, of an encoder what
+        stands there, (..., T, vocabulary); of a fine-tuned model the head's outputs. Raises UserError for too many ids.
+        """
+        ids = self.tensor(ids)
+        size, vocab = self.net.cfg.block_size, self.net.cfg.vocab_size
+        if ids.ndim not in (1, 2) or not 1 <= ids.size(-1) <= size or not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
+            raise UserError(f"ids must be (T,) or (B, T) with 1 to {size} tokens, each from 0 to {vocab - 1}")
+        rows = ids[None] if ids.ndim == 1 else ids
+        with self.dist.autocast():
+            if self.predicts:
+                y = self.net.logits(rows, allowed=torch.ones_like(rows, dtype=torch.bool))
+            elif self.net.cfg.causal:
+                y = self.net.logits(rows)[..., :vocab]
+            else:
+                y = self.net.word_logits(self.net.hidden(rows))[..., :vocab]
+        return y.float()[0] if ids.ndim == 1 else y.float()
+
+
+# ---- text from tokens --------------------------------------------------------------------------------------------
+
+
+def text_pieces(tokens: Iterable[int], tokenizer) -> Iterator[str]:
+    """The text of token ids, a piece a token: characters appear with their last byte. <|endoftext|>, never shown, ends
+    it."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        if token == tokenizer.special[END]:
+            break
+        yield decoder.decode(tokenizer.decode_bytes([token]))
+    yield decoder.decode(b"", final=True)
+
+
+def until(pieces: Iterable[str], stop: tuple[str, ...]) -> Iterator[str]:
+    """The pieces up to the first of the texts `stop`. What may be the beginning of one is held back until it is not."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        ends = [held.index(text) for text in stop if text in held]
+        if ends:
+            yield held[:min(ends)]
+            return
+        keep = max((n for text in stop for n in range(1, len(text)) if held.endswith(text[:n])), default=0)
+        yield held[:len(held) - keep]
+        held = held[len(held) - keep:]
+    yield held
