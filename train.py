@@ -10,7 +10,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from nanoft import UserError, batches, checkpoint, config, distributed, evaluate
 from nanoft.bins import Tokens
 from nanoft.bpe import Tokenizer
 from nanoft.inspect.watch import Watch
-from nanoft.model import ModelConfig, check_model, make_model
+from nanoft.model import ModelConfig, check_model, make_model, training_flops
 from nanoft.published.source import open_checkpoint
 from nanoft.text import prepare, vocabulary
 from nanoft.text.measure import measure
@@ -123,21 +123,29 @@ def main():
     describe(run, data)
 
     # ---- one forward and backward pass; a batch has one loss term, or two with pairs
+    count = None if cfg.objective == "causal" else count_targets  # a GPT scores every position
     weight = torch.tensor([1.0, cfg.nsp_weight] if cfg.objective == "mlm_nsp" else [1.0], device=dist.device)
 
-    def forward_backward(net, batch, share):
-        """Forward and backward of one micro-batch; `share`: its weight in the global batch, per loss term."""
+    def forward_backward(net, batch, *shares):
+        """Forward and backward of one micro-batch; `shares`: its weight in the global batch, for each loss term."""
         if cfg.objective != "causal":  # compiled code wants a fixed number of masked positions
             batch["capacity"] = batches.capacity(batch["ids"].shape, cfg.mask_prob)
         with dist.autocast():
-            losses = net(**batch).view(-1) * share
+            losses = torch.stack([loss * share for loss, share in zip(net(**batch).view(-1), shares)])
         run.scaler.scale((losses * weight).sum() * dist.world_size).backward()  # DDP takes the mean over the ranks
         return losses.detach()
 
-    net = run.wrap(lambda net: forward_backward(net, data.first_batch(run.micro, dist), weight),
-                   kernels.wants_compile(cfg.compile, estimated_minutes(cfg, model), dist.device), cfg.block_size)
+    def try_it(net):
+        """The code of a training step and of evaluation, which compiling makes."""
+        forward_backward(net, data.first_batch(run.micro, dist), 1.0, 1.0)
+        alone = replace(dist, rank=0, world_size=1)  # on this rank's share: a trial waits for nobody
+        data.evaluate(net, "val", min(cfg.eval_tokens or 2**16, 2**16) // dist.world_size, alone)
+
+    net = run.wrap(try_it,
+                   kernels.wants_compile(cfg.compile, estimated_minutes(cfg, model, dist), dist.device),
+                   cfg.block_size)
     watched = data.watched_batch(run.micro, dist)  # validation windows whose activations are logged
-    run.start(watched)  # compilation is not counted
+    run.start(watched, flops_per_token(cfg, model))  # compilation is not counted
     while True:
         progress = run.progress()
         if run.interrupted:
@@ -146,7 +154,7 @@ def main():
         # ---- evaluate, sample, save
         if run.evaluation_due(cfg.eval_interval):
             with run.pause():
-                metrics = data.evaluate(model, "val", cfg.eval_tokens, dist)
+                metrics = data.evaluate(run.net, "val", cfg.eval_tokens, dist)
                 run.check_finite(metrics["loss"], "validation")
                 run.row(**{f"val_{k}": v for k, v in metrics.items()})
                 run.log.say(f"step {run.step:6} | val {evaluate.described(metrics)}")
@@ -161,9 +169,8 @@ def main():
         # ---- one optimizer step over the global batch
         run.seed_dropout()
         losses = torch.zeros_like(weight)
-        for batch, scored, total in run.micro_batches(net, data.make_batch, count_targets):
-            share = torch.tensor([scored / total, run.micro / cfg.batch_size][:len(weight)], device=dist.device)
-            losses += forward_backward(net, batch, share)
+        for batch, scored, total in run.micro_batches(net, data.make_batch, count):
+            losses += forward_backward(net, batch, scored / total, run.micro / cfg.batch_size)
         factor = optim.lr_factor(progress, cfg.schedule, cfg.warmup, cfg.warmdown)
         optim.set_lr(optimizers, factor)
         norm = run.clip_and_step(model.parameters())
@@ -311,13 +318,18 @@ def take_weights(model, source, path, resume, data):
     checkpoint.load_weights(model, weights, path, ("trunk.types.", "pooler.", "next.") if adds_pairs else ())
 
 
-def estimated_minutes(cfg, model):
-    """How long the run will take on two cores at most: the budget, or its work at 200 GFLOP/s."""
-    # 6 operations a token for each number in a matrix; tables are only looked up
-    matrices = sum(p.numel() for name, p in model.named_parameters()
-                   if ".grams." not in name and (".tokens." not in name or model.cfg.tie_head))
-    work = 6 * cfg.batch_size * cfg.block_size * matrices * (cfg.max_steps or math.inf)
-    return min(cfg.max_minutes or math.inf, work / 2e11 / 60)
+def estimated_minutes(cfg, model, dist):
+    """How long the run will take: the budget, or its steps in eager code.
+
+    Two cores do 200 GFLOP/s. A GPU does 50 TFLOP/s, but needs 2 ms a block to be told what to do.
+    """
+    work = flops_per_token(cfg, model) * cfg.batch_size * cfg.block_size / dist.world_size
+    seconds = work / 5e13 + 0.002 * cfg.n_layer if dist.device.type == "cuda" else work / 2e11
+    return min(cfg.max_minutes or math.inf, seconds * (cfg.max_steps or math.inf) / 60)
+
+
+def flops_per_token(cfg, model):
+    return training_flops(model, cfg.block_size, 1.0 if cfg.objective == "causal" else cfg.mask_prob)
 
 
 # ---- what the run tells ------------------------------------------------------------------------------------------
@@ -386,7 +398,7 @@ def final_metrics(run, model, data):
               "context": cfg.block_size, "stride": cfg.block_size}
     for name in ("val", "test"):
         if name in data.splits:
-            metrics = data.evaluate(model, name, 0, dist)
+            metrics = data.evaluate(run.net, name, 0, dist)
             result |= {f"{name}_{k}": v for k, v in metrics.items()}
             run.log.say(f"{name}, all of it: {evaluate.described(metrics)} (context and stride {cfg.block_size})")
     result["seconds"] = time.monotonic() - run.started

@@ -89,8 +89,12 @@ def autocast(device: torch.device, dtype: torch.dtype):
 
 
 def to_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of NumPy arrays, by name, as tensors on the device."""
-    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+    """A batch of NumPy arrays, by name, as tensors on the device. A GPU fetches them itself: nobody waits for the copy.
+    """
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    if device.type == "cuda":  # only from pinned memory, which the system never moves, does it copy by itself
+        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 
 def wrap(model: nn.Module, dist: Dist) -> nn.Module:
@@ -101,8 +105,17 @@ def wrap(model: nn.Module, dist: Dist) -> nn.Module:
                                    broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
+def unread_total(number: float, dist: Dist) -> float | torch.Tensor:
+    """The sum over all processes of a number, as a tensor () on the device, for which no GPU's process waits."""
+    if dist.world_size == 1:
+        return number
+    tensor = to_device({"number": np.array(number, dtype=np.float32)}, dist.device)["number"]
+    torch.distributed.all_reduce(tensor)
+    return tensor
+
+
 def total(numbers, dist: Dist, op: str = "sum") -> list[float]:
-    """The sum (or with op="max" the largest) over all processes of each number."""
+    """The sum (or with op="max" the largest) over all processes of each number. Waits for the others."""
     if dist.world_size == 1:
         return [float(x) for x in numbers]
     dtype = torch.float32 if dist.device.type == "mps" else torch.float64

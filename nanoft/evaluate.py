@@ -1,14 +1,19 @@
-"""The metrics of a model on a split: fixed windows, the same masks and pairs every time, a share for each process."""
+"""The metrics of a model on a split: fixed windows, the same masks and pairs every time, a share for each process.
+
+The losses of all batches are read at the end: until then nobody waits for the device.
+"""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from nanoft import batches, distributed
 from nanoft.bins import Tokens
 from nanoft.distributed import Dist
-from nanoft.model import BERT, masked_rows, token_loss
+from nanoft.model import BERT
 
 
 @torch.no_grad()
@@ -16,20 +21,20 @@ def causal_metrics(model, tokens: Tokens, max_tokens: int, first_id: int, dist: 
     """The metrics of a GPT on about max_tokens of a split (0 = all): a dictionary of
 
     loss: nats a token; bits_per_byte; word_perplexity where the split has words: e^(nats of the whole text / words).
-    The last two take the scored part for the whole. stride: tokens scored in a window, 0 = block_size. first_id: the
-    token before the text.
+    The last two take the scored part for the whole. model: compiled or not. stride: tokens scored in a window, 0 =
+    block_size. first_id: the token before the text.
     """
     block_size = model.cfg.block_size
     stride = stride or block_size
-    starts = batches.eval_starts(len(tokens), block_size, stride, max_tokens)[dist.rank::dist.world_size]
-    nats = count = 0
-    for chunk in chunks(starts, model):
-        made = batches.eval_batch(tokens, block_size, stride, chunk, first_id)
-        scored = int((made["targets"] != batches.IGNORE).sum())
+    losses, scored = [], []
+    for starts, n in chunks(batches.eval_starts(len(tokens), block_size, stride, max_tokens), model, dist):
+        made = batches.eval_batch(tokens, block_size, stride, starts, first_id)
+        made["targets"][n:] = batches.IGNORE
+        scored.append(int((made["targets"] != batches.IGNORE).sum()))
         with dist.autocast():
-            nats += model(**distributed.to_device(made, dist.device)).item() * scored
-        count += scored
-    nats, count = distributed.total([nats, count], dist)
+            losses.append(model(**distributed.to_device(made, dist.device)))
+    nats = sum(loss.item() * count for loss, count in zip(losses, scored))
+    nats, count = distributed.total([nats, sum(scored)], dist)
     loss = nats / count
     metrics = {"loss": loss, "bits_per_byte": loss / math.log(2) * len(tokens) / tokens.num_bytes}
     if tokens.num_words:
@@ -45,44 +50,54 @@ def masked_metrics(model: BERT, tokens: Tokens, max_tokens: int, masking, pairs,
     """
     block_size = model.cfg.block_size
     if pairs:
+        model = getattr(model, "_orig_mod", model)  # not compiled: their lengths vary
         windows, lengths = pairs.windows[:, 1].argsort(kind="stable"), pairs.windows[:, 1]  # like lengths: less padding
         if max_tokens and len(windows) > max_tokens // block_size:  # evenly spread
             windows = windows[np.linspace(0, len(windows) - 1, max(1, max_tokens // block_size)).astype(np.int64)]
         groups = [windows[i:i + pairs.batch_size] for i in range(0, len(windows), pairs.batch_size)]
-        made = (pairs.rows(group, group, lengths[group].max()) for group in groups[dist.rank::dist.world_size])
+        made = ((pairs.rows(group, group, lengths[group].max()), len(group))
+                for group in groups[dist.rank::dist.world_size])
     else:
-        starts = batches.eval_starts(len(tokens) - block_size + 1, block_size, block_size, max_tokens)
-        chunked = chunks(starts[dist.rank::dist.world_size], model)
-        made = (batches.masked_eval_batch(tokens, block_size, chunk, masking) for chunk in chunked)
-    sums = np.zeros(6)  # nats, correct and number of the masked tokens, and of the pairs
-    for batch in made:
-        batch = distributed.to_device(batch, dist.device)
+        chunked = chunks(batches.eval_starts(len(tokens) - block_size + 1, block_size, block_size, max_tokens), model,
+                         dist)
+        made = ((batches.masked_eval_batch(tokens, block_size, starts, masking), n) for starts, n in chunked)
+    scores, counts = [], []  # of each batch the losses and correct predictions, and the numbers that are asked for
+    for batch, n in made:
+        batch["targets"][n:] = batches.IGNORE
+        counts.append((int((batch["targets"] != batches.IGNORE).sum()), len(batch.get("next_targets", ()))))
+        # compiled code wants a fixed number of rows
+        capacity = batches.capacity(batch["ids"].shape, masking.prob) if is_compiled(model) else counts[-1][0]
         with dist.autocast():
-            x = model.hidden(batch["ids"], batch.get("types"), batch.get("mask"))
-            rows, labels = masked_rows(x.flatten(0, 1), batch["targets"].flatten())
-            sums[:3] += score(model.word_logits(rows), labels)
-            if "next_targets" in batch:
-                sums[3:] += score(model.next(model.pooled(x)), batch["next_targets"])
-    nats, correct, count, next_nats, next_correct, next_count = distributed.total(sums, dist)
+            scores.append(model(**distributed.to_device(batch, dist.device), capacity=capacity, correct=True))
+    sums = np.zeros((2, 3))  # of the masked tokens, and of the pairs: nats, correct predictions, number
+    for score, count in zip(scores, counts):
+        for i, (loss, right) in enumerate(score.T.tolist()):  # (2, 1 or 2) -> (1 or 2, 2)
+            sums[i] += loss * count[i], right, count[i]
+    nats, correct, count, next_nats, next_correct, next_count = distributed.total(sums.ravel(), dist)
     metrics = {"loss": nats / count, "mlm_accuracy": correct / count}
     if next_count:
         metrics |= {"nsp_loss": next_nats / next_count, "nsp_accuracy": next_correct / next_count}
     return metrics
 
 
-def score(logits, labels) -> tuple[float, int, int]:
-    """Nats, correct predictions, number of labels. logits: (N, K); labels: (N,)."""
-    correct = int((logits.argmax(-1) == labels).sum())
-    return token_loss(logits, labels).item() * len(labels), correct, len(labels)
+def is_compiled(model) -> bool:
+    return isinstance(model, torch._dynamo.OptimizedModule)
 
 
-def chunks(starts, model):
-    """The windows in groups of at most 8,192 tokens, whose logits take at most some 100 MB.
+def chunks(starts: np.ndarray, model, dist: Dist) -> Iterator[tuple[np.ndarray, int]]:
+    """This rank's windows in groups: (their starts, how many of them count).
 
-    More at once is no faster: activations of 100 MB are handed back and fetched again, page by page (LOG.md).
+    On a CPU at most 8,192 tokens, whose logits take at most some 100 MB. More at once is no faster there: activations
+    of 100 MB are handed back and fetched again, page by page (LOG.md). A GPU wants many at once. Compiled code wants
+    groups of one size, a sharded model as many groups on every rank: windows that do not count fill them up.
     """
-    size = max(1, min(2**13, 2**25 // model.cfg.vocab_size) // model.cfg.block_size)
-    return (starts[i:i + size] for i in range(0, len(starts), size))
+    tokens = 2**16 if dist.device.type == "cuda" else min(2**13, 2**25 // model.cfg.vocab_size)
+    mine, most = starts[dist.rank::dist.world_size], -(-len(starts) // dist.world_size)
+    size, n = min(max(1, tokens // model.cfg.block_size), most), len(mine)
+    if is_compiled(model) or isinstance(model, FSDPModule):
+        mine = np.resize(mine if n else starts, -(-most // size) * size)
+    for i in range(0, len(mine), size):
+        yield mine[i:i + size], max(0, min(size, n - i))
 
 
 def described(metrics: dict) -> str:

@@ -6,6 +6,7 @@ are in LOG.md.
 
 import ctypes
 import math
+import re
 import sys
 import time
 
@@ -121,10 +122,13 @@ class CPULinear(nn.Linear):
 
 
 def wants_compile(choice: str, minutes: float, device: torch.device) -> bool:
-    """Whether to compile; choice: auto, true or false. On a CPU it costs half a minute: not in runs of 5 minutes."""
+    """Whether to compile; choice: auto, true or false; minutes: how long the run will take.
+
+    It costs about half a minute, and saves more than half of a step on a GPU, a quarter or so on a CPU.
+    """
     if choice != "auto":
         return choice == "true"
-    return device.type == "cuda" or (device.type == "cpu" and minutes > 5)
+    return minutes > {"cuda": 3, "cpu": 5}.get(device.type, math.inf)
 
 
 def compiled(net, try_it, choice, dtype, length, say):
@@ -136,6 +140,8 @@ def compiled(net, try_it, choice, dtype, length, say):
     if next(net.parameters()).device.type == "cpu":
         # What is cheap to compute is computed again backward and not kept: a seventh less memory in the same time, for
         # a processor waits for its memory more than for sums. Below 0.8 a fused attention would be made again, too.
+        import torch._functorch.config  # torch itself imports it late
+
         fused = dtype == torch.float32 or length > 512
         torch._functorch.config.activation_memory_budget = 0.8 if fused else 0.6
     try:
@@ -143,14 +149,38 @@ def compiled(net, try_it, choice, dtype, length, say):
         try_it(fast)
         say(f"compiled in {time.monotonic() - began:.0f} s")
         return fast
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"the device is out of memory ({str(error)[:150]}); lower --micro_batch_size") from None
     except Exception as error:  # no C++ compiler, an unsupported system: whatever the compiler raises
         reason = str(error).strip().partition("\n")[0][:150]
+        if "out of memory" in str(error) or "allocate memory" in str(error):
+            raise UserError(f"no memory left for a micro-batch ({reason}); lower --micro_batch_size, or the model"
+                            ) from None
         if choice == "true":
             raise UserError(f"compile=true, but it fails here ({reason}); use --compile=false") from None
         say(f"compile=auto: eager, because compiling fails here ({reason})")
         return net
+
+
+# ---- what a device can do ----------------------------------------------------------------------------------------
+
+# 10^12 operations a second in dense bf16 (V100, T4: fp16) products, from the makers' data sheets
+CARDS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165,
+         "L4": 121, "RTX 3090": 71, "V100": 125, "T4": 65}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """The most operations a second in matrix products: of a known card by its data sheet, else measured here."""
+    if device.type == "cuda" and dtype != torch.float32:
+        name = torch.cuda.get_device_name(device)
+        for card, teraflops in CARDS.items():
+            if re.search(rf"\b{card}\b", name):
+                return teraflops * 1e12
+    n, seconds = 1024 if device.type == "cpu" else 4096, math.inf
+    a = torch.randn(n, n, device=device).to(dtype)
+    for _ in range(5):  # the first warms up
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
+        seconds = min(seconds, time.perf_counter() - began)
+    return 2 * n**3 / seconds
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """What train.py and finetune.py share: the state of a run, its clock and signals, micro-batches, the optimizer step.
 
 The scripts keep the loop itself, so that it can be read there from top to bottom; a Run holds what the loop needs from
-one step to the next, fresh or restored from latest.pt.
+one step to the next, fresh or restored from latest.pt. Between two status lines nobody waits for the device: a GPU is
+given the work of several steps in advance, and is never idle.
 """
 
+import gc
 import math
 import signal
 import sys
@@ -42,13 +44,14 @@ class Run:
         max_steps, max_minutes: the budget, 0 = none. started: time.monotonic() when the script began. Raises UserError
         where the checkpoint is of other data or another model, or another process trains in this folder.
         """
-        self.cfg, self.dist, self.model, self.optimizers = cfg, dist, model, optimizers
+        self.cfg, self.dist, self.model, self.net, self.optimizers = cfg, dist, model, model, optimizers
         self.max_steps, self.max_minutes, self.started = max_steps, max_minutes, started
         self.out_dir = Path(cfg.out_dir)
         self.scaler = torch.amp.GradScaler(dist.device.type, enabled=dist.dtype == torch.float16)
         self.step, self.evaluated, self.worse, self.spent = 0, 0, 0, 0.0
         self.best: float | None = None
         self.done = self.interrupted = False
+        self.made: tuple[int, list] = (-1, [])  # a step, and its micro-batches, made in advance
         self.fingerprints = {"tokenizer": tokenizer.fingerprint} | data
         changed = self.restore(source) if source else []
         self.micro = cfg.micro_batch_size or cfg.batch_size // dist.world_size
@@ -94,41 +97,61 @@ class Run:
                 f"{str(self.dist.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
 
     def wrap(self, try_it: Callable[[nn.Module], object], compile: bool, length: int) -> nn.Module:
-        """The model, compiled if wanted, with its gradients averaged over the processes.
+        """The model, compiled if wanted (self.net), with its gradients averaged over the processes.
 
         try_it(net): one forward and backward pass; length: tokens a sequence.
         """
-        net = self.model
         if compile:  # before DDP: a trial waits for nobody
-            net = kernels.compiled(net, try_it, self.cfg.compile, self.dist.dtype, length, self.log.say)
+            self.net = kernels.compiled(self.net, try_it, self.cfg.compile, self.dist.dtype, length, self.log.say)
             self.model.zero_grad(set_to_none=True)
-        return distributed.wrap(net, self.dist)
+        return distributed.wrap(self.net, self.dist)
 
     # ---- clock and signals ---------------------------------------------------------------------------------------
 
-    def start(self, watched: dict[str, torch.Tensor]) -> None:
+    def start(self, watched: dict[str, torch.Tensor], flops: float = 0.0) -> None:
         """From here on a budget in minutes counts, and SIGINT or SIGTERM let the step end, save, and leave.
 
-        watched: a validation batch whose activations are logged, before the first step, too.
+        watched: a validation batch whose activations are logged, before the first step, too. flops: operations of
+        training on a token, 0 = unknown; of their rate, the status line shows the share of the device's peak (MFU).
         """
+        peak = kernels.peak_flops(self.dist.device, self.dist.dtype) if flops and self.dist.main else 1.0
+        self.use = flops / (peak * self.dist.world_size)  # the share of the peak that one token a second uses
         if self.step == 0:
             self.watch.look(0, watched)
         self.model.train()
         self.began = time.monotonic() - self.spent
         self.line = (time.monotonic(), self.step)  # when and where the last status line stood
         self.paused, self.tokens = 0.0, 0  # seconds of evaluation, tokens trained on, since that line
+        self.agreed, self.pace, self.agree_at = (self.spent, self.step), 0.0, self.step  # see agree
         self.caught, self.release_signals = distributed.catch_signals()
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()  # what lives now lives to the end: Python's search for garbage need not read it again and again
+
+    def agree(self) -> None:
+        """Set `spent` and `interrupted` to the same on every rank, and choose when to do so again.
+
+        A process alone looks at its clock before every step. Several would wait for each other, so they agree about
+        once a second; in between, every rank counts on by the pace that was agreed on.
+        """
+        seconds, interrupted = distributed.total([time.monotonic() - self.began, bool(self.caught)], self.dist, "max")
+        before, step = self.agreed
+        self.pace = (seconds - before) / max(self.step - step, 1)
+        several = self.dist.world_size > 1 and self.step > step
+        self.agree_at = self.step + (int(np.clip(1 / self.pace, 1, 100)) if several else 1)
+        self.agreed, self.interrupted = (seconds, self.step), bool(interrupted)
 
     def progress(self) -> float:
         """The fraction of the budget that is used, 0 to 1, the same on every rank; sets done and interrupted."""
-        mine = time.monotonic() - self.began, bool(self.caught)
-        self.spent, interrupted = distributed.total(mine, self.dist, "max")
+        if self.step >= self.agree_at:
+            self.agree()
+        self.spent = self.agreed[0] + self.pace * (self.step - self.agreed[1])
         if not self.max_steps and not self.max_minutes:  # nothing to train: the model is complete before the first step
             self.done = True
             return 1.0
         progress = max((self.step + 0.5) / self.max_steps if self.max_steps else 0.0,  # the middle of the coming step
                        self.spent / (60 * self.max_minutes) if self.max_minutes else 0.0)
-        self.done, self.interrupted = self.step > 0 and progress >= 1, bool(interrupted)
+        self.done = self.step > 0 and progress >= 1
         return progress
 
     def evaluation_due(self, interval: int) -> bool:
@@ -140,6 +163,7 @@ class Run:
         began = time.monotonic()
         yield
         self.paused += time.monotonic() - began
+        self.agree_at = self.step
 
     def record(self, score: float) -> bool:
         """Note an evaluation's score, higher is better. Is it the best so far?"""
@@ -156,21 +180,32 @@ class Run:
         """Dropout, too, is a function of the seed, the step and the rank."""
         torch.manual_seed(int(np.random.SeedSequence((self.cfg.seed, self.step, self.dist.rank)).generate_state(1)[0]))
 
-    def micro_batches(self, net, make_batch: Callable, count: Callable) -> Iterator[tuple]:
-        """This rank's share of the global batch: (micro-batch on the device, its scored targets, those of all).
-
-        make_batch(rows): the rows of these global numbers; count(batch): its scored targets. DDP reduces the gradients
-        during the last micro-batch only.
-        """
+    def make_micro_batches(self, step: int, make_batch: Callable, count: Callable | None) -> list[tuple[dict, float]]:
+        """This rank's micro-batches of a step, on their way to the device, and the number of scored targets of each."""
         B, ranks = self.cfg.batch_size, self.dist.world_size
         first = [(i * ranks + self.dist.rank) * self.micro for i in range(B // (self.micro * ranks))]
-        made = [make_batch(self.step * B + np.arange(row, row + self.micro)) for row in first]
-        counts = [float(count(batch)) for batch in made]
-        total = max(distributed.total([sum(counts)], self.dist)[0], 1e-9)  # a batch may score nothing
-        for i, batch in enumerate(made):
-            if ranks > 1:  # to be set before the forward pass
+        made = [make_batch(step * B + np.arange(row, row + self.micro)) for row in first]
+        return [(distributed.to_device(batch, self.dist.device), float(count(batch)) if count else self.micro)
+                for batch in made]
+
+    def micro_batches(self, net, make_batch: Callable, count: Callable | None = None) -> Iterator[tuple]:
+        """This rank's share of the global batch: (micro-batch on the device, its scored targets, those of all).
+
+        make_batch(rows): the rows of these global numbers; count(batch): its scored targets, None where every row has
+        as many: then rows are counted. What ranks must add up is a tensor on the device, and not waited for. DDP
+        reduces the gradients during the last micro-batch only.
+        """
+        step, made = self.made
+        if step != self.step:  # the first step
+            made = self.make_micro_batches(self.step, make_batch, count)
+        own = max(sum(scored for _, scored in made), 1e-9)  # a batch may score nothing
+        total = distributed.unread_total(own, self.dist) if count else own * self.dist.world_size
+        for i, (batch, scored) in enumerate(made):
+            if self.dist.world_size > 1:  # to be set before the forward pass
                 net.require_backward_grad_sync = i == len(made) - 1
-            yield distributed.to_device(batch, self.dist.device), counts[i], total
+            yield batch, scored, total
+        # the next step's, while the device is busy with this one's
+        self.made = self.step + 1, self.make_micro_batches(self.step + 1, make_batch, count)
 
     def line_due(self) -> bool:
         return self.step % self.cfg.log_interval == 0 or self.step == 1
@@ -212,11 +247,15 @@ class Run:
         row |= shown | {"lr": lr, "grad_norm": norm.item(), "tokens_per_s": rates["tok"]}
         if unit == "rows":
             row["rows_per_s"] = rates["rows"]
+        used = ""
+        if self.use:
+            row["mfu"] = self.use * rates["tok"]
+            used = f"MFU {row['mfu']:3.0%} | "
         self.row(**row, memory_gb=kernels.peak_memory(self.dist.device))
         left = min((self.max_steps - self.step) * seconds / steps if self.max_steps else math.inf,
                    60 * self.max_minutes - (now - self.began) if self.max_minutes else math.inf)
         self.log.say(f"step {self.step:6} | {before}loss {loss:.4f} | lr {lr:.2e} | {rates[unit]:9,.0f} {unit}/s | "
-                     f"{clock(max(left, 0))} left")
+                     f"{used}{clock(max(left, 0))} left")
         self.line, self.paused, self.tokens, self.last_loss = (now, self.step), 0.0, 0, loss
 
     def row(self, **values) -> None:

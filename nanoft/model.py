@@ -350,19 +350,24 @@ class BERT(nn.Module):
         x = self.norm(ACTIVATIONS[gelu](self.transform(x)))
         return self.head(x) + self.head_bias
 
-    def forward(self, ids, targets, types=None, mask=None, next_targets=None, capacity=0):
+    def forward(self, ids, targets, types=None, mask=None, next_targets=None, capacity=0, correct=False):
         """A tensor of losses: the mean over the masked words, and with next_targets (B,) the mean over the pairs.
 
+        With correct=True a second line holds the number of correct predictions of each: (2, 1 or 2).
         targets: (B, T), -100 where a token is not masked. The head, a large part of the work, is computed at the masked
         rows only: `capacity` is a number of rows that is never below theirs, for compiled code, which wants fixed
         shapes; 0 counts them.
         """
         x = self.hidden(ids, types, mask)
         rows, labels = masked_rows(x.flatten(0, 1), targets.flatten(), capacity)  # (B * T, C) -> (N, C)
-        losses = [token_loss(self.word_logits(rows), labels)]
+        asked = [(self.word_logits(rows), labels)]
         if next_targets is not None:
-            losses.append(token_loss(self.next(self.pooled(x)), next_targets))
-        return torch.stack(losses)
+            asked.append((self.next(self.pooled(x)), next_targets))
+        losses = torch.stack([token_loss(logits, labels) for logits, labels in asked])
+        if not correct:
+            return losses
+        right = [(logits.argmax(-1) == labels).sum() for logits, labels in asked]
+        return torch.stack([losses, torch.stack(right).to(losses.dtype)])
 
 
 def masked_rows(x, targets, capacity=0):
@@ -380,6 +385,18 @@ def make_head(cfg, trunk):
     else:
         nn.init.zeros_(head.weight)
     return head
+
+
+def training_flops(model, length, scored=1.0):
+    """The operations of training on one token: a product's two a number, forward, and twice as many backward.
+
+    length: tokens a sequence; scored: the fraction of the tokens at which the head is computed. A causal model has to
+    compute half of the attention weights.
+    """
+    cfg = model.cfg
+    matrices = sum(p.numel() for name, p in model.named_parameters() if ".blocks." in name and p.dim() == 2)
+    head = model.trunk.padded_vocab * cfg.n_embd * scored
+    return 6 * (matrices + head) + 12 * cfg.n_layer * cfg.n_embd * length * (0.5 if cfg.causal else 1)
 
 
 def make_model(cfg):

@@ -24,7 +24,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-SPEED = ("seconds", "tokens", "tokens_per_s", "rows_per_s", "memory_gb")  # values of a row that go into this group
+SPEED = ("seconds", "tokens", "tokens_per_s", "rows_per_s", "mfu", "memory_gb")  # what of a row goes there
 
 
 class RunLog:

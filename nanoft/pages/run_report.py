@@ -25,7 +25,8 @@ from nanoft.tasks import metrics, tables
 AXES = {"step": "steps", "tokens": "tokens", "epoch": "epochs", "minutes": "minutes since the start"}
 SCORES = ("accuracy", "f1", "macro_f1", "mcc", "exact", "pearson", "spearman", "mlm_accuracy", "nsp_accuracy")
 OTHERS = {"val_bits_per_byte": "bits per byte", "lr": "learning rate", "grad_norm": "norm of the gradient",
-          "tokens_per_s": "tokens per second", "rows_per_s": "rows per second", "memory_gb": "memory (GB)"}
+          "tokens_per_s": "tokens per second", "rows_per_s": "rows per second", "mfu": "model FLOPs utilisation",
+          "memory_gb": "memory (GB)"}
 
 
 # the forms of a run's files, for files.difference, as far as the page depends on them
