@@ -234,7 +234,7 @@ def test_a_signal_finishes_the_step_and_saves(home, tmp_path, call, monkeypatch)
 
     def batch_and_signal(*args):
         made.append(args)
-        if len(made) == 7:  # the first is what watch looks at
+        if len(made) == 8:  # the first is what watch looks at, the second that of step 1; then each is one step ahead
             os.kill(os.getpid(), signal.SIGTERM)
         return batch(*args)
 
