@@ -24,6 +24,7 @@ from nanoft.bpe import Tokenizer
 from nanoft.inspect.watch import Watch
 from nanoft.model import ModelConfig, check_model, make_model, training_flops
 from nanoft.published.source import open_checkpoint
+from nanoft.sampling import Sampling
 from nanoft.text import prepare, vocabulary
 from nanoft.text.measure import measure
 from nanoft.text.pairs import Pairs
@@ -377,11 +378,9 @@ def write_sample(model, data, cfg, dist, length):
         parts = [b"[" + tokenizer.decode_bytes([next(guesses)]) + b"]" if masked else tokenizer.decode_bytes([token])
                  for token, masked in zip(ids.tolist(), (hidden != ids).tolist())]
         return b"".join(parts).decode("utf-8", errors="replace")  # a character may be of several tokens
-    generator = torch.Generator(device).manual_seed(cfg.seed)
+    rules = Sampling(temperature=0.8, top_k=50, stop_ids=(eot,))
     with dist.autocast():
-        tokens = generate.generate(model, torch.tensor([[eot]], device=device), length, temperature=0.8, top_k=50,
-                                   stop_id=eot, generator=generator)
-        ids = [token.item() for token in tokens]
+        ids = [int(token) for token in generate.generate(model, torch.tensor([[eot]]), length, rules, seeds=cfg.seed)]
     model.train()
     return tokenizer.decode([i for i in ids if i != eot])
 

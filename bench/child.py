@@ -311,12 +311,13 @@ def sampling(who, size, dtype, prompt=16, checkout=""):
     if who == "nanoft":
         from nanoft import generate, kernels
         from nanoft.model import CLASSIC, ModelConfig, make_model
+        from nanoft.sampling import Sampling
 
         kernels.keep_memory()
         model = make_model(ModelConfig(**size, **CLASSIC["gpt2"]))
 
         def sample(ids, n):
-            return sum(1 for _ in generate.generate(model, ids, n, **rules))
+            return sum(1 for _ in generate.generate(model, ids, n, Sampling(**rules)))
     elif who == "nanogpt":
         sys.path.insert(0, checkout)
         from model import GPT, GPTConfig

@@ -140,7 +140,7 @@ class Attention(nn.Module):
         """x: (B, T, C) -> (B, T, C).
 
         rope: (cos, sin) of the positions; mask: bool (B, 1, 1, S), True = may be looked at; cache: this layer's keys
-        and values so far.
+        and values, a nanoft.generate.LayerCache.
         """
         B, T, C = x.shape
         q = self.q(x).view(B, T, self.n_head, -1)     # (B, T, C) -> (B, T, H, D)
@@ -150,15 +150,15 @@ class Attention(nn.Module):
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         if cache is not None:
-            k, v = cache.extend(k, v)  # (B, K, S, D), S = past + T
-        S, causal = k.size(-2), self.causal and T > 1  # a single new token may look at everything before it
-        if causal and S > T:  # T new tokens after S - T in a cache
-            mask, causal = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T), False
-        shared = self.n_kv_head < self.n_head  # each key-value head serves a group of query heads
+            k, v = cache.extend(k, v)  # (B, S, K, D)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, S, K, D) -> (B, K, S, D)
+        one = cache is not None and T == 1  # then the queries that share a key take the place of T: no copies of keys
+        q = q.view(B, self.n_kv_head, -1, q.size(-1)) if one else q.transpose(1, 2)  # (B, K, H / K, D) or (B, H, T, D)
+        causal = self.causal and T > 1  # a single new token may look at everything before it
+        shared = k.size(1) < q.size(1)  # each key-value head serves a group of query heads
         y = self.attend(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared)
-        return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, H, T, D) -> (B, T, C)
+        return self.proj((y if one else y.transpose(1, 2)).reshape(B, T, C))  # (B, H, T, D) -> (B, T, C)
 
 
 class MLP(nn.Module):
@@ -269,20 +269,20 @@ class Transformer(nn.Module):
     def forward(self, ids, types=None, mask=None, cache=None):
         """ids: (B, T) -> (B, T, C). types: (B, T) or None; mask: bool (B, 1, 1, T), False at padding.
 
-        cache: a nanoft.generate.Cache; then `ids` are the tokens after those it holds.
+        cache: a nanoft.generate.Cache, which says where `ids` stand and what stands before them.
         """
-        known = cache.read(ids) if cache else ids  # (B, past + T)
-        T, past = ids.size(1), known.size(1) - ids.size(1)
+        T = ids.size(1)
+        known, at, mask = cache.place(ids) if cache else (ids, slice(T), mask)
         x = self.tokens(ids)  # (B, T) -> (B, T, C)
         if self.positions is not None:
-            x = x + self.positions.weight[past:past + T]
+            x = x + self.positions.weight[at]  # (T, C) or (B, 1, C)
         if self.types is not None:
             x = x + self.types(torch.zeros_like(ids) if types is None else types)
         if self.grams is not None:
             rows = gram_rows(known, self.multipliers, self.cfg.n_buckets)
             x = x + self.grams(rows[:, -T:]).sum(2)  # (B, T, N - 1, C) -> (B, T, C)
         x = self.drop(self.norm_in(x))
-        rope = (self.cos[past:past + T], self.sin[past:past + T]) if self.cfg.position == "rope" else None
+        rope = (self.cos[at], self.sin[at]) if self.cfg.position == "rope" else None
         for i, block in enumerate(self.blocks):
             x = block(x, rope, mask, cache.layers[i] if cache else None)
         return self.norm_out(x)
@@ -310,7 +310,8 @@ class GPT(nn.Module):
     def forward(self, ids, targets=None, cache=None):
         """ids: (B, T). With targets (B, T): the mean loss. Without: the logits of the last token (B, vocab_size)."""
         if targets is None:
-            x = self.trunk(ids, cache=cache)[:, -1]  # (B, T, C) -> (B, C)
+            x = self.trunk(ids, cache=cache)
+            x = x[:, -1] if cache is None else cache.newest(x)  # (B, T, C) -> (B, C)
             return self.head(x).float()[:, :self.cfg.vocab_size]
         return token_loss(self.logits(ids).flatten(0, 1), targets.flatten())  # (B, T, V) -> (B * T, V)
 

@@ -14,6 +14,7 @@ from nanoft import UserError, bpe, checkpoint, generate
 from nanoft.model import CLASSIC, ModelConfig, make_model
 from nanoft.published import convert, layouts, safetensors
 from nanoft.published.source import open_checkpoint
+from nanoft.sampling import Sampling
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import prepare, vocabulary
 from nanoft.text.wordpiece import WordPiece
@@ -104,7 +105,7 @@ def test_greedy_text_is_equal_token_for_token(tmp_path):
     theirs.save_pretrained(tmp_path)
     ours, _ = load(tmp_path)
     start = torch.tensor([[5, 6, 7], [200, 1, 3]])
-    found = torch.stack(list(generate.generate(ours, start, 100, temperature=0)), dim=1)
+    found = torch.stack(list(generate.generate(ours, start, 100, Sampling(temperature=0))), dim=1)
     expected = theirs.generate(start, max_new_tokens=100, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert found.tolist() == expected[:, 3:].tolist() and found.unique().numel() > 10
 

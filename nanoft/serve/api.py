@@ -17,6 +17,7 @@ from torch import Tensor
 from nanoft import UserError, checkpoint, distributed, generate, kernels
 from nanoft.model import make_model
 from nanoft.published.source import open_checkpoint
+from nanoft.sampling import Sampling
 from nanoft.tasks import features, inputs, predict
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import vocabulary
@@ -89,16 +90,11 @@ class Model:
     def prompt_text(self, prompt: str) -> str:
         return features.prompt_text(prompt) if self.kind else prompt
 
-    def tokens(self, prompts: list[list[int]], max_new_tokens: int, seeds: list[int], *, temperature: float = 0.8,
-               top_k: int = 0, top_p: float = 0.95, repetition_penalty: float = 1.0) -> Iterator[list[int]]:
+    def tokens(self, prompts: list[list[int]], max_new_tokens: int, seeds: list[int], **rules) -> Iterator[list[int]]:
         """The next token id of every prompt, again and again; a row that has ended repeats <|endoftext|>."""
-        end = self.tokenizer.special[END]
-        rows = [map(int, generate.generate(self.net, self.tensor([ids]), max_new_tokens, temperature, top_k, top_p,
-                                           repetition_penalty, stop_id=end,
-                                           generator=torch.Generator(self.dist.device).manual_seed(seed)))
-                for ids, seed in zip(prompts, seeds)]
-        for _ in range(max_new_tokens):
-            yield [next(row, end) for row in rows]
+        chosen = Sampling(**{"temperature": 0.8, "top_p": 0.95} | rules, stop_ids=(self.tokenizer.special[END],))
+        for token in generate.generate(self.net, [self.tensor(ids) for ids in prompts], max_new_tokens, chosen, seeds):
+            yield token.tolist()
 
     # ---- an encoder --------------------------------------------------------------------------------------------------
 

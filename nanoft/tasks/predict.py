@@ -15,6 +15,7 @@ from nanoft import UserError, distributed, files, generate
 from nanoft.batches import IGNORE
 from nanoft.distributed import Dist
 from nanoft.model import GPT
+from nanoft.sampling import Sampling
 from nanoft.tasks import collate, features, metrics
 from nanoft.tasks.features import Encoded
 from nanoft.tasks.heads import TaskModel, n_outputs, pooled
@@ -166,16 +167,14 @@ def write_responses(model: TaskModel, rows: list[dict], task: dict, tokenizer, d
     gpt.trunk, gpt.head = model.trunk, model.head
     end, room = tokenizer.special["<|endoftext|>"], max(1, task["max_length"] - longest)
     prompts = [tokenizer.encode_to_numpy(features.prompt_text(row["prompt"]))[-room:] for row in rows]
-    lengths = np.array([len(prompt) for prompt in prompts])
-    texts = [""] * len(rows)
-    for length in np.unique(lengths):  # prompts of one length are answered together, without padding
-        same = np.flatnonzero(lengths == length)
-        for group in np.array_split(same, math.ceil(len(same) / 64)):
-            ids = torch.from_numpy(np.stack([prompts[i] for i in group]).astype(np.int64)).to(dist.device)
-            with dist.autocast():
-                new = torch.stack(list(generate.generate(gpt, ids, longest, temperature=0, stop_id=end)), dim=1)
-            for i, tokens in zip(group, new.tolist()):  # (B, new tokens)
-                texts[i] = tokenizer.decode(tokens[:tokens.index(end)] if end in tokens else tokens)
+    texts, order = [""] * len(rows), sorted(range(len(rows)), key=lambda i: len(prompts[i]))
+    rules = Sampling(temperature=0, stop_ids=(end,))
+    for group in (order[at:at + 64] for at in range(0, len(order), 64)):  # of similar lengths
+        ids = [torch.from_numpy(prompts[i].astype(np.int64)) for i in group]
+        with dist.autocast():
+            new = torch.stack(list(generate.generate(gpt, ids, longest, rules)), dim=1)
+        for i, tokens in zip(group, new.tolist()):  # (B, new tokens)
+            texts[i] = tokenizer.decode(tokens[:tokens.index(end)] if end in tokens else tokens)
     return texts
 
 
