@@ -242,6 +242,8 @@ def open_data(cfg, dist):
         if tokens.fingerprint != tokenizer.fingerprint:
             raise UserError(f"{folder}/{name}.bin was made by another tokenizer than tokenizer.json; prepare it again")
         batches.check_length(tokens, cfg.block_size, f"{folder}/{name}.bin")
+        if name != "train":
+            tokens.count_bytes(tokenizer)
     if cfg.objective == "causal":
         make_batch = partial(batches.causal_batch, splits["train"], cfg.block_size, cfg.seed)
         return Data(folder, tokenizer, splits, cfg.block_size, make_batch, None, {})

@@ -9,7 +9,6 @@ larger than memory.
 
 import hashlib
 import itertools
-import json
 import re
 import sys
 from collections import Counter, defaultdict
@@ -21,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from nanoft import UserError, config
 from nanoft.files import read_blocks
-from nanoft.pretokenize import check_text
 from nanoft.tasks.metrics import NO_SPACES
 from nanoft.text import prepare
+from nanoft.text.corpus import read_jsonl
 
 HERE = Path(__file__).resolve().parent
 ENDINGS = tuple(ending + gz for ending in (".txt", ".md", ".py", ".jsonl") for gz in ("", ".gz"))
@@ -81,24 +80,6 @@ def read_documents(files: list[Path], cfg: Options) -> Iterator[Iterable[str]]:
             yield read_blocks(path, encoding=cfg.encoding)
 
 
-def read_jsonl(path: Path, text_key: str, encoding: str) -> Iterator[str]:
-    """The texts of a .jsonl file, read as a stream. Raises UserError naming the line."""
-    number, rest = 0, ""
-    for block in itertools.chain(read_blocks(path, encoding=encoding), ["\n"]):
-        *lines, rest = (rest + block).split("\n")
-        for line in lines:
-            number += 1
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)[text_key]
-                check_text(text)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path}: line {number} is no JSON object with a text under {text_key!r} "
-                                f"({type(error).__name__}: {error}); mend it, or give --text_key") from None
-            yield text
-
-
 def plan_split(documents: Iterable[Iterable[str]], val_fraction: float) -> tuple[bytearray, int | None]:
     """(sides, cut): the split of each document, 1 train, 2 validation, 0 empty, by the hash of its text.
 
@@ -147,9 +128,7 @@ def count_words(documents: Iterable[Iterable[str]]) -> int:
 def main():
     cfg = config.load(Options, check=check)
     out, sources = Path(cfg.out or HERE), []
-    if not cfg.overwrite and any((out / name).exists() for name in ("tokenizer.json", "train.bin", "train_000.bin")):
-        raise UserError(f"{out} holds a data set; --out=FOLDER writes another, --overwrite replaces this one, so that "
-                        "runs made of it cannot go on")
+    prepare.check_new(out, ("train", "val", "test"), cfg.overwrite)
     seen: set[Path] = set()
     for path in [Path(name) for name in cfg.source.split(",") if name.strip()]:
         files = find_files(path)

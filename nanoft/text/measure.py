@@ -78,6 +78,8 @@ def split_tokens(data: str, tokenizer, folder: str, dist: Dist) -> dict[str, Tok
     distributed.barrier(dist)
     splits = {name: Tokens.open(source, name) for name in ("val", "test") if Tokens.exists(source, name)}
     other = vocabulary.load(source)
+    for tokens in splits.values():
+        tokens.count_bytes(other)
     if other.fingerprint == tokenizer.fingerprint:
         return splits
     if isinstance(other, WordPiece):

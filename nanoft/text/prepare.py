@@ -23,14 +23,16 @@ from nanoft.files import check_overwrite, progress_bar
 from nanoft.text import vocabulary
 
 DATA = HOME / "data"
+GPT2 = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # its encoder.json and vocab.bpe
 USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) nanoft"  # some publishers refuse urllib's own name
 
 
-def find_raw(name: str, address: str, folder: str | Path, source: str = "") -> Path:
+def find_raw(name: str, address: str, folder: str | Path, source: str = "", option: str = "--source=PATH") -> Path:
     """The path of a raw file: of `source`, else in $NANOFT_MIRROR, else in folder/raw/, where it is fetched to.
 
     name: the file's name, after its folder in the mirror if it has one there (wnut17/wnut17train.conll). address: the
     publisher's, "" where no publisher keeps it. source: the user's own path of the file, or of a folder that holds it.
+    option: by which a user can give it, for the message.
     Raises UserError if `source` has no such file, and, naming the address and the other ways, if the download fails.
     """
     parent, file = os.path.split(name)
@@ -43,7 +45,7 @@ def find_raw(name: str, address: str, folder: str | Path, source: str = "") -> P
     for path in (Path(mirror or "") / parent / file, raw)[not mirror:]:
         if path.is_file():
             return path
-    other_ways = f"give it by --source=PATH, or set NANOFT_MIRROR to a folder that holds {name}, or put it at {raw}"
+    other_ways = f"give it by {option}, or set NANOFT_MIRROR to a folder that holds {name}, or put it at {raw}"
     if not address:
         raise UserError(f"{file}: no publisher keeps it at an address that lasts; {other_ways}")
     try:
@@ -59,6 +61,12 @@ def find_raw_files(addresses: dict[str, str], folder: str | Path, source: str = 
         raise UserError(f"--source={source}: no such folder; give one that holds "
                         f"{' and '.join(os.path.basename(name) for name in addresses)}")
     return [find_raw(name, address, folder, source) for name, address in addresses.items()]
+
+
+def gpt2_vocabulary(folder: str | Path, option: str = "--tokenizer=FOLDER"):
+    """GPT-2's tokenizer, of its two files as find_raw finds them. option: as there. Raises UserError."""
+    names = ("encoder.json", "vocab.bpe")
+    return vocabulary.load([find_raw(f"gpt2/{name}", GPT2 + name, folder, option=option) for name in names][0])
 
 
 def download(address: str, path: Path) -> None:
@@ -97,9 +105,7 @@ def write_data(out: str | Path, splits: dict[str, list | Callable[[], Iterable]]
     """
     start = time.perf_counter()
     out = Path(out)
-    for path, begin in ((out / "tokenizer.json", b'{"format":"nanoft'), *((path, MAGIC) for split in splits
-                                                                         for path in find_shards(out, split))):
-        check_overwrite(path, (begin,))
+    check_new(out, splits)
 
     def documents(split: str) -> Iterable:
         given = splits[split]
@@ -116,18 +122,33 @@ def write_data(out: str | Path, splits: dict[str, list | Callable[[], Iterable]]
             print(f"{split}: {len(tokens):,} tokens of {', '.join(counts)} "
                   f"({tokens.num_bytes / len(tokens):.2f} bytes per token)", flush=True)
         tok.save(Path(partial) / "tokenizer.json")
-        install(Path(partial), out)
+        install(Path(partial), out, [path.name for path in Path(partial).glob("*.bin")])
     print(f"written to {out} in {time.perf_counter() - start:.1f} s")
 
 
-def install(partial: Path, out: Path) -> None:
-    """Replace the old files by the new ones; while tokenizer.json is missing, the folder counts as not prepared."""
+def check_new(out: Path, splits: Iterable[str], overwrite: bool = True) -> None:
+    """Raise UserError where a preparation would replace files that nanoft has not written or, if so, a data set."""
+    if not overwrite and any((out / name).exists() for name in ("tokenizer.json", "train.bin", "train_000.bin")):
+        raise UserError(f"{out} holds a data set; --out=FOLDER writes another, --overwrite replaces this one, so that "
+                        "runs made of it cannot go on")
+    check_overwrite(out / "tokenizer.json", (b'{"format":"nanoft',))
+    for path in (path for split in splits for path in find_shards(out, split)):
+        check_overwrite(path, (MAGIC,))
+
+
+def install(partial: Path, out: Path, names: Iterable[str]) -> None:
+    """Replace the old token files by the new ones of these names, as far as that is not yet done, tokenizer.json last.
+
+    While tokenizer.json is missing, the folder counts as not prepared.
+    """
     (out / "tokenizer.json").unlink(missing_ok=True)
-    for split in ("train", "val", "test"):
-        for path in find_shards(out, split):
+    for name in names:
+        if (partial / name).exists():
+            os.replace(partial / name, out / name)
+    for path in (path for split in ("train", "val", "test") for path in find_shards(out, split)):
+        if path.name not in names:
             path.unlink()
-    for path in sorted(partial.iterdir(), key=lambda path: path.name == "tokenizer.json"):
-        os.replace(path, out / path.name)
+    os.replace(partial / "tokenizer.json", out / "tokenizer.json")
 
 
 def find_data(name_or_path: str) -> Path:
@@ -172,6 +193,10 @@ def ensure(folder: str | Path, needed: Sequence[str] = ("train.bin", "val.bin", 
     if not missing():
         return
     script = folder / "prepare.py"
+    if missing() == "tokenizer.json" and find_shards(folder, "train", ".+_"):  # llm.c's, which come without one
+        gpt2_vocabulary(folder, f"a tokenizer.json in {folder}").save(folder / "tokenizer.json")
+        print(f"{folder}: no tokenizer.json beside these shards; GPT-2's is written there", flush=True)
+        return
     if not script.exists():
         raise UserError(f"{folder}: {missing()} missing, and there is no prepare.py to make it; prepare the data set "
                         "first")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoft import config
-from nanoft.bins import HEADER_BYTES, id_type, read_header, verify
+from nanoft.bins import header_bytes, id_type, read_header, verify
 from nanoft.text import vocabulary
 
 
@@ -18,11 +18,12 @@ def describe(path: str) -> str:
     header = read_header(path)
     words = f"{header['words']:,} words, " if header["words"] else ""
     lines = [f"{path}: {header['tokens']:,} ids of {header['id_bytes']} bytes, vocabulary {header['vocab_size']:,}",
-             f"part {header['shard'] + 1} of {header['shards']}; tokenizer {header['fingerprint']}",
+             f"part {header['shard'] + 1} of {header['shards'] or 'some (a file of llm.c)'}; "
+             f"tokenizer {header['fingerprint']}",
              f"text: {header['bytes']:,} bytes, {words}{header['documents']:,} documents; "
              f"{header['bytes'] / max(header['tokens'], 1):.2f} bytes per token"]
-    lines.append("checksum: right" if verify(path) else "checksum: none, an older nanoft made the file")
-    first = np.fromfile(path, id_type(header["vocab_size"]), count=min(64, header["tokens"]), offset=HEADER_BYTES)
+    lines.append("checksum: right" if verify(path) else "checksum: none, an older nanoft or llm.c made the file")
+    first = np.fromfile(path, id_type(header["vocab_size"]), min(64, header["tokens"]), offset=header_bytes(header))
     lines.append(f"first ids: {' '.join(map(str, first[:16].tolist()))} ...")
     beside = Path(path).parent / "tokenizer.json"
     if beside.exists():
