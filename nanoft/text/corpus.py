@@ -92,8 +92,7 @@ def find_state(work: Path, plan: dict, overwrite: bool) -> dict:
     other = [f"{key}={value}" for key, value in state["plan"].items() if value != plan[key] and key != "files"]
     other += ["other files"] * (state["plan"]["files"] != plan["files"])
     if not other:
-        print(f"{work}: going on with what was interrupted in file {state['file'] + 1}, after "
-              f"{total(state, 'tokens'):,} tokens", flush=True)
+        print(f"{work}: going on after {state['file']:,} whole files and {total(state, 'tokens'):,} tokens", flush=True)
         return state
     if overwrite:
         return {}
