@@ -50,6 +50,7 @@ class Config:
     n_embd: int = 128                  # width
     block_size: int = 128              # tokens of context
     dropout: float = 0.0               # fraction of the activations set to zero
+    activation: Literal["relu2", "swiglu"] = "relu2"  # of the feed-forward; swiglu, with n_gram=1, for other programs
     n_gram: int = 1                    # largest n-gram with a hashed embedding; 1 = off
     n_buckets: int = 16384             # rows of the table of n-gram embeddings
     tie_head: bool = False             # share the token embedding with the output head
@@ -93,6 +94,8 @@ def check(cfg):
         problems.append("max_steps and max_minutes are both 0; give the run a budget in one of them")
     if cfg.text_file and not cfg.eval_only:
         problems.append("text_file is for --eval_only; to train on it: python data/text/prepare.py --source=FILE")
+    if cfg.arch != "modern" and cfg.activation != Config.activation:
+        problems.append(f"activation={cfg.activation} is for arch=modern; {cfg.arch} has its own, so leave it out")
     if not 0 < cfg.mask_prob < 1:
         problems.append(f"mask_prob={cfg.mask_prob} must lie between 0 and 1; 0.15 is usual")
     if cfg.objective == "mlm_nsp" and cfg.block_size < 8:
@@ -310,7 +313,7 @@ def take_weights(model, source, path, resume, data):
     other = [f"{k}={v}" for k, v in saved.items() if k not in free | {"vocab_size"} and v != own[k]]
     if other:
         raise UserError(f"{path} holds another model ({', '.join(other)}); give these options, or another folder")
-    tokenizer = vocabulary.load(path.parent)
+    tokenizer = vocabulary.of_checkpoint(path)
     checkpoint.check_tokenizer(source, tokenizer, path)
     if tokenizer.fingerprint != data.tokenizer.fingerprint:
         raise UserError(f"{data.folder} was prepared with another tokenizer than {path.parent} has; prepare it again "

@@ -56,10 +56,13 @@ def write_jsonl(path, rows):
     write_whole(path, lambda file: file.writelines(lines))
 
 
-def read_json(path):
+def read_json(path, text=None):
+    """The content of a JSON file; text: what is in it, or in a part of it, if that has been read."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        if text is None:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        return json.loads(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; prepare the data set first, or give the path of one") from None
     except (OSError, ValueError, RecursionError) as error:

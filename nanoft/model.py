@@ -58,8 +58,8 @@ class ModelConfig:
         shape |= CLASSIC.get(options.arch, {}) | {"vocab_size": vocab_size, "causal": options.objective == "causal",
                                                   "n_types": 2 * (options.objective == "mlm_nsp")}
         if saved:
-            shape |= {name: saved[name] for name in ("vocab_size", "vocab_multiple", "n_hidden", "norm_eps",
-                                                     "activation") if name in saved}
+            kept = ["vocab_size", "vocab_multiple", "n_hidden", "norm_eps", *["activation"] * (options.arch in CLASSIC)]
+            shape |= {name: saved[name] for name in kept if name in saved}
             if options.arch == "bert":
                 shape["n_types"] = max(shape["n_types"], saved.get("n_types", 0))
         return cls(**shape)
@@ -101,6 +101,8 @@ def check_model(cfg):
                         "so use an even width a head")
     if cfg.n_kv_head < 0 or (cfg.n_kv_head and cfg.n_head % cfg.n_kv_head):
         problems.append(f"n_head={cfg.n_head} is not divisible by n_kv_head={cfg.n_kv_head}; choose a divisor, or 0")
+    if getattr(cfg, "norm_eps", 1) <= 0:
+        problems.append(f"norm_eps={cfg.norm_eps} must be above 0")
     if not 0 <= cfg.dropout < 1:
         problems.append(f"dropout={cfg.dropout} must be at least 0 and below 1")
     return problems

@@ -163,11 +163,12 @@ def test_config_files(fuzz, tmp_path, capsys):
 # ---- tokenizers and token files ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["bytes", "values", "pieces", "published"])
+@pytest.mark.parametrize("kind", ["bytes", "values", "pieces", "published", "hugging face"])
 def test_tokenizer_json(kind, tokenizer, fuzz, tmp_path):
     pieces = WordPiece.from_content({"version": 1, "lowercase": True, "strip_accents": True, "split_chinese": True,
                                      "tokens": "[PAD] [UNK] [CLS] [SEP] [MASK] a b c ##d".split()}, "x")
     content = (pieces if kind == "pieces" else tokenizer).content
+    content = vocabulary.hugging_face(tokenizer, framed=True) if kind == "hugging face" else content
     ids, merges = vocabulary.byte_level_files(tokenizer)
 
     def attempt(rng):
@@ -296,27 +297,36 @@ def test_checkpoints(kind, states, tokenizer, fuzz, tmp_path):
     fuzz(attempt)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert", "own"])
+@pytest.mark.parametrize("family", ["gpt2", "bert", "qwen3", "own"])
 def test_published_folders(family, tokenizer, fuzz, tmp_path, capsys):
     sizes = dict(vocab_size=tokenizer.vocab_size, block_size=16, n_layer=1, n_head=2, n_embd=8)
-    sizes |= CLASSIC[family] | {"vocab_multiple": 1} if family != "own" else {}
+    sizes |= CLASSIC[family] | {"vocab_multiple": 1} if family in CLASSIC else {}
+    sizes |= {"activation": "swiglu"} if family == "qwen3" else {}
     sizes |= {"causal": False, "n_types": 2} if family == "bert" else {}
     cfg, tok = ModelConfig(**sizes), tokenizer
     if family == "bert":
         tok = WordPiece.from_content({"version": 1, "lowercase": True, "strip_accents": True, "split_chinese": True,
                                       "tokens": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
                                                  *(f"w{i}" for i in range(275))]}, "x")
-    convert.export({"model": dict(make_model(cfg).state_dict()), "model_config": vars(cfg), "step": 0, "config": {}},
-                   tok, tmp_path / "x")
-    content = json.loads((tmp_path / "x" / "config.json").read_text())
+    state = {"model": dict(make_model(cfg).state_dict()), "model_config": vars(cfg), "step": 0, "config": {}}
+    if family == "own":
+        convert.write_bundle(state, tok, tmp_path / "x.safetensors")
+        content = json.loads(safetensors.read_metadata(tmp_path / "x.safetensors")["nanoft"])
+    else:
+        convert.export(state, tok, tmp_path / "x")
+        content = json.loads((tmp_path / "x" / "config.json").read_text())
 
     def attempt(rng):
-        write(tmp_path / "x" / "config.json", odd_value(content, rng))
-        state, path = open_checkpoint(tmp_path / "x")
-        if "task" in state:
-            checkpoint.load_model(state, path, partial(TaskModel, task=state["task"]))
+        if family == "own":
+            described = {"nanoft": json.dumps(odd_value(content, rng))}
+            safetensors.write(tmp_path / "x.safetensors", state["model"], described)
         else:
-            checkpoint.load_model(state, path, make_model)
+            write(tmp_path / "x" / "config.json", odd_value(content, rng))
+        state_read, path = open_checkpoint(tmp_path / ("x.safetensors" if family == "own" else "x"))
+        if "task" in state_read:
+            checkpoint.load_model(state_read, path, partial(TaskModel, task=state_read["task"]))
+        else:
+            checkpoint.load_model(state_read, path, make_model)
     fuzz(attempt)
 
 

@@ -1,14 +1,18 @@
 """Published models in and out, without the transformers package.
 
-    python -m nanoft pretrained FOLDER --out=out/bert-base       # a folder as published becomes a run folder
-    python -m nanoft pretrained out/bert-base --export=FOLDER    # and back: a folder for others
+    python -m nanoft pretrained FOLDER --out=out/bert-base                  # a folder as published becomes a run folder
+    python -m nanoft pretrained out/x --export=FOLDER                       # and back: a folder for others
+    python -m nanoft pretrained out/x --export=x.safetensors                # one file that nanoft opens
 
-GPT-2, BERT and RoBERTa, also pretrained further or fine-tuned, are written in their published form (layouts.py). Any
-other model of nanoft is written as safetensors and JSON, too, but with nanoft's own names.
+A folder is written in the published form (layouts.py) of GPT-2, BERT or RoBERTa, also pretrained further or
+fine-tuned, or of Qwen3, to which a causal model with activation=swiglu and n_gram=1 is equal. A file of any model holds
+its weights, tokenizer and description: sample.py --checkpoint=x.safetensors.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +30,8 @@ from nanoft.text.wordpiece import WordPiece
 @dataclass
 class Options:
     out: str = ""  # a run folder to write: best.pt, config.json, tokenizer.json
-    export: str = ""  # a folder to write for others: config.json, model.safetensors, the vocabulary
+    export: str = ""  # a folder to write for others: config.json, model.safetensors, the vocabulary; or a .safetensors
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights that --export writes
     pair: bool = False  # the published classifier takes two texts, which nothing in its folder says
 
 
@@ -34,17 +39,19 @@ def main():
     cfg, (source,) = config.load_tool(Options, "pretrained FOLDER --out=out/bert-base (or --export=FOLDER)", most=1)
     if not (cfg.out or cfg.export):
         raise UserError("say where to go: python -m nanoft pretrained FOLDER --out=out/bert-base (or --export=FOLDER)")
-    for folder in filter(None, (cfg.out, cfg.export)):
-        if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
-            raise UserError(f"{folder} is there already; give a new folder")
+    for place in filter(None, (cfg.out, cfg.export)):
+        if Path(place).exists() and (not Path(place).is_dir() or any(Path(place).iterdir())):
+            raise UserError(f"{place} is there already; give a new folder or file")
     state, path = open_checkpoint(source)
-    tokenizer = vocabulary.load(path.parent)
+    tokenizer = vocabulary.of_checkpoint(path)
     if cfg.pair and state.get("task", {}).get("kind") == "classify":
         state["task"]["kind"] = "pair"
     if cfg.out:
         write_run(state, tokenizer, cfg.out)
-    if cfg.export:
-        export(state, tokenizer, cfg.export)
+    if cfg.export.endswith(".safetensors"):
+        write_bundle(state, tokenizer, cfg.export, getattr(torch, cfg.dtype))
+    elif cfg.export:
+        export(state, tokenizer, cfg.export, getattr(torch, cfg.dtype))
 
 
 def write_run(state: dict, tokenizer: Tokenizer | WordPiece, folder: str | Path) -> None:
@@ -57,37 +64,63 @@ def write_run(state: dict, tokenizer: Tokenizer | WordPiece, folder: str | Path)
     print(f"{folder}: best.pt, config.json, tokenizer.json")
 
 
-def export(state: dict, tokenizer: Tokenizer | WordPiece, folder: str | Path, limit: int = 5_000_000_000) -> None:
+def write_bundle(state: dict, tokenizer: Tokenizer | WordPiece, path: str | Path, dtype=torch.float32) -> None:
+    """Write any model as one file: its weights by nanoft's names, and as metadata its description and tokenizer."""
+    cfg = ModelConfig.from_saved(state["model_config"], path)
+    weights = {name: x.to(dtype) for name, x in state["model"].items() if name != "head.weight" or not cfg.tie_head}
+    kept = {name: state[name] for name in ("model_config", "task", "config", "fingerprints") if name in state}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    safetensors.write(Path(path), weights, {"nanoft": json.dumps(kept | {"model_type": "nanoft"}),
+                                            "tokenizer": json.dumps(tokenizer.content, ensure_ascii=False)})
+    print(f"{path}: {len(weights)} tensors of {dtype}, the tokenizer and the description, in one file for nanoft")
+
+
+def export(state: dict, tokenizer: Tokenizer | WordPiece, folder: str | Path, dtype=torch.float32,
+           limit: int = 5_000_000_000) -> None:
     """Write a folder as published: config.json, vocabulary, model.safetensors in shards of at most `limit` bytes.
 
-    state: the dictionary of a checkpoint.
+    state: the dictionary of a checkpoint. Raises UserError for a model that has no published form.
     """
     folder = Path(folder)
-    cfg, task = ModelConfig.from_saved(state["model_config"], folder), state.get("task")
-    family = find_family(cfg, task, tokenizer)
-    if family:
-        content = published_config(family, cfg, task, tokenizer)
-        weights, left = published_weights(content, cfg, task, state["model"])
-    else:
-        content = {"model_type": "nanoft", "model_config": vars(cfg)} | ({"task": task} if task else {})
-        weights, left = {name: x for name, x in state["model"].items() if name != "head.weight" or not cfg.tie_head}, []
+    content, weights, left = published(state, tokenizer, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    names = write_vocabulary(tokenizer, folder, as_published=family is not None)
-    files.write_json(folder / "config.json", content)
-    names += ["config.json", *safetensors.write_folder(folder, weights, limit)]
-    kind = content["architectures"][0] if family else "a model of nanoft's own form, which nanoft alone reads"
-    print(f"{folder}: {kind}, {len(weights)} tensors; left out: {layouts.summary(left)}\n    {', '.join(names)}")
+    names = write_vocabulary(tokenizer, folder, content)
+    files.write_json(folder / "config.json", content | {"torch_dtype": str(dtype).removeprefix("torch.")})
+    names += ["config.json", *safetensors.write_folder(folder, {k: x.to(dtype) for k, x in weights.items()}, limit)]
+    print(f"{folder}: {content['architectures'][0]}, {len(weights)} tensors; left out: {layouts.summary(left)}\n"
+          f"    {', '.join(names)}")
+
+
+def published(state: dict, tokenizer: Tokenizer | WordPiece, path) -> tuple[dict, dict[str, torch.Tensor], list[str]]:
+    """The content of config.json, {published name: tensor}, and the names of nanoft's tensors that have no place there.
+
+    path: for messages. Raises UserError for a model that has no published form.
+    """
+    cfg, task = ModelConfig.from_saved(state["model_config"], path), state.get("task")
+    family = find_family(cfg, task, tokenizer)
+    if family is None:
+        how = ("--activation=swiglu --n_gram=1 (or --arch=gpt2), without a task or for --kind=generate" if cfg.causal
+               else "--arch=bert, fine-tuned with --pool=cls and --linear=false")
+        raise UserError(f"{path}: no program but nanoft has this model; one trained with {how} goes out as a folder, "
+                        "and any model as one file for nanoft: --export=FILE.safetensors")
+    content = published_config(family, cfg, task, tokenizer)
+    return content, *published_weights(content, cfg, task, state["model"])
 
 
 def find_family(cfg: ModelConfig, task: dict | None, tokenizer: Tokenizer | WordPiece) -> str | None:
-    """gpt2, bert or roberta, if the model is exactly one of them, else None."""
+    """gpt2, bert, roberta or qwen3, if the model is exactly one of them, else None."""
     task = task or {}
     kind = task.get("kind")
+    if cfg.n_gram > 1 or task.get("linear") or (cfg.causal and (kind not in (None, "generate") or cfg.post_norm)):
+        return None
+    if cfg.causal and cfg.position == "rope":
+        return "qwen3" if (cfg.norm == "rmsnorm" and cfg.qk_norm and cfg.activation == "swiglu" and not cfg.bias
+                           and not cfg.n_types and cfg.norm_eps > 0) else None
     if not (cfg.position == "learned" and cfg.norm == "layernorm" and cfg.bias and cfg.activation.startswith("gelu")
-            and not cfg.qk_norm and cfg.n_gram == 1 and cfg.n_kv_head in (0, cfg.n_head)):
+            and not cfg.qk_norm and cfg.n_kv_head in (0, cfg.n_head)):
         return None
     if cfg.causal:
-        return "gpt2" if not cfg.embed_norm and not cfg.post_norm and kind in (None, "generate") else None
+        return None if cfg.embed_norm or cfg.n_types else "gpt2"
     pooled = kind in ("classify", "pair", "regress")
     if not (cfg.embed_norm and cfg.post_norm) or (pooled and not (task["pool"] == "cls" and cfg.n_types)):
         return None
@@ -101,7 +134,10 @@ def published_weights(content: dict, cfg: ModelConfig, task: dict | None, own: d
     content: of config.json; own: {nanoft's name: tensor}.
     """
     family = content["model_type"]
-    table = layouts.tensor_names(layouts.layout(family, cfg, None if family == "gpt2" else task), own)
+    if family == "qwen3":
+        own = layouts.to_qwen3(own, cfg)
+    tied = ModelConfig(**vars(cfg) | {"tie_head": content["tie_word_embeddings"]})
+    table = layouts.tensor_names(layouts.layout(family, tied, task), own)
     if family == "roberta" and not task:  # its masked language model has no pooler
         table = {name: parts for name, parts in table.items() if not parts[0].startswith("pooler.")}
     weights = {}
@@ -112,8 +148,8 @@ def published_weights(content: dict, cfg: ModelConfig, task: dict | None, own: d
         if task and task["kind"] == "regress" and parts[0].startswith("task_head."):  # from standard scores to labels
             tensor = tensor * task["deviation"] + task["mean"] * name.endswith("bias")
         weights[name] = tensor.mT.contiguous() if layouts.is_transposed(name) else tensor.contiguous()
-    if family != "gpt2":
-        trunk = layouts.TRUNK[family]
+    if not cfg.causal:
+        trunk = layouts.NAMES[family][0]
         positions = f"{trunk}embeddings.position_embeddings.weight"
         weights[positions] = F.pad(weights[positions], (0, 0, layouts.skipped(content), 0))
         if not cfg.n_types:
@@ -127,25 +163,24 @@ def published_weights(content: dict, cfg: ModelConfig, task: dict | None, own: d
 
 def published_config(family: str, cfg: ModelConfig, task: dict | None, tokenizer: Tokenizer | WordPiece) -> dict:
     """The content of config.json."""
-    act = "gelu_new" if cfg.activation == "gelu_tanh" else "gelu"
-    common = {"model_type": family, "vocab_size": cfg.vocab_size, "tie_word_embeddings": cfg.tie_head,
-              "initializer_range": 0.02, "torch_dtype": "float32"}
-    if family == "gpt2":
+    values = vars(cfg) | {"n_hidden": cfg.n_hidden or 4 * cfg.n_embd, "n_kv_head": cfg.n_kv_head or cfg.n_head,
+                          "n_types": cfg.n_types or 2}
+    values["activation"] = {"gelu": "gelu", "gelu_tanh": "gelu_new", "swiglu": "silu"}[cfg.activation]
+    content: dict = {"model_type": family, "vocab_size": cfg.vocab_size, "initializer_range": 0.02} | {
+        name: values[own] for name, own in layouts.FIELDS[family].items()}
+    # the norm that is in Qwen3's table is not in the head
+    content["tie_word_embeddings"] = cfg.tie_head and not (family == "qwen3" and cfg.embed_norm)
+    content["pad_token_id"] = tokenizer.special.get("<|pad|>", None if cfg.causal else 0)
+    if cfg.causal:
         end = tokenizer.special["<|endoftext|>"]
-        return {"architectures": ["GPT2LMHeadModel"]} | common | {
-            "n_layer": cfg.n_layer, "n_head": cfg.n_head, "n_embd": cfg.n_embd, "n_positions": cfg.block_size,
-            "n_inner": cfg.n_hidden or None, "activation_function": act, "layer_norm_epsilon": cfg.norm_eps,
-            "resid_pdrop": cfg.dropout, "embd_pdrop": cfg.dropout, "attn_pdrop": cfg.dropout,
-            "bos_token_id": end, "eos_token_id": end}
+        extra = {"embd_pdrop": cfg.dropout, "attn_pdrop": cfg.dropout} if family == "gpt2" else {
+            "head_dim": cfg.n_embd // cfg.n_head, "rope_theta": 10000.0}
+        name = {"gpt2": "GPT2LMHeadModel", "qwen3": "Qwen3ForCausalLM"}[family]
+        return {"architectures": [name]} | content | extra | {"bos_token_id": end, "eos_token_id": end}
+    content |= {"attention_probs_dropout_prob": cfg.dropout}
+    content["max_position_embeddings"] += layouts.skipped(content)
     name = {"bert": "Bert", "roberta": "Roberta"}[family]
     architecture = "ForMaskedLM" if family == "roberta" or not cfg.n_types else "ForPreTraining"
-    content = common | {
-        "num_hidden_layers": cfg.n_layer, "num_attention_heads": cfg.n_head, "hidden_size": cfg.n_embd,
-        "intermediate_size": cfg.n_hidden or 4 * cfg.n_embd, "hidden_act": act, "layer_norm_eps": cfg.norm_eps,
-        "type_vocab_size": cfg.n_types or 2,
-        "hidden_dropout_prob": cfg.dropout, "attention_probs_dropout_prob": cfg.dropout,
-        "pad_token_id": tokenizer.special.get("<|pad|>", 0)}
-    content["max_position_embeddings"] = cfg.block_size + layouts.skipped(content)
     if task:
         architecture = next(end for end, kind in layouts.KINDS.items()
                             if kind == {"pair": "classify", "regress": "classify"}.get(task["kind"], task["kind"]))
@@ -159,21 +194,35 @@ def published_config(family: str, cfg: ModelConfig, task: dict | None, tokenizer
     return {"architectures": [name + architecture]} | content
 
 
-def write_vocabulary(tokenizer: Tokenizer | WordPiece, folder: Path, as_published: bool) -> list[str]:
-    """Write the tokenizer's files, as published if it has such a form, else nanoft's; returns their names."""
-    content = tokenizer.content
-    if as_published and isinstance(tokenizer, WordPiece):
-        lines = "".join(f"{token}\n" for token in content["tokens"])
+def write_vocabulary(tokenizer: Tokenizer | WordPiece, folder: Path, content: dict) -> list[str]:
+    """Write the tokenizer's files, as their family has them or as Hugging Face's tokenizer.json; returns their names.
+
+    content: of config.json.
+    """
+    own = tokenizer.content
+    if isinstance(tokenizer, WordPiece):
+        lines = "".join(f"{token}\n" for token in own["tokens"])
         files.write_whole(folder / "vocab.txt", lambda file: file.write(lines.encode("utf-8")))
-        options = {"tokenizer_class": "BertTokenizer", "do_lower_case": content["lowercase"],
-                   "strip_accents": content["strip_accents"], "tokenize_chinese_chars": content["split_chinese"]}
+        options = {"tokenizer_class": "BertTokenizer", "do_lower_case": own["lowercase"],
+                   "strip_accents": own["strip_accents"], "tokenize_chinese_chars": own["split_chinese"]}
         files.write_json(folder / "tokenizer_config.json", options)
         return ["vocab.txt", "tokenizer_config.json"]
-    if as_published and isinstance(tokenizer, Tokenizer) and tokenizer.pattern == PATTERNS["gpt2"]:
+    if tokenizer.pattern == PATTERNS["gpt2"] and content["model_type"] in ("gpt2", "roberta"):
         ids, pairs = vocabulary.byte_level_files(tokenizer)
         lines = "".join(f"{line}\n" for line in ("#version: 0.2", *pairs))
         files.write_json(folder / "vocab.json", ids)
         files.write_whole(folder / "merges.txt", lambda file: file.write(lines.encode("utf-8")))
         return ["vocab.json", "merges.txt"]
-    tokenizer.save(folder / "tokenizer.json")
-    return ["tokenizer.json"]
+    if tokenizer.pattern not in PATTERNS.values():
+        print(f"{folder}: the split pattern is your own, which other programs may read in another way; compare the ids")
+    is_causal = "bos_token_id" in content
+    files.write_json(folder / "tokenizer.json", vocabulary.hugging_face(tokenizer, framed=not is_causal))
+    tokens = {"bos": "<|endoftext|>", "eos": "<|endoftext|>"} if is_causal else {
+        name: f"<|{name}|>" for name in ("cls", "sep", "mask")}
+    tokens |= {"pad": "<|pad|>"}
+    inputs = ["input_ids", *["token_type_ids"] * (not is_causal), "attention_mask"]
+    files.write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+        "model_input_names": inputs} | {
+        f"{name}_token": text for name, text in tokens.items() if text in own["special_tokens"]})
+    return ["tokenizer.json", "tokenizer_config.json"]

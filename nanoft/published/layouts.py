@@ -2,8 +2,9 @@
 
 A published folder holds config.json, and model.safetensors or pytorch_model.bin or shards of either. Readable are
 GPT-2 (Radford et al. 2019), BERT (arXiv:1810.04805) with its pooler and heads, RoBERTa (arXiv:1907.11692), and
-sentence-transformers' models of these layouts (arXiv:1908.10084). The published names are those of the transformers
-package. convert.py goes the other way by the same table.
+sentence-transformers' models of these layouts (arXiv:1908.10084), and nanoft's own models in Qwen3's layout
+(arXiv:2505.09388). The published names are those of the transformers package. convert.py goes the other way by the
+same tables.
 """
 
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from nanoft import UserError
 from nanoft.files import difference, read_json
@@ -22,18 +24,57 @@ from nanoft.tasks.examples import METRICS
 from nanoft.tasks.heads import TaskModel
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-TRUNK = {"gpt2": "transformer.", "bert": "bert.", "roberta": "roberta."}  # the prefix of the trunk's names
 HEADS = ("cls.", "lm_head.", "classifier.", "qa_outputs.", "score.")
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
+               "silu": "swiglu"}
 FRESH = ("transform.", "norm.", "head_bias", "pooler.", "next.")  # heads that may be missing, and are then new
 CONFIG = {f"{name}?": form for form, names in {  # of config.json, for files.difference
     int: "n_layer n_head n_embd n_positions n_ctx vocab_size num_hidden_layers num_attention_heads hidden_size "
-         "intermediate_size max_position_embeddings type_vocab_size num_labels",
-    float: "resid_pdrop layer_norm_epsilon layer_norm_eps hidden_dropout_prob", bool: "tie_word_embeddings",
-    str: "model_type", (int, None): "n_inner pad_token_id", (str, None): "problem_type"
+         "intermediate_size max_position_embeddings type_vocab_size num_labels num_key_value_heads",
+    float: "resid_pdrop layer_norm_epsilon layer_norm_eps hidden_dropout_prob rms_norm_eps", str: "model_type",
+    bool: "tie_word_embeddings", (int, None): "n_inner pad_token_id", (str, None): "problem_type"
     }.items() for name in names.split()} | {
     "architectures?": ([str], None), "id2label?": ({str: str}, None), "model_config?": dict, "task?": dict}
+EPS = torch.finfo(torch.float32).eps  # that of F.rms_norm without an eps
 KINDS = {"ForSequenceClassification": "classify", "ForTokenClassification": "tag", "ForQuestionAnswering": "answer"}
+
+
+# Of each family: the prefix of the trunk's names and of a block's; then {published module: nanoft's modules, which lie
+# side by side in it}, outside the blocks and in each block.
+NAMES: dict[str, tuple[str, str, dict[str, str], dict[str, str]]] = {
+    "gpt2": ("transformer.", "h.", {"wte": "tokens", "wpe": "positions", "ln_f": "norm_out"}, {
+        "ln_1": "norm1", "attn.c_attn": "attn.q attn.k attn.v", "attn.c_proj": "attn.proj",
+        "ln_2": "norm2", "mlp.c_fc": "mlp.fc", "mlp.c_proj": "mlp.proj"}),
+    "bert": ("bert.", "encoder.layer.", {
+        "embeddings.word_embeddings": "tokens", "embeddings.position_embeddings": "positions",
+        "embeddings.token_type_embeddings": "types", "embeddings.LayerNorm": "norm_in"}, {
+        "attention.self.query": "attn.q", "attention.self.key": "attn.k", "attention.self.value": "attn.v",
+        "attention.output.dense": "attn.proj", "attention.output.LayerNorm": "norm1",
+        "intermediate.dense": "mlp.fc", "output.dense": "mlp.proj", "output.LayerNorm": "norm2"}),
+    "qwen3": ("model.", "layers.", {"embed_tokens": "tokens", "norm": "norm_out"}, {
+        "input_layernorm": "norm1", "self_attn.q_proj": "attn.q", "self_attn.k_proj": "attn.k",
+        "self_attn.v_proj": "attn.v", "self_attn.q_norm": "attn.q_norm", "self_attn.k_norm": "attn.k_norm",
+        "self_attn.o_proj": "attn.proj", "post_attention_layernorm": "norm2", "mlp.gate_proj": "mlp.gate",
+        "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.proj"}),
+}
+NAMES["roberta"] = ("roberta.", *NAMES["bert"][1:])
+FIELDS = {  # of each family: {name in config.json: name in ModelConfig}
+    "gpt2": {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "n_positions": "block_size",
+             "n_inner": "n_hidden", "activation_function": "activation", "layer_norm_epsilon": "norm_eps",
+             "resid_pdrop": "dropout"},
+    "bert": {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
+             "max_position_embeddings": "block_size", "intermediate_size": "n_hidden", "hidden_act": "activation",
+             "layer_norm_eps": "norm_eps", "hidden_dropout_prob": "dropout", "type_vocab_size": "n_types"},
+    "qwen3": {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
+              "max_position_embeddings": "block_size", "intermediate_size": "n_hidden", "hidden_act": "activation",
+              "rms_norm_eps": "norm_eps", "num_key_value_heads": "n_kv_head"},
+}
+FIELDS["roberta"] = FIELDS["bert"]
+# The fields of ModelConfig that each family fixes, and what holds where its config.json says nothing.
+FIXED: dict[str, dict] = {
+    "gpt2": CLASSIC["gpt2"] | {"dropout": 0.1}, "qwen3": {"activation": "swiglu", "embed_norm": False},
+    "bert": CLASSIC["bert"] | {"dropout": 0.1, "causal": False, "n_types": 2}}
+FIXED["roberta"] = FIXED["bert"]
 
 
 # ---- names -------------------------------------------------------------------------------------------------------
@@ -42,36 +83,26 @@ KINDS = {"ForSequenceClassification": "classify", "ForTokenClassification": "tag
 def layout(family: str, cfg: ModelConfig, task: dict | None = None) -> dict[str, list[str]]:
     """{published module: nanoft's modules, which lie side by side in it}; a few are names of tensors.
 
-    family: gpt2, bert or roberta; task: that of a fine-tuned model.
+    family: gpt2, bert, roberta or qwen3; task: that of a fine-tuned encoder.
     """
-    trunk = TRUNK[family]
-    if family == "gpt2":
-        outside = {"wte": "trunk.tokens", "wpe": "trunk.positions", "ln_f": "trunk.norm_out"}
-        block = {"ln_1": "norm1", "attn.c_attn": "attn.q attn.k attn.v", "attn.c_proj": "attn.proj",
-                 "ln_2": "norm2", "mlp.c_fc": "mlp.fc", "mlp.c_proj": "mlp.proj"}
-        blocks, heads = "h", {} if cfg.tie_head else {"lm_head": "head"}
+    trunk, blocks, outside, block = NAMES[family]
+    if cfg.causal:
+        heads = {} if cfg.tie_head else {"lm_head": "head"}
+    elif task:
+        heads = {"answer": {"qa_outputs": "task_head"}, "tag": {"classifier": "task_head"}}.get(task["kind"]) or (
+            {"classifier.dense": "pooler", "classifier.out_proj": "task_head"} if family == "roberta" else
+            {"bert.pooler.dense": "pooler", "classifier": "task_head"})
+    elif family == "bert":
+        heads = {"cls.predictions.transform.dense": "transform", "cls.predictions.transform.LayerNorm": "norm",
+                 "cls.predictions.bias": "head_bias", "bert.pooler.dense": "pooler", "cls.seq_relationship": "next"}
     else:
-        outside = {"embeddings.word_embeddings": "trunk.tokens", "embeddings.position_embeddings": "trunk.positions",
-                   "embeddings.token_type_embeddings": "trunk.types", "embeddings.LayerNorm": "trunk.norm_in"}
-        block = {"attention.self.query": "attn.q", "attention.self.key": "attn.k", "attention.self.value": "attn.v",
-                 "attention.output.dense": "attn.proj", "attention.output.LayerNorm": "norm1",
-                 "intermediate.dense": "mlp.fc", "output.dense": "mlp.proj", "output.LayerNorm": "norm2"}
-        blocks = "encoder.layer"
-        if task:
-            heads = {"answer": {"qa_outputs": "task_head"}, "tag": {"classifier": "task_head"}}.get(task["kind"]) or (
-                {"classifier.dense": "pooler", "classifier.out_proj": "task_head"} if family == "roberta" else
-                {"bert.pooler.dense": "pooler", "classifier": "task_head"})
-        elif family == "bert":
-            heads = {"cls.predictions.transform.dense": "transform", "cls.predictions.transform.LayerNorm": "norm",
-                     "cls.predictions.bias": "head_bias", "bert.pooler.dense": "pooler", "cls.seq_relationship": "next"}
-        else:
-            heads = {"lm_head.dense": "transform", "lm_head.layer_norm": "norm", "lm_head.bias": "head_bias",
-                     "roberta.pooler.dense": "pooler"}
-        if not (task or cfg.tie_head):
-            heads["cls.predictions.decoder" if family == "bert" else "lm_head.decoder"] = "head"
-    table = {trunk + name: [own] for name, own in outside.items()}
+        heads = {"lm_head.dense": "transform", "lm_head.layer_norm": "norm", "lm_head.bias": "head_bias",
+                 "roberta.pooler.dense": "pooler"}
+    if not (cfg.causal or task or cfg.tie_head):
+        heads["cls.predictions.decoder" if family == "bert" else "lm_head.decoder"] = "head"
+    table = {trunk + name: [f"trunk.{own}"] for name, own in outside.items()}
     for i in range(cfg.n_layer):
-        table |= {f"{trunk}{blocks}.{i}.{name}": [f"trunk.blocks.{i}.{part}" for part in own.split()]
+        table |= {f"{trunk}{blocks}{i}.{name}": [f"trunk.blocks.{i}.{part}" for part in own.split()]
                   for name, own in block.items()}
     return table | {name: [own] for name, own in heads.items()}
 
@@ -94,7 +125,42 @@ def canonical(name: str, family: str) -> str:
     """A tensor's name as the table has it: with the trunk's prefix, and today's names for LayerNorm's parameters."""
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name.removeprefix("module."))
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-    return name if name.startswith((TRUNK[family], *HEADS)) else TRUNK[family] + name
+    trunk = NAMES[family][0]
+    return name if name.startswith((trunk, *HEADS)) else trunk + name
+
+
+def to_qwen3(own: dict[str, torch.Tensor], cfg: ModelConfig) -> dict[str, torch.Tensor]:
+    """nanoft's weights in Qwen3's parts, still under nanoft's names: gates apart, norms with weights, which are 1.
+
+    The embedding's norm goes into the table, whose rows are then what the norm makes of them. nanoft's norm of queries
+    and keys has float32's own eps and Qwen3's that of the model: longer queries and keys give the same with both.
+    """
+    out, longer = dict(own), (cfg.norm_eps / EPS) ** 0.5
+    if cfg.embed_norm:
+        out["trunk.tokens.weight"] = F.rms_norm(own["trunk.tokens.weight"], (cfg.n_embd,), eps=cfg.norm_eps)
+    out["trunk.norm_out.weight"] = torch.ones(cfg.n_embd)
+    for block in (f"trunk.blocks.{i}." for i in range(cfg.n_layer)):
+        out[f"{block}mlp.gate.weight"], out[f"{block}mlp.up.weight"] = out.pop(f"{block}mlp.fc.weight").chunk(2)
+        for name in ("attn.q", "attn.k"):
+            out[f"{block}{name}.weight"] = own[f"{block}{name}.weight"] * longer
+            out[f"{block}{name}_norm.weight"] = torch.ones(cfg.n_embd // cfg.n_head)
+        out |= {f"{block}norm{i}.weight": torch.ones(cfg.n_embd) for i in (1, 2)}
+    return out
+
+
+def from_qwen3(weights: dict[str, torch.Tensor], cfg: ModelConfig, path: Path) -> dict[str, torch.Tensor]:
+    """The way back. Raises UserError for norms with other weights than 1, which nanoft's do not have."""
+    out, longer = {}, (cfg.norm_eps / EPS) ** 0.5
+    for name, tensor in weights.items():
+        if "norm" in name:
+            if not (tensor == 1).all():
+                raise UserError(f"{path}: {name} has other weights than 1; nanoft reads only its own models of type "
+                                "'qwen3', whose norms have no weights")
+        elif name.endswith("mlp.gate.weight"):
+            out[name.replace("gate", "fc")] = torch.cat((tensor, weights[name.replace("gate", "up")]))
+        elif not name.endswith("mlp.up.weight"):
+            out[name] = tensor / longer if name.endswith(("attn.q.weight", "attn.k.weight")) else tensor
+    return out
 
 
 # ---- config.json -------------------------------------------------------------------------------------------------
@@ -104,55 +170,51 @@ def read_family(config: dict, names: Iterable[str], folder: Path) -> str:
     """gpt2, bert or roberta; guessed where the file is too old to say. Raises UserError for any other."""
     family = config.setdefault(
         "model_type", "gpt2" if "n_embd" in config else "roberta" if any("roberta." in x for x in names) else "bert")
-    if family not in TRUNK:
-        raise UserError(f"{folder} holds a model of type {family!r}; nanoft reads {', '.join(TRUNK)}, and its own")
+    if family not in NAMES:
+        raise UserError(f"{folder} holds a model of type {family!r}; nanoft reads {', '.join(NAMES)}, and its own")
     return family
 
 
 def read_shape(config: dict, family: str, folder: Path) -> ModelConfig:
     """The ModelConfig that a published config.json describes. Raises UserError for what nanoft does not have."""
-    act = str(config.get("activation_function", "gelu_new") if family == "gpt2" else config.get("hidden_act", "gelu"))
     usual = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
-             "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+             "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "attention_bias": False,
+             "use_sliding_window": False, "rope_theta": 10000, "rope_scaling": None}
     other = [f"{name}={config[name]!r}" for name, value in usual.items() if config.get(name, value) != value]
-    if act not in ACTIVATIONS or (family == "roberta" and act != "gelu"):  # RoBERTa's head has gelu in any case
+    config.setdefault("n_positions", config.get("n_ctx"))  # its older name
+    read = {own: config[name] for name, own in FIELDS[family].items() if config.get(name) is not None}
+    act = str(read.pop("activation", "gelu_new" if family == "gpt2" else "silu" if family == "qwen3" else "gelu"))
+    # RoBERTa's head has gelu in any case, and only Qwen3's feed-forward has gates
+    if act not in ACTIVATIONS or (family == "roberta" and act != "gelu") or (act == "silu") != (family == "qwen3"):
         other.append(f"the activation {act!r}")
     if other:
         raise UserError(f"{folder}: nanoft's {family} has no {' and no '.join(other)}; give another model")
-    try:
-        if family == "gpt2":
-            shape: dict = dict(n_layer=config["n_layer"], n_head=config["n_head"], n_embd=config["n_embd"],
-                               block_size=config.get("n_positions") or config["n_ctx"],
-                               n_hidden=config.get("n_inner") or 0, dropout=config.get("resid_pdrop", 0.1),
-                               norm_eps=config.get("layer_norm_epsilon", 1e-5))
-        else:
-            shape = dict(n_layer=config["num_hidden_layers"], n_head=config["num_attention_heads"],
-                         n_embd=config["hidden_size"], n_hidden=config["intermediate_size"], causal=False,
-                         block_size=config["max_position_embeddings"] - skipped(config),
-                         norm_eps=config.get("layer_norm_eps", 1e-12), dropout=config.get("hidden_dropout_prob", 0.1),
-                         n_types=max(2, config.get("type_vocab_size", 2)))  # at least for a text and its pair
-        shape = CLASSIC["gpt2" if family == "gpt2" else "bert"] | shape
-        cfg = ModelConfig(**shape | dict(vocab_size=config["vocab_size"], activation=ACTIVATIONS[act], vocab_multiple=1,
-                                         tie_head=config.get("tie_word_embeddings", True)))
-        problems = check_model(cfg)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder}: its config.json does not describe a {family} ({type(error).__name__}: {error}); "
-                        "fetch it again") from None
-    if problems:
+    missing = {"n_layer", "n_head", "n_embd", "block_size"} - read.keys() or {"vocab_size"} - config.keys()
+    if missing:
+        raise UserError(f"{folder}: its config.json does not describe a {family} (it lacks {', '.join(missing)}); "
+                        "fetch it again")
+    read["block_size"] -= skipped(config)
+    if "n_types" in read:
+        read["n_types"] = max(2, read["n_types"])  # at least for a text and its pair
+    cfg = ModelConfig(**FIXED[family] | read | dict(
+        vocab_size=config["vocab_size"], activation=ACTIVATIONS[act], vocab_multiple=1,
+        tie_head=config.get("tie_word_embeddings", family != "qwen3")))
+    if problems := check_model(cfg):
         raise UserError(f"{folder}: {'; '.join(problems)}")
     return cfg
 
 
 def skipped(config: dict) -> int:
     """Rows of the position embeddings before the first token's: RoBERTa's positions start after its padding id."""
-    return config.get("pad_token_id", 1) + 1 if config.get("model_type") == "roberta" else 0
+    pad = config.get("pad_token_id")
+    return (1 if pad is None else pad) + 1 if config.get("model_type") == "roberta" else 0
 
 
-def read_task(config: dict, family: str, cfg: ModelConfig) -> dict | None:
+def read_task(config: dict, cfg: ModelConfig) -> dict | None:
     """The task of a model that was published fine-tuned, as tasks.heads needs it, or None."""
     architecture = (config.get("architectures") or [""])[0]
     kind = next((kind for end, kind in KINDS.items() if architecture.endswith(end)), None)
-    if kind is None or family == "gpt2":
+    if kind is None or cfg.causal:
         return None
     names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
     labels = [names[number] for number in sorted(names, key=int)]
@@ -211,14 +273,18 @@ def load(path: Path) -> dict:
     what became of all tensors. Raises UserError if one is missing, or of another shape than config.json says.
     """
     folder = path.parent
-    if not (folder / "config.json").is_file():
+    described = folder / "config.json"
+    text = safetensors.read_metadata(path).get("nanoft") if path.suffix == ".safetensors" else None
+    if text is not None:  # one file for all
+        described = path
+    elif not described.is_file():
         raise UserError(f"{folder} has no config.json, which says what model {path.name} is of; fetch it too")
-    config = read_json(folder / "config.json")
+    config = read_json(described, text)
     if problem := difference(config, CONFIG):
-        raise UserError(f"{folder / 'config.json'} is not the description of a model ({problem}); fetch it again")
+        raise UserError(f"{described} is not the description of a model ({problem}); fetch it again")
     entries, take = open_weights(path)
     own = config.get("model_type") == "nanoft"
-    loaded = load_own(config, take(list(entries)), folder) if own else load_published(config, entries, take, path)
+    loaded = load_own(config, take(list(entries)), described) if own else load_published(config, entries, take, path)
     return {"step": 0, "config": {"init_from": str(folder)}} | loaded
 
 
@@ -227,9 +293,10 @@ def load_published(config: dict, entries: dict[str, safetensors.Entry], take: Ca
     folder = path.parent
     family = read_family(config, entries, folder)
     cfg = read_shape(config, family, folder)
-    task = read_task(config, family, cfg)
+    task = read_task(config, cfg)
     with torch.device("meta"):
         own = (TaskModel(cfg, task) if task else make_model(cfg)).state_dict()
+        own = to_qwen3(own, cfg) if family == "qwen3" else own
     stored = {canonical(name, family): name for name in entries}
     for head in ("cls.predictions", "lm_head"):  # one bias under two names; where they differ, the second is in use
         if f"{head}.decoder.bias" in stored:
@@ -256,6 +323,8 @@ def load_published(config: dict, entries: dict[str, safetensors.Entry], take: Ca
         weights["head.weight"] = weights["trunk.tokens.weight"]
     new = [name for name in own if name not in weights]
     weights |= {name: new_tensor(name, own[name].shape) for name in new}
+    if family == "qwen3":
+        weights = from_qwen3(weights, cfg, path)
     used = {stored[name] for name in wanted if name in stored}
     left = [name for name in entries if name not in used and not is_duplicate(name, take, weights)]
     if os.environ.get("RANK", "0") == "0":
@@ -264,14 +333,18 @@ def load_published(config: dict, entries: dict[str, safetensors.Entry], take: Ca
     return {"model": weights, "model_config": vars(cfg), "new": new} | ({"task": task} if task else {})
 
 
-def load_own(config: dict, weights: dict[str, torch.Tensor], folder: Path) -> dict:
-    """A model without a published form, as convert.py writes it: the weights have nanoft's names."""
+def load_own(config: dict, weights: dict[str, torch.Tensor], path: Path) -> dict:
+    """A model whose weights have nanoft's names: one file that convert.py has written, or a folder of older versions.
+
+    config: its description, which was read from `path`.
+    """
     if not isinstance(config.get("model_config"), dict):
-        raise UserError(f"{folder}: its config.json has no model_config; export the model again")
-    task = {"task": config["task"]} if "task" in config else {}
+        raise UserError(f"{path} has no model_config; export the model again")
+    kept = {name: config[name] for name in ("task", "config", "fingerprints") if name in config}
+    task = "task" in kept
     if config["model_config"].get("tie_head") and (not task or config["task"]["kind"] == "generate"):
         weights["head.weight"] = weights["trunk.tokens.weight"]
-    return {"model": weights, "model_config": config["model_config"]} | task
+    return {"model": weights, "model_config": config["model_config"]} | kept
 
 
 def published_shape(name: str, own_shapes: list[torch.Size], config: dict) -> tuple[int, ...]:

@@ -47,6 +47,17 @@ def read_entries(path: Path) -> dict[str, Entry]:
     """
     if path.name.endswith(".index.json"):
         return read_shards(path)
+    tensors, _, start = read_header(path)
+    return {name: Entry(path, dtype, shape, start + begin) for name, (dtype, shape, begin) in tensors.items()}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts by name that a .safetensors file holds beside its tensors. Raises UserError as read_entries does."""
+    return read_header(path)[1]
+
+
+def read_header(path: Path) -> tuple[dict, dict[str, str], int]:
+    """What parse_header gives of a .safetensors file, and the byte where the first tensor begins. Raises UserError."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -54,17 +65,18 @@ def read_entries(path: Path) -> dict[str, Entry]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, LONGEST_HEADER):
                 raise ValueError(f"a header of {length:,} bytes in a file of {size:,}; at most {LONGEST_HEADER:,}")
-            header = file.read(length)
-        return {name: Entry(path, dtype, shape, 8 + length + begin)
-                for name, (dtype, shape, begin) in parse_header(header, size - 8 - length).items()}
+            return *parse_header(file.read(length), size - 8 - length), 8 + length
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give another file") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no whole safetensors file ({error}); fetch or write it again") from None
 
 
-def parse_header(header: bytes, size: int) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]:
-    """{name: (dtype, shape, begin)} from the JSON; size: bytes after it. Raises ValueError, RecursionError."""
+def parse_header(header: bytes, size: int) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...], int]], dict]:
+    """{name: (dtype, shape, begin)} and the metadata from the JSON; size: bytes after it.
+
+    Raises ValueError, RecursionError.
+    """
     if not header.startswith(b"{"):
         raise ValueError("its header is not a JSON object")
     content = json.loads(header.decode("utf-8"), object_pairs_hook=without_duplicates)
@@ -95,7 +107,7 @@ def parse_header(header: bytes, size: int) -> dict[str, tuple[torch.dtype, tuple
         expected = ends[name]
     if expected != size:
         raise ValueError(f"its tensors end at byte {expected:,} of {size:,}")
-    return tensors
+    return tensors, metadata
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -153,13 +165,15 @@ def map_tensors(entries: dict[str, Entry]) -> dict[str, torch.Tensor]:
 # ---- writing -----------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """{name: tensor} to a file, whole or not at all: the widest dtypes first, then by name, as is usual.
 
+    metadata: texts by name that go with them, of no use to other programs.
     Raises UserError for a dtype or a name that the format does not have.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers reads no file without this entry
+    # transformers reads no file without this format
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"} | (metadata or {})}
     begin = 0
     for name in names:
         tensor = tensors[name]

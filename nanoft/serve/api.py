@@ -42,7 +42,7 @@ class Model:
         if {"rank", "alpha"} <= state.keys():
             raise UserError(f"{self.path} is an adapter, not a whole model; give the best.pt beside it, which has it "
                             "merged")
-        self.tokenizer = vocabulary.load(self.path.parent)
+        self.tokenizer = vocabulary.of_checkpoint(self.path)
         checkpoint.check_tokenizer(state, self.tokenizer, self.path)
         self.task: dict = state.get("task", {})      # of a fine-tuned model
         self.kind: str = self.task.get("kind", "")   # classify, pair, regress, tag, answer or generate

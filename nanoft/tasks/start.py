@@ -72,8 +72,8 @@ def open_data(cfg, dist: Dist, source: dict | None, path: Path | None) -> tuple[
         task, rows = examples.load_task(folder) if folder else examples.from_table(
             cfg.train_file, cfg.kind, cfg.text_column, cfg.pair_column, cfg.label_column, cfg.val_file, cfg.test_file,
             cfg.val_fraction, cfg.separator, cfg.columns, cfg.encoding)
-    if home := path.parent if path else folder:
-        tokenizer = vocabulary.load(home)
+    if home := path or folder:
+        tokenizer = vocabulary.of_checkpoint(home) if path else vocabulary.load(home)
         checkpoint.check_tokenizer(source or {}, tokenizer, path)
         return task, rows, tokenizer
     return task | {"leading_space": True}, rows, learn_tokenizer(rows["train"])

@@ -177,7 +177,7 @@ def average_gpts(folders: list) -> dict:
     models: list = []
     for folder in folders:
         state, path = open_checkpoint(folder)
-        tokenizer = vocabulary.load(path.parent)
+        tokenizer = vocabulary.of_checkpoint(path)
         shape = ModelConfig.from_saved(state["model_config"], path)
         if not shape.causal or "task" in state or "data" not in state.get("config", {}):
             raise UserError(f"{folder} is no GPT of train.py; give such runs, or fine-tuned ones that have a "

@@ -35,7 +35,7 @@ def measure(cfg, dist: Dist) -> None:
     out_dir = None if Path(cfg.out_dir).resolve() == path.parent.resolve() else Path(cfg.out_dir)
     if out_dir and checkpoint.find(out_dir):
         raise UserError(f"out_dir={out_dir} holds a run; give a new folder for eval.json, or none")
-    tokenizer = vocabulary.load(path.parent)
+    tokenizer = vocabulary.of_checkpoint(path)
     checkpoint.check_tokenizer(state, tokenizer, path)
     model = checkpoint.load_model(state, path, make_model, dist.device)
     context = model.cfg.block_size

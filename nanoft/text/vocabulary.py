@@ -13,11 +13,18 @@ from pathlib import Path
 from nanoft import UserError
 from nanoft.bpe import Tokenizer
 from nanoft.files import read_blocks, read_json
-from nanoft.pretokenize import check_pattern
+from nanoft.pretokenize import PATTERNS, check_pattern
+from nanoft.published import safetensors
 from nanoft.text import wordpiece
 from nanoft.text.wordpiece import WordPiece
 
 BYTE_LEVEL = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # GPT-2's files have two names
+# The split patterns as Hugging Face's `tokenizers` reads them, in whose regular expressions {1,3}+ is not possessive.
+PLAIN = {
+    PATTERNS["gpt4"]: r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    PATTERNS["gpt2"]: r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+}
 PUBLISHED = ("vocab.txt", *BYTE_LEVEL[0], *BYTE_LEVEL[1])
 
 
@@ -28,10 +35,8 @@ def load(path: str | Path) -> Tokenizer | WordPiece:
     file = folder / "tokenizer.json" if path.is_dir() or path.name in PUBLISHED else path
     content = read_json(file) if file == path or file.exists() else {}
     if path.name not in PUBLISHED:
-        if isinstance(content, dict) and content.get("format") == wordpiece.FORMAT:
-            return WordPiece.from_content(content, file)
         if not isinstance(content, dict) or content and "model" not in content:  # nanoft's, perhaps damaged
-            return own_byte_level(content, file)
+            return from_own(content, file)
     options = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     if not isinstance(options, dict):
         raise UserError(f"{folder}/tokenizer_config.json: not a JSON object; fetch it again, or remove it")
@@ -49,6 +54,23 @@ def load(path: str | Path) -> Tokenizer | WordPiece:
                     "be read; copy one there from where the model was trained")
 
 
+def of_checkpoint(path: Path) -> Tokenizer | WordPiece:
+    """The tokenizer that belongs to a checkpoint's file: in it, if it is one file for all, else in its folder."""
+    text = safetensors.read_metadata(path).get("tokenizer") if path.suffix == ".safetensors" else None
+    return load(path.parent) if text is None else from_own(read_json(path, text), path)
+
+
+def from_own(content, path: Path) -> Tokenizer | WordPiece:
+    """The tokenizer in the content of nanoft's tokenizer.json; path: of the file, for messages. Raises UserError."""
+    if isinstance(content, dict) and content.get("format") == wordpiece.FORMAT:
+        return WordPiece.from_content(content, path)
+    if problem := find_problem(content):
+        raise UserError(f"{path}: not a nanoft tokenizer file ({problem}); prepare the data set again, or train one "
+                        "with python -m nanoft tokenizer")
+    return Tokenizer(content["pattern"], content["merges"], content["special_tokens"], content["byte_order"],
+                     content.get("ids"))
+
+
 def word_pieces(tokens: list[str], options: dict, path: Path) -> WordPiece:
     """The tokenizer of these word pieces, in the order of their ids; options as in tokenizer_config.json.
 
@@ -60,16 +82,6 @@ def word_pieces(tokens: list[str], options: dict, path: Path) -> WordPiece:
     return WordPiece.from_content({
         "version": 1, "lowercase": lowercase, "strip_accents": lowercase if accents is None else accents,
         "split_chinese": options.get("tokenize_chinese_chars", True), "tokens": tokens}, path)
-
-
-def own_byte_level(content, path) -> Tokenizer:
-    """The tokenizer in the content of nanoft's tokenizer.json; path: of the file, for messages. Raises UserError."""
-    problem = find_problem(content)
-    if problem:
-        raise UserError(f"{path}: not a nanoft tokenizer file ({problem}); prepare the data set again, or train one "
-                        "with python -m nanoft tokenizer")
-    return Tokenizer(content["pattern"], content["merges"], content["special_tokens"], content["byte_order"],
-                     content.get("ids"))
 
 
 def find_problem(content) -> str:
@@ -100,9 +112,14 @@ def find_problem(content) -> str:
     return "" if len(set(table)) == len(table) else "two tokens have the same bytes"
 
 
-def byte_level(ids: dict[str, int], pairs: list[list[str]], path: Path) -> Tokenizer:
+def byte_level(ids: dict[str, int], pairs: list[list[str]], path: Path, pattern: str = "gpt2"
+               ) -> Tokenizer | WordPiece:
     """The tokenizer of GPT-2's or RoBERTa's files: {token: id}, and the merges. Raises UserError if they do not fit."""
-    byte_order, names = byte_names()
+    bytes_, names = byte_names()
+    first: list = [ids.get(name) for name in names] if isinstance(ids, dict) else []
+    if all(type(i) is int for i in first) and sorted(first) == [*range(256)]:  # nanoft's own order is another
+        order = sorted(range(256), key=first.__getitem__)
+        bytes_, names = [bytes_[i] for i in order], [names[i] for i in order]
     rank = {name: i for i, name in enumerate(names)}
     merges = []
     for pair in pairs:
@@ -114,11 +131,11 @@ def byte_level(ids: dict[str, int], pairs: list[list[str]], path: Path) -> Token
         raise UserError(f"{path}: its tokens are not those of the merges; give two files of one download")
     ordered = [ids[name] for name in rank]
     special = {name: i for name, i in ids.items() if name not in rank}
-    content = {"format": "nanoft tokenizer", "version": 2, "pattern": "gpt2", "byte_order": byte_order,
+    content = {"format": "nanoft tokenizer", "version": 2, "pattern": pattern, "byte_order": bytes_,
                "merges": merges, "special_tokens": special, "ids": ordered}
     if [*ordered, *special.values()] == [*range(len(ids))]:  # as in GPT-2, the order of learning
         content |= {"version": 1, "special_tokens": list(special), "ids": None}
-    return own_byte_level(content, path)
+    return from_own(content, path)
 
 
 def byte_names() -> tuple[list[int], list[str]]:
@@ -137,10 +154,36 @@ def byte_level_files(tokenizer: Tokenizer) -> tuple[dict[str, int], list[str]]:
     return ids, [f"{visible[a]} {visible[b]}" for a, b in tokenizer.content["merges"]]
 
 
+def hugging_face(tokenizer: Tokenizer, framed: bool) -> dict:
+    """The content of Hugging Face's tokenizer.json for a tokenizer; framed: a text stands between <|cls|> and <|sep|>.
+
+    A special token's text is that token there, wherever it stands. Runs of more than 1024 characters are not cut.
+    """
+    ids, pairs = byte_level_files(tokenizer)
+    special = {text: ids.pop(text) for text in tokenizer.content["special_tokens"]}
+    added = [{"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+              "special": True} for text, i in special.items()]
+    cls, sep = (name if name in special else "<|endoftext|>" for name in ("<|cls|>", "<|sep|>"))
+    first, a, middle, b, end = ({kind: {"id": name, "type_id": i}} for kind, name, i in (
+        ("SpecialToken", cls, 0), ("Sequence", "A", 0), ("SpecialToken", sep, 0), ("Sequence", "B", 1),
+        ("SpecialToken", sep, 1)))
+    frame = {"type": "TemplateProcessing", "single": [first, a, middle], "pair": [first, a, middle, b, end],
+             "special_tokens": {x: {"id": x, "ids": [tokenizer.special[x]], "tokens": [x]} for x in (cls, sep)}}
+    split = {"type": "Split", "pattern": {"Regex": PLAIN.get(tokenizer.pattern, tokenizer.pattern)},
+             "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
+            "post_processor": frame if framed else None, "decoder": level,
+            "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                      "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
+                      "vocab": ids, "merges": pairs}}
+
+
 def from_hugging_face(content: dict, options: dict, path: Path) -> Tokenizer | WordPiece:
     """The tokenizer of Hugging Face's tokenizer.json; options: of tokenizer_config.json, which take precedence.
 
-    Raises UserError for another kind than BERT's, GPT-2's or RoBERTa's.
+    Raises UserError for another kind than BERT's, GPT-2's or RoBERTa's, or GPT-2's with another split pattern.
     """
     try:
         model, normalizer, splitter = content["model"], content["normalizer"] or {}, content["pre_tokenizer"] or {}
@@ -151,10 +194,18 @@ def from_hugging_face(content: dict, options: dict, path: Path) -> Tokenizer | W
                    "tokenize_chinese_chars": normalizer["handle_chinese_chars"]}
             if sorted(ids.values()) == [*range(len(ids))]:
                 return word_pieces(sorted(ids, key=ids.__getitem__), own | options, path)
-        if kind == ("BPE", None, "ByteLevel") and not splitter["add_prefix_space"] and splitter.get("use_regex", True):
+        pattern = "gpt2"
+        if kind == ("BPE", None, "Sequence"):
+            split, splitter = splitter["pretokenizers"]
+            pattern, levels = split["pattern"]["Regex"], splitter["type"] == "ByteLevel" and not splitter["use_regex"]
+            pattern = next((own for own, plain in PLAIN.items() if plain == pattern), pattern)
+            kind = ("BPE", None, "ByteLevel" if levels and split["behavior"] == "Isolated" else None)
+        elif not splitter.get("use_regex", True):
+            kind = ("BPE", None, None)
+        if kind == ("BPE", None, "ByteLevel") and not splitter["add_prefix_space"]:
             pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-            return byte_level(all_ids(content), pairs, path)
-    except (AttributeError, KeyError, TypeError) as error:
+            return byte_level(all_ids(content), pairs, path, pattern)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a whole tokenizer ({type(error).__name__}: {error}); fetch it again") from None
     raise UserError(f"{path}: a tokenizer of another kind than BERT's, GPT-2's and RoBERTa's; only these can be used")
 

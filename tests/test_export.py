@@ -1,0 +1,174 @@
+"""Models that leave nanoft: what other programs say of them, and what each form holds, read back here."""
+
+import random
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+import sample
+import train
+from nanoft import UserError, bpe, checkpoint, generate
+from nanoft.model import CLASSIC, ModelConfig, make_model
+from nanoft.pretokenize import PATTERNS
+from nanoft.published import convert, safetensors
+from nanoft.published.source import open_checkpoint
+from nanoft.text import vocabulary
+
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "nanoft").rglob("*.py")))
+TEXT = TEXT.replace("<|", "<")  # the text of a special token is that token, wherever it stands, in other programs
+QWEN3 = {"activation": "swiglu", "n_kv_head": 2}
+SHAPES = {"qwen3": QWEN3, "tied": QWEN3 | {"tie_head": True}, "tied, not normed": QWEN3 | {
+    "tie_head": True, "embed_norm": False}, "gpt2": CLASSIC["gpt2"]}
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return {pattern: bpe.train([TEXT[:100_000]], 600, pattern=pattern, progress=False) for pattern in PATTERNS}
+
+
+def state_of(tokenizer, size=0.3, **options):
+    """A checkpoint's dictionary and its model, whose weights and biases are all far from 0 and from 1."""
+    shape = dict(vocab_size=tokenizer.vocab_size, block_size=160, n_layer=2, n_head=4, n_embd=64)
+    model = make_model(ModelConfig(**shape | options))
+    generator = torch.Generator().manual_seed(0)
+    for name, p in model.named_parameters():
+        p.data = torch.randn(p.shape, generator=generator) * size + ("norm" in name and name.endswith("weight"))
+    return {"model": model.state_dict(), "model_config": vars(model.cfg), "step": 3, "config": {}}, model.eval()
+
+
+def opened(place):
+    state, path = open_checkpoint(place)
+    return checkpoint.load_model(state, path, make_model), vocabulary.of_checkpoint(path)
+
+
+def odd_text(length, seed=0):
+    """A text of everything: source code, and characters of every script, in no order."""
+    rng, parts = random.Random(seed), []
+    while sum(map(len, parts)) < length:
+        at = rng.randrange(len(TEXT) - 300)
+        chars = [chr(rng.choice([rng.randrange(32, 127), rng.randrange(9, 0x3000), rng.randrange(0x3000, 0xd800),
+                                 rng.randrange(0x1f300, 0x1f700)])) for _ in range(20)]
+        parts += [TEXT[at:at + 300], "".join(chars)]
+        parts += rng.choice(["  \n\n", "'LL it's", "1234567 ", "\t\r\n ", " \u3000\u2028", "\u2002x", "\x1c\x85"])
+    return "".join(parts)
+
+
+# ---- other programs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_transformers_opens_the_folder_whole(name, pattern, tokenizers, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    state, ours = state_of(tokenizers[pattern], **SHAPES[name])
+    convert.export(state, tokenizers[pattern], tmp_path / "x")
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "x", output_loading_info=True)
+    assert not any(info.values()), info
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "x")
+    text = odd_text(20_000)
+    ids = tokenizer.encode(text)
+    assert ids == tokenizers[pattern].encode(text) and tokenizer.decode(ids) == text
+    assert tokenizer.eos_token_id == tokenizers[pattern].special["<|endoftext|>"] == model.config.eos_token_id
+    start = torch.tensor([ids[:20], ids[50:70]])
+    whole = torch.tensor(ids[:160])[None]
+    assert (model(whole).logits - ours.logits(whole)[..., :ours.cfg.vocab_size]).abs().max() < 1e-4
+    found = torch.stack(list(generate.generate(ours, start, 100, temperature=0)), dim=1)
+    expected = model.generate(start, max_new_tokens=100, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert found.tolist() == expected[:, 20:].tolist() and found.unique().numel() > 10
+
+
+def test_transformers_opens_an_encoder_with_a_tokenizer_of_nanoft(tokenizers, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = tokenizers["gpt4"]
+    state, _ = state_of(tokenizer, **CLASSIC["bert"], n_types=2, causal=False)
+    convert.export(state, tokenizer, tmp_path / "x")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "x")
+    cls, sep, mask, pad = (tokenizer.special[f"<|{name}|>"] for name in ("cls", "sep", "mask", "pad"))
+    assert theirs("a b", "c").input_ids == [cls, *tokenizer.encode("a b"), sep, *tokenizer.encode("c"), sep]
+    assert theirs("a b", "c").token_type_ids == [0] * (2 + len(tokenizer.encode("a b"))) + [1, 1]
+    assert (theirs.mask_token_id, theirs.pad_token_id) == (mask, pad)
+
+
+# ---- read back here ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_folder_is_opened_by_nanoft(name, tokenizers, tmp_path):
+    for pattern, tokenizer in tokenizers.items():
+        state, ours = state_of(tokenizer, size=0.01, **SHAPES[name])
+        convert.export(state, tokenizer, tmp_path / pattern)
+        again, read = opened(tmp_path / pattern)
+        assert read.fingerprint == tokenizer.fingerprint
+        ids = torch.tensor([tokenizer.encode(TEXT[:2000])[:160]])
+        expected, found = ours.logits(ids)[..., :tokenizer.vocab_size], again.logits(ids)
+        assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_small_queries_are_normed_as_there(tokenizers):
+    """Qwen3 has one eps for all norms, nanoft another for queries and keys: with small ones it shows."""
+    state, ours = state_of(tokenizers["gpt4"], size=1e-4, **QWEN3)
+    _, weights, _ = convert.published(state, tokenizers["gpt4"], "x")
+    x = torch.nn.functional.rms_norm(torch.randn(5, 64), (64,), eps=1e-6)
+    theirs = (x @ weights["model.layers.0.self_attn.q_proj.weight"].mT).view(5, 4, 16)  # (5, 64) -> (5, H, D)
+    theirs = theirs * torch.rsqrt(theirs.square().mean(-1, keepdim=True) + 1e-6)
+    own = torch.nn.functional.rms_norm(ours.trunk.blocks[0].attn.q(x).view(5, 4, 16), (16,))
+    assert (own - theirs).abs().max() < 1e-5 and own.square().mean() < 0.9
+
+
+@pytest.mark.parametrize("options", [{}, QWEN3 | {"n_gram": 2}, QWEN3 | {"qk_norm": False}, {"causal": False},
+                                     {"position": "learned"}])
+def test_what_no_other_program_has_is_refused(options, tokenizers, tmp_path):
+    state, _ = state_of(tokenizers["gpt4"], **options)
+    with pytest.raises(UserError, match="activation=swiglu --n_gram=1" if options.get("causal", True) else "arch=bert"):
+        convert.export(state, tokenizers["gpt4"], tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_qwen3_with_norms_of_its_own_is_refused(tokenizers, tmp_path):
+    state, _ = state_of(tokenizers["gpt4"], **QWEN3)
+    convert.export(state, tokenizers["gpt4"], tmp_path / "x")
+    path = tmp_path / "x" / "model.safetensors"
+    weights = {name: x.clone() for name, x in safetensors.map_tensors(safetensors.read_entries(path)).items()}
+    weights["model.layers.1.self_attn.k_norm.weight"][3] = 1.1
+    safetensors.write(path, weights)
+    with pytest.raises(UserError, match="norm.weight has other weights than 1"):
+        opened(tmp_path / "x")
+
+
+@pytest.mark.parametrize("options", [{}, {"n_gram": 2, "n_buckets": 50}, CLASSIC["gpt2"]])
+def test_one_file_speaks(options, tokenizers, tmp_path, call, capsys):
+    state, ours = state_of(tokenizers["gpt4"], **options)
+    convert.write_run(state, tokenizers["gpt4"], tmp_path / "run")
+    for dtype in ("float32", "bfloat16"):
+        call(convert, tmp_path / "run", f"--export={tmp_path / dtype}.safetensors", f"--dtype={dtype}")
+    (tmp_path / "elsewhere").mkdir()
+    file = (tmp_path / "float32.safetensors").rename(tmp_path / "elsewhere" / "x.safetensors")
+    assert file.stat().st_size > 1.7 * (tmp_path / "bfloat16.safetensors").stat().st_size
+    model, tokenizer = opened(file)
+    assert tokenizer.fingerprint == tokenizers["gpt4"].fingerprint
+    ids = torch.tensor([[1, 2, 3, 4]])
+    halved, _ = opened(tmp_path / "bfloat16.safetensors")
+    assert torch.equal(model(ids), ours(ids)) and not torch.equal(halved(ids), ours(ids))
+    capsys.readouterr()
+    said = []
+    for place in (tmp_path / "run", file):
+        call(sample, f"--checkpoint={place}", "--prompt=def ", "--max_new_tokens=20", "--device=cpu")
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and said[0].startswith("def ")
+    with pytest.raises(UserError, match="is there already"):
+        call(convert, tmp_path / "run", f"--export={file}")
+
+
+def test_training_makes_what_goes_out(corpus, tmp_path, call):
+    options = [*TINY, f"--data={corpus}", "--max_steps=2"]
+    with pytest.raises(UserError, match="leave it out"):
+        call(train, *options, f"--out_dir={tmp_path / 'x'}", "--activation=swiglu", "--arch=gpt2")
+    call(train, *options, f"--out_dir={tmp_path / 'run'}", "--activation=swiglu")
+    with pytest.raises(UserError, match="another model .activation=swiglu.; give these options"):
+        call(train, *options, f"--out_dir={tmp_path / 'x'}", f"--init_from={tmp_path / 'run'}")
+    call(convert, tmp_path / "run", f"--export={tmp_path / 'out'}")
+    ids = torch.tensor([[1, 2, 3, 4]])
+    expected = opened(tmp_path / "run")[0](ids)
+    assert (opened(tmp_path / "out")[0](ids) - expected).abs().max() < 1e-5
+    assert opened(tmp_path / "out")[0].cfg.activation == "swiglu"
