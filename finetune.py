@@ -33,7 +33,7 @@ class Config:
     data: str = ""                     # a folder under data/, or a path, with train.jsonl, val.jsonl and task.json
     init_from: str = "scratch"         # a run folder, checkpoint or published model to begin from, or scratch
     adapter: str = ""                  # an adapter.pt (LoRA) to put on init_from
-    resume: bool = False               # go on with the run in out_dir
+    resume: bool = False               # go on with the run in out_dir; auto: if there is one
     eval_only: bool = False            # no training: scores and predictions of out_dir's best.pt, or of the adapter
     seed: int = 1                      # of the new weights, the batches and the dropout
     seeds: str = ""                    # several, as 1,2,3: a run for each, then mean and deviation
@@ -240,8 +240,7 @@ def fine_tune(cfg, dist):
             run.status({"loss": loss}, norm, cfg.lr * factor, "rows", f"epoch {epoch:.2f} | ", epoch=epoch)
 
     # ---- the final metrics, of the best weights
-    run.release_signals()  # all is saved: from here on a signal ends the process at once
-    distributed.barrier(dist)  # rank 0 may still be writing best.pt
+    run.end()
     result = {"step": run.step, "epochs": run.step / data.steps_per_epoch, "train_seconds": run.spent,
               "parameters": sum(p.numel() for p in model.parameters()),
               "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}

@@ -36,7 +36,7 @@ class Config:
     out_dir: str = "out/stdlib"        # the run's folder: checkpoints, metrics.jsonl, TensorBoard events, result.json
     data: str = "stdlib"               # a folder under data/, or a path
     init_from: str = "scratch"         # scratch, or a run folder, checkpoint or published model to begin from
-    resume: bool = False               # go on with the run in out_dir
+    resume: bool = False               # go on with the run in out_dir; auto: if there is one
     eval_only: bool = False            # no training: print the metrics of init_from, or of out_dir's run, on data
     text_file: str = ""                # measure on this text instead of data
     objective: Literal["causal", "mlm", "mlm_nsp"] = "causal"  # GPT; BERT on masked words; and on pairs too
@@ -44,6 +44,8 @@ class Config:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the matrix products; auto: bf16 if native
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: where it pays, with eager as fallback
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: each has the whole model, or a part (FSDP)
+    checkpoint_activations: bool = False  # keep a block's input only and compute it again backward: less memory
     n_layer: int = 4                   # blocks
     n_head: int = 4                    # attention heads
     n_kv_head: int = 0                 # key-value heads, 0 = n_head
@@ -98,6 +100,12 @@ def check(cfg):
         problems.append(f"activation={cfg.activation} is for arch=modern; {cfg.arch} has its own, so leave it out")
     if not 0 < cfg.mask_prob < 1:
         problems.append(f"mask_prob={cfg.mask_prob} must lie between 0 and 1; 0.15 is usual")
+    ranks = config.torchrun()[1]
+    if cfg.parallel == "fsdp" and cfg.n_embd < ranks:
+        problems.append(f"parallel=fsdp deals the rows of every matrix out to {ranks} processes, and n_embd="
+                        f"{cfg.n_embd} rows are too few; use --parallel=ddp")
+    if cfg.parallel == "fsdp" and cfg.dtype == "float16":
+        problems.append("parallel=fsdp has no loss scale for dtype=float16; use bfloat16 or float32")
     if cfg.objective == "mlm_nsp" and cfg.block_size < 8:
         problems.append(f"block_size={cfg.block_size} has no room for a pair; use 8 or more")
     return problems
@@ -185,7 +193,7 @@ def main():
             run.status(dict(zip(("loss", "nsp_loss"), losses)), norm, cfg.lr * factor, "tok",
                        tokens=run.step * cfg.batch_size * cfg.block_size)
 
-    run.release_signals()  # all is saved: from here on a signal ends the process at once
+    run.end()
     final_metrics(run, model, data)
     run.log.close()
     distributed.stop(dist)
@@ -296,6 +304,10 @@ def build_model(cfg, data, source, path, dist):
             p.requires_grad_(False)
     model.to(dist.device)
     kernels.tune(model, dist.device)
+    if cfg.checkpoint_activations:
+        kernels.checkpoint_activations(model)
+    if cfg.parallel == "fsdp" and dist.world_size > 1:
+        distributed.shard(model, dist)
     return model
 
 
@@ -349,6 +361,8 @@ def describe(run, data):
     run.log.say(f"model  {n_params / 1e6:.2f}M parameters: {cfg.n_layer} layers x {cfg.n_embd}, {cfg.n_head} heads, "
                 f"context {cfg.block_size}, {cfg.objective}")
     run.log.say(f"run    {run.describe('sequences')}")
+    if distributed.is_sharded(run.model):
+        run.log.say("parallel=fsdp: nothing for TensorBoard and no samples, which one process cannot make alone")
 
 
 def best_loss(run):
@@ -358,7 +372,7 @@ def best_loss(run):
 
 def log_sample(run, model, data, length):
     """A sample of this many tokens for the screen and TensorBoard, written by rank 0."""
-    if run.dist.main and length:
+    if run.dist.main and length and not distributed.is_sharded(model):
         text = write_sample(model, data, run.cfg, run.dist, length)
         run.log.text("sample", text, run.step)
         run.log.say("       | " + repr(text[:110]))
@@ -393,7 +407,6 @@ def write_sample(model, data, cfg, dist, length):
 def final_metrics(run, model, data):
     """Measure the best weights on whole splits; write result.json and a last sample."""
     cfg, dist, train_seconds = run.cfg, run.dist, run.spent
-    distributed.barrier(dist)  # rank 0 may still be writing best.pt
     path = run.out_dir / "best.pt"
     best = checkpoint.load(path)
     checkpoint.load_weights(model, best["model"], path)
@@ -410,7 +423,7 @@ def final_metrics(run, model, data):
     if dist.main:
         files.write_json(run.out_dir / "result.json", result)
         run.watch.compare(run.step, cfg, result)
-        if cfg.sample_tokens:
+        if cfg.sample_tokens and not distributed.is_sharded(model):
             text = write_sample(model, data, cfg, dist, 3 * cfg.sample_tokens)
             run.log.text("final sample", text, run.step)
             run.log.say(f"\n--- the model writes ---\n{text}\n---")

@@ -19,7 +19,7 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from nanoft import UserError
+from nanoft import UserError, distributed
 from nanoft.files import available_cores, difference, write_whole
 from nanoft.model import ModelConfig, check_model
 
@@ -41,6 +41,21 @@ FORM = {"model": {str: Tensor}, "step": int, "task?": TASK, "config?": {str: obj
 
 def save(path, state: dict) -> None:
     write_whole(path, lambda file: torch.save(state, file))
+
+
+def copied(state, keep: bool = True):
+    """A nested dictionary or list with a copy of every tensor on the CPU, sharded ones put together.
+
+    keep: False in a process that writes nothing, but without which a sharded tensor cannot be put together.
+    """
+    if isinstance(state, dict):
+        return {name: copied(value, keep) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [copied(value, keep) for value in state]
+    if isinstance(state, Tensor):
+        state = distributed.whole(state.detach())
+        return state.to("cpu", copy=True) if keep else None
+    return state
 
 
 def find(place) -> Path | None:
@@ -147,7 +162,8 @@ def load_weights(model, weights: dict, path, fresh: tuple[str, ...] = ()) -> Non
         if tensor.shape != own[name].shape or tensor.layout != torch.strided:
             raise UserError(f"{path}: weight {name} is {tuple(tensor.shape)}, where this model wants "
                             f"{tuple(own[name].shape)}")
-    weights = {name: tensor.to(own[name].dtype) for name, tensor in weights.items()}  # elsewhere they may be halved
+    weights = {name: distributed.like(tensor.to(own[name].dtype), own[name])  # elsewhere they may be halved
+               for name, tensor in weights.items()}
     model.load_state_dict(weights, assign=any(tensor.is_meta for tensor in own.values()))
     if hasattr(model, "head") and model.cfg.tie_head:
         model.head.weight = model.trunk.tokens.weight

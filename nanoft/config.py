@@ -89,7 +89,13 @@ def load(cls, argv=None, check=None, others=False):
         for key, value in read_file(path).items():
             put(key, value, path, accept)
     for word, key, value in options:
+        if (key, value) == ("resume", "auto") and key in fields:  # for torchrun --max-restarts: fresh the first time
+            continue
         put(key, value, word, parse_text)
+    if any(option[1:] == ("resume", "auto") for option in options) and "resume" in fields:
+        several = bool(values.get("seeds") or values.get("grid"))  # runs, each with its own latest.pt
+        begun = Path(values.get("out_dir", fields["out_dir"].default), "latest.pt").exists()
+        values["resume"] = several or begun
     if (values.get("resume") or values.get("eval_only")) and "out_dir" in fields:
         saved = remembered_options(values, fields)  # those given now come last
         remembered = read_json(saved) if saved else {}

@@ -99,10 +99,58 @@ def to_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, t
 
 def wrap(model: nn.Module, dist: Dist) -> nn.Module:
     """The model with its gradients averaged over the processes."""
-    if dist.world_size == 1:
+    if dist.world_size == 1 or is_sharded(model):
         return model
     return DistributedDataParallel(model, device_ids=[dist.device.index] if dist.device.type == "cuda" else None,
                                    broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def shard(model, dist: Dist) -> None:
+    """Give each process a part of every weight, of its gradient and of its moments (FSDP2, arXiv:2304.11277).
+
+    A block's weights are put together in bf16 (or what `dtype` is) just before they are needed, and its gradients
+    averaged in fp32. What is in no block is one group, for a tied head shares its weight with the embedding.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # here, not above: takes half a second
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(dist.device.type, (dist.world_size,))
+    policy = MixedPrecisionPolicy() if dist.dtype == torch.float32 else MixedPrecisionPolicy(
+        dist.dtype, torch.float32, cast_forward_inputs=False)
+    for block in model.trunk.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def is_sharded(model) -> bool:
+    return hasattr(model, "set_requires_gradient_sync")  # of torch's class, which would take long to import
+
+
+def sync_gradients(net, wanted: bool) -> None:
+    """Whether the next backward pass averages the gradients over the processes. To be set before the forward pass."""
+    if is_sharded(net):
+        net.set_requires_gradient_sync(wanted)
+    elif isinstance(net, DistributedDataParallel):
+        net.require_backward_grad_sync = wanted
+
+
+def local(tensor):
+    """This process's part of a sharded tensor, in the same memory; another tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def like(tensor: torch.Tensor, own):
+    """A whole tensor, or the part of it that this process has of the sharded one in whose place it is put."""
+    if not hasattr(own, "to_local") or tensor.shape != own.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+
+
+def whole(tensor):
+    """A sharded tensor put together, for which every process must call this; another tensor itself."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def unread_total(number: float, dist: Dist) -> float | torch.Tensor:
@@ -123,6 +171,12 @@ def total(numbers, dist: Dist, op: str = "sum") -> list[float]:
     torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX if op == "max" else
                                  torch.distributed.ReduceOp.SUM)
     return tensor.tolist()
+
+
+def shorten_timeout() -> None:
+    """From here on a process that waits ten minutes for another gives up: one of them is lost or hangs."""
+    if torch.distributed.is_initialized():
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(minutes=10))
 
 
 def barrier(dist: Dist) -> None:

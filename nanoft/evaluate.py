@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from nanoft import batches, distributed
 from nanoft.bins import Tokens
@@ -55,16 +54,20 @@ def masked_metrics(model: BERT, tokens: Tokens, max_tokens: int, masking, pairs,
         if max_tokens and len(windows) > max_tokens // block_size:  # evenly spread
             windows = windows[np.linspace(0, len(windows) - 1, max(1, max_tokens // block_size)).astype(np.int64)]
         groups = [windows[i:i + pairs.batch_size] for i in range(0, len(windows), pairs.batch_size)]
-        made = ((pairs.rows(group, group, lengths[group].max()), len(group))
-                for group in groups[dist.rank::dist.world_size])
+        mine = [(group, len(group)) for group in groups[dist.rank::dist.world_size]]
+        if distributed.is_sharded(model) and len(mine) < -(-len(groups) // dist.world_size):
+            mine.append((groups[0], 0))  # as many on every rank
+        made = ((pairs.rows(group, group, lengths[group].max()), n) for group, n in mine)
     else:
         chunked = chunks(batches.eval_starts(len(tokens) - block_size + 1, block_size, block_size, max_tokens), model,
                          dist)
         made = ((batches.masked_eval_batch(tokens, block_size, starts, masking), n) for starts, n in chunked)
     scores, counts = [], []  # of each batch the losses and correct predictions, and the numbers that are asked for
     for batch, n in made:
-        batch["targets"][n:] = batches.IGNORE
-        counts.append((int((batch["targets"] != batches.IGNORE).sum()), len(batch.get("next_targets", ()))))
+        asked = [batch[name] for name in ("targets", "next_targets") if name in batch]
+        for targets in asked:
+            targets[n:] = batches.IGNORE
+        counts.append([int((targets != batches.IGNORE).sum()) for targets in asked])
         # compiled code wants a fixed number of rows
         capacity = batches.capacity(batch["ids"].shape, masking.prob) if is_compiled(model) else counts[-1][0]
         with dist.autocast():
@@ -81,7 +84,7 @@ def masked_metrics(model: BERT, tokens: Tokens, max_tokens: int, masking, pairs,
 
 
 def is_compiled(model) -> bool:
-    return isinstance(model, torch._dynamo.OptimizedModule)
+    return hasattr(model, "_orig_mod")  # what torch.compile gives; its class would take long to import
 
 
 def chunks(starts: np.ndarray, model, dist: Dist) -> Iterator[tuple[np.ndarray, int]]:
@@ -94,7 +97,7 @@ def chunks(starts: np.ndarray, model, dist: Dist) -> Iterator[tuple[np.ndarray, 
     tokens = 2**16 if dist.device.type == "cuda" else min(2**13, 2**25 // model.cfg.vocab_size)
     mine, most = starts[dist.rank::dist.world_size], -(-len(starts) // dist.world_size)
     size, n = min(max(1, tokens // model.cfg.block_size), most), len(mine)
-    if is_compiled(model) or isinstance(model, FSDPModule):
+    if is_compiled(model) or distributed.is_sharded(model):
         mine = np.resize(mine if n else starts, -(-most // size) * size)
     for i in range(0, len(mine), size):
         yield mine[i:i + size], max(0, min(size, n - i))

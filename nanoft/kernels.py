@@ -9,17 +9,23 @@ import math
 import re
 import sys
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import library, nn
+from torch.utils.checkpoint import checkpoint
 
 from nanoft import UserError
-from nanoft.model import Attention
+from nanoft.model import GPT, Attention, head_loss
 
 
 def tune(model: nn.Module, device: torch.device) -> None:
     """Prepare a model in place for training on its device: same weights, same results, faster."""
+    if isinstance(model, GPT):
+        model.head_loss = chunked_loss
+    if device.type == "cuda":
+        model.trunk.drop.register_forward_hook(half_residual)  # type: ignore[union-attr]
     if device.type != "cpu":
         return
     keep_memory()
@@ -28,6 +34,64 @@ def tune(model: nn.Module, device: torch.device) -> None:
             module.attend = cpu_attention  # type: ignore[assignment]  # torch's has more options
         elif type(module) is nn.Linear and ONEDNN_IS_FASTER:
             module.__class__ = CPULinear
+
+
+# ---- the residual stream and the loss ------------------------------------------------------------------------------
+
+
+def half_residual(module, inputs, x):
+    """A forward hook: where products are in bf16, the embeddings are, too, and so all that is added to them.
+
+    Norms and sums read and write half as much. fp16 has not the range for it.
+    """
+    half = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16
+    return x.bfloat16() if half else x
+
+
+MOST_LOGITS = 2**27  # that are held at once
+
+
+def chunked_loss(head, x, targets):
+    """As model.head_loss, where the logits are too many to be held at once: in chunks. x: (N, C); targets: (N,)."""
+    rows = max(1, MOST_LOGITS // head.weight.size(0) // 128) * 128
+    if len(x) <= rows:
+        return head_loss(head, x, targets)
+    if torch.is_grad_enabled():
+        autocast = torch.is_autocast_enabled(x.device.type)
+        return ChunkedLoss.apply(x, head.weight, targets, rows,
+                                 torch.get_autocast_dtype(x.device.type) if autocast else x.dtype)
+    nats = [F.cross_entropy(head(part).float(), wanted, ignore_index=-100, reduction="sum")
+            for part, wanted in zip(x.split(rows), targets.split(rows))]
+    return torch.stack(nats).sum() / (targets != -100).sum().clamp(min=1)
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """The gradient is computed forward, while the logits of a chunk are there (as in arXiv:2410.10989)."""
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, rows, dtype):
+        """x: (N, C); weight: (V, C); targets: (N,); rows: of a chunk; dtype: of the products."""
+        count = (targets != -100).sum().clamp(min=1)
+        nats, dx, dw = [], [], torch.zeros_like(weight, dtype=torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            w, columns = weight.to(dtype), torch.arange(len(weight), device=x.device)
+            for part, wanted in zip(x.to(dtype).split(rows), targets.split(rows)):
+                logits = (part @ w.T).float()  # (rows, C) @ (C, V) -> (rows, V)
+                scored, norm = wanted != -100, logits.logsumexp(1)
+                nats.append(((norm - logits.gather(1, wanted.clamp(min=0)[:, None])[:, 0]) * scored).sum())
+                d = ((logits - norm[:, None]).exp() - (columns == wanted[:, None]).float()) * scored[:, None]
+                d = d.to(dtype)
+                dx.append(d @ w)                 # (rows, V) @ (V, C) -> (rows, C)
+                dw += (d.T @ part).float()       # (V, rows) @ (rows, C) -> (V, C)
+        ctx.save_for_backward(torch.cat(dx), dw, count)
+        ctx.dtypes = x.dtype, weight.dtype
+        return torch.stack(nats).sum() / count
+
+    @staticmethod
+    def backward(ctx, grad):
+        dx, dw, count = ctx.saved_tensors
+        scale = grad / count
+        return (dx * scale).to(ctx.dtypes[0]), (dw * scale).to(ctx.dtypes[1]), None, None, None
 
 
 # ---- attention on CPUs -------------------------------------------------------------------------------------------
@@ -158,6 +222,12 @@ def compiled(net, try_it, choice, dtype, length, say):
             raise UserError(f"compile=true, but it fails here ({reason}); use --compile=false") from None
         say(f"compile=auto: eager, because compiling fails here ({reason})")
         return net
+
+
+def checkpoint_activations(model) -> None:
+    """Keep the input of each block alone, and compute the block again in the backward pass (arXiv:1604.06174)."""
+    for block in model.trunk.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 # ---- what a device can do ----------------------------------------------------------------------------------------

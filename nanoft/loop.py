@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +52,8 @@ class Run:
         self.step, self.evaluated, self.worse, self.spent = 0, 0, 0, 0.0
         self.best: float | None = None
         self.done = self.interrupted = False
+        self.writer = ThreadPoolExecutor(1)  # of checkpoints
+        self.writing: Future | None = None
         self.made: tuple[int, list] = (-1, [])  # a step, and its micro-batches, made in advance
         self.fingerprints = {"tokenizer": tokenizer.fingerprint} | data
         changed = self.restore(source) if source else []
@@ -60,7 +63,8 @@ class Run:
             lock(self.out_dir)
             files.write_json(self.out_dir / "config.json", asdict(cfg))
             tokenizer.save(self.out_dir / "tokenizer.json")
-        self.log = RunLog(self.out_dir, dist.main, self.step, cfg.watch_interval > 0)
+        self.log = RunLog(self.out_dir, dist.main, self.step,
+                          cfg.watch_interval > 0 and not distributed.is_sharded(model))
         self.log.table("config", [("option", "value"), *asdict(cfg).items()], self.step)
         self.watch: Any = None  # an inspect.watch.Watch
         self.last_loss: float | None = None  # of the last status line
@@ -78,7 +82,10 @@ class Run:
                                 "data that it began with, or start another run from it by --init_from and --out_dir")
         checkpoint.check_resumable(source, self.optimizers, path)
         for optimizer, saved in zip(self.optimizers, source["optimizer"]):  # the run's moments, this call's rates
-            optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {i: {name: distributed.like(moment, parameters[i]) for name, moment in moments.items()}
+                     for i, moments in saved["state"].items()}
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if source["scaler"] and self.scaler.is_enabled():  # it is empty where the run was not in fp16 before
             self.scaler.load_state_dict(source["scaler"])
         self.step, self.evaluated, self.spent = source["step"], source["evaluated"], source["seconds"]
@@ -101,7 +108,10 @@ class Run:
 
         try_it(net): one forward and backward pass; length: tokens a sequence.
         """
-        if compile:  # before DDP: a trial waits for nobody
+        if compile and distributed.is_sharded(self.model):  # its communication stays outside
+            for block in self.model.trunk.blocks:
+                block.forward = torch.compile(block.forward, dynamic=False)
+        elif compile:  # before DDP: a trial waits for nobody
             self.net = kernels.compiled(self.net, try_it, self.cfg.compile, self.dist.dtype, length, self.log.say)
             self.model.zero_grad(set_to_none=True)
         return distributed.wrap(self.net, self.dist)
@@ -124,6 +134,7 @@ class Run:
         self.paused, self.tokens = 0.0, 0  # seconds of evaluation, tokens trained on, since that line
         self.agreed, self.pace, self.agree_at = (self.spent, self.step), 0.0, self.step  # see agree
         self.caught, self.release_signals = distributed.catch_signals()
+        distributed.shorten_timeout()
         gc.unfreeze()
         gc.collect()
         gc.freeze()  # what lives now lives to the end: Python's search for garbage need not read it again and again
@@ -192,8 +203,8 @@ class Run:
         """This rank's share of the global batch: (micro-batch on the device, its scored targets, those of all).
 
         make_batch(rows): the rows of these global numbers; count(batch): its scored targets, None where every row has
-        as many: then rows are counted. What ranks must add up is a tensor on the device, and not waited for. DDP
-        reduces the gradients during the last micro-batch only.
+        as many: then rows are counted. What ranks must add up is a tensor on the device, and not waited for. The
+        gradients are averaged over the ranks during the last micro-batch only.
         """
         step, made = self.made
         if step != self.step:  # the first step
@@ -201,8 +212,7 @@ class Run:
         own = max(sum(scored for _, scored in made), 1e-9)  # a batch may score nothing
         total = distributed.unread_total(own, self.dist) if count else own * self.dist.world_size
         for i, (batch, scored) in enumerate(made):
-            if self.dist.world_size > 1:  # to be set before the forward pass
-                net.require_backward_grad_sync = i == len(made) - 1
+            distributed.sync_gradients(net, i == len(made) - 1)
             yield batch, scored, total
         # the next step's, while the device is busy with this one's
         self.made = self.step + 1, self.make_micro_batches(self.step + 1, make_batch, count)
@@ -219,7 +229,7 @@ class Run:
             self.scaler.unscale_(optimizer)
         self.step += 1
         self.watch.gradients(self.step, self.line_due())
-        norm = nn.utils.clip_grad_norm_(parameters, self.cfg.grad_clip or math.inf)
+        norm = distributed.whole(nn.utils.clip_grad_norm_(parameters, self.cfg.grad_clip or math.inf))
         if self.scaler.is_enabled() and not norm.isfinite():  # fp16 overflow: every rank skips the step
             self.scaler.update(self.scaler.get_scale() / 2)   # and halves the loss scale
         else:
@@ -266,17 +276,38 @@ class Run:
         """Raises Diverged where a loss (or another number, for `which` of the losses) is nan or infinite."""
         if not math.isfinite(loss):
             kept = "nothing was saved yet"
+            self.finish_writing()
             if (self.out_dir / "latest.pt").exists():
                 kept = "the last good weights are in latest.pt"
             raise Diverged(f"the {which} loss is {loss} at step {self.step}, {kept}; lower --lr and --muon_lr, or "
                             "raise --warmup")
 
     def save(self, name: str, **state) -> None:
-        """Write a checkpoint, on rank 0: what every one has, and `state`."""
+        """Write a checkpoint, on rank 0: what every one has, and `state`.
+
+        A large one is copied and written by a thread while training goes on.
+        """
+        large = sum(p.numel() for p in self.model.parameters()) > 2**24
+        if large or distributed.is_sharded(self.model):
+            state = checkpoint.copied(state, self.dist.main)
+        self.finish_writing()  # of the one before
         if self.dist.main:
-            checkpoint.save(self.out_dir / name, {
-                "model_config": asdict(self.model.cfg), "step": self.step, "seed": self.cfg.seed,
-                "config": asdict(self.cfg), "fingerprints": self.fingerprints} | state)
+            state |= {"model_config": asdict(self.model.cfg), "step": self.step, "seed": self.cfg.seed,
+                      "config": asdict(self.cfg), "fingerprints": self.fingerprints}
+            self.writing = self.writer.submit(checkpoint.save, self.out_dir / name, state)
+        if not large:
+            self.finish_writing()
+
+    def finish_writing(self) -> None:
+        """Return when the last checkpoint is on disk. Raises OSError where it could not be written."""
+        if self.writing:
+            self.writing.result()
+
+    def end(self) -> None:
+        """After the last step: all is saved, on every rank; from here on a signal ends the process at once."""
+        self.finish_writing()
+        self.release_signals()
+        distributed.barrier(self.dist)
 
     def save_latest(self, **state) -> None:
         """Write latest.pt, from which the run can be resumed."""
@@ -286,10 +317,10 @@ class Run:
 
     def leave(self, **state) -> None:
         """After a signal: save and end the process, with the exit code that a shell expects of that signal."""
-        self.check_finite(sum(p.detach().sum().item() for p in self.model.parameters()), "training")
+        own = sum(distributed.local(p.detach()).sum().item() for p in self.model.parameters())
+        self.check_finite(distributed.total([own], self.dist)[0], "training")
         self.save_latest(**state)
-        self.release_signals()
-        distributed.barrier(self.dist)  # torchrun kills all ranks once one exits
+        self.end()  # torchrun kills all ranks once one exits
         self.log.say(f"stopped at step {self.step} and saved; go on with --resume")
         self.log.close()
         distributed.stop(self.dist)

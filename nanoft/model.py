@@ -296,8 +296,17 @@ def token_loss(logits, targets):
     return total / (targets != -100).sum().clamp(min=1)
 
 
+def head_loss(head, x, targets):
+    """The mean cross-entropy of a head's logits. x: (N, C); targets: (N,)."""
+    return token_loss(head(x), targets)
+
+
 class GPT(nn.Module):
-    """A causal language model: the trunk, and a head that names the next token."""
+    """A causal language model: the trunk, and a head that names the next token.
+
+    `head_loss` is put in its place by kernels.py where the logits are many.
+    """
+    head_loss = staticmethod(head_loss)
 
     def __init__(self, cfg):
         super().__init__()
@@ -315,7 +324,7 @@ class GPT(nn.Module):
             x = self.trunk(ids, cache=cache)
             x = x[:, -1] if cache is None else cache.newest(x)  # (B, T, C) -> (B, C)
             return self.head(x).float()[:, :self.cfg.vocab_size]
-        return token_loss(self.logits(ids).flatten(0, 1), targets.flatten())  # (B, T, V) -> (B * T, V)
+        return self.head_loss(self.head, self.trunk(ids).flatten(0, 1), targets.flatten())  # (B, T, C) -> (B * T, C)
 
 
 class BERT(nn.Module):

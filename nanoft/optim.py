@@ -8,6 +8,10 @@ import math
 from contextlib import contextmanager
 
 import torch
+import torch.distributed
+import torch.nn.functional as F
+
+from nanoft import distributed
 
 # Coefficients of five iterations x <- a x + (b A + c A^2) x with A = x xᵀ, each the best odd quintic for the interval
 # of singular values that the one before leaves (Polar Express, arXiv:2505.16932, which also gives the safety factor).
@@ -36,11 +40,14 @@ def orthogonalize(m, steps=3, dtype=torch.float32):
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised: matrices of one shape go through the products together, in `dtype`."""
+    """Nesterov momentum, orthogonalised: matrices of one shape go through the products together, in `dtype`.
 
-    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype=torch.float32):
+    world_size, rank: several processes deal the matrices out, so that each does a share of the products.
+    """
+
+    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype=torch.float32, world_size=1, rank=0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-        self.dtype = dtype
+        self.dtype, self.world_size, self.rank = dtype, world_size, rank
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -49,17 +56,54 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 by_shape.setdefault(p.shape, []).append(p)
             for shape, params in by_shape.items():
-                grads = [p.grad for p in params]
                 for p in params:
                     if "momentum" not in self.state[p]:
                         self.state[p]["momentum"] = torch.zeros_like(p)
-                buffers = [self.state[p]["momentum"] for p in params]
+                weights, grads, buffers = (list(map(distributed.local, some)) for some in zip(*(
+                    (p, p.grad, self.state[p]["momentum"]) for p in params)))
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 ahead = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))  # (N, rows, columns)
+                if self.world_size == 1:
+                    ahead = orthogonalize(ahead, dtype=self.dtype)
+                elif weights[0] is params[0]:
+                    ahead = self.orthogonalize_share(ahead)
+                else:
+                    ahead = self.orthogonalize_shards(ahead, shape[0])
                 # entries of about lr / sqrt(columns): in proportion to those the matrix began with
                 scale = group["lr"] * max(1, shape[0] / shape[1]) ** 0.5
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(params, list(orthogonalize(ahead, dtype=self.dtype)), alpha=-scale)
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(weights, list(ahead), alpha=-scale)
+
+    def orthogonalize_share(self, m):
+        """As orthogonalize, each process its share of the matrices, which all then gather. m: (N, rows, columns)."""
+        N, share = len(m), -(-len(m) // self.world_size)
+        mine = m[self.rank * share:(self.rank + 1) * share]
+        mine = F.pad(mine, (0, 0, 0, 0, 0, share - len(mine)))  # the last may have fewer, or none
+        mine = orthogonalize(mine, dtype=self.dtype).to(self.dtype)
+        gathered = mine.new_empty(share * self.world_size, *mine.shape[1:])
+        torch.distributed.all_gather_into_tensor(gathered, mine)
+        return gathered[:N].to(m.dtype)
+
+    def orthogonalize_shards(self, m, rows):
+        """As orthogonalize, where each process has some rows of every matrix. m: (N, own rows, columns).
+
+        The rows are sent to the process whose share a matrix is, and what becomes of them is sent back.
+        """
+        world, share, own = self.world_size, -(-len(m) // self.world_size), m.size(1)
+        most = -(-rows // world)  # the last processes may have fewer rows, or none
+        x = F.pad(m, (0, 0, 0, most - own, 0, world * share - len(m))).to(self.dtype)  # (world * share, most, columns)
+        x = exchange(x).unflatten(0, (world, share)).transpose(0, 1).flatten(1, 2)     # (share, world * most, columns)
+        x = F.pad(orthogonalize(x[:, :rows], dtype=self.dtype), (0, 0, 0, world * most - rows))
+        x = exchange(x.unflatten(1, (world, most)).transpose(0, 1).flatten(0, 1))      # (world * share, most, columns)
+        return x[:len(m), :own].to(m.dtype)
+
+
+def exchange(x):
+    """Send the first of as many equal parts as there are processes to process 0, ...; give what was received, joined.
+    """
+    received = torch.empty_like(x := x.contiguous())
+    torch.distributed.all_to_all_single(received, x)
+    return received
 
 
 # ---- parameter groups --------------------------------------------------------------------------------------------
@@ -145,7 +189,8 @@ def make_optimizers(model, groups, dist, betas=(0.9, 0.98), eps=1e-8) -> list[to
     if by_adamw:
         optimizers.append(torch.optim.AdamW(by_adamw, betas=betas, eps=eps, fused=dist.device.type in ("cpu", "cuda")))
     if by_muon:
-        optimizers.append(Muon(by_muon, dtype=torch.bfloat16 if dist.dtype == torch.bfloat16 else torch.float32))
+        optimizers.append(Muon(by_muon, dtype=torch.bfloat16 if dist.dtype == torch.bfloat16 else torch.float32,
+                               world_size=dist.world_size, rank=dist.rank))
     return optimizers
 
 

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from conftest import DIST
 from test_model import CLASSIC, NGRAMS, TINY, filled
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanoft import kernels
 from nanoft.kernels import CPULinear, plain_attention, product
-from nanoft.model import BERT, GPT, Attention, ModelConfig
+from nanoft.model import BERT, GPT, Attention, ModelConfig, head_loss
 
 needs_both = pytest.mark.skipif(not kernels.BOTH, reason="torch has no MKL or no oneDNN here")
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler here")
@@ -150,3 +151,97 @@ def test_only_large_fp32_products_of_training(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         layer(x)
     assert len(calls) == 1
+
+
+# ---- the loss in chunks, the residual stream in bf16, activations made again --------------------------------------
+
+
+def head_gradients(loss, dtype, vocab=320, rows=300):
+    """The loss, and the gradients of the hidden states and of the head."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(24, vocab, bias=False)
+    x, targets = torch.randn(rows, 24, requires_grad=True), torch.randint(0, vocab, (rows,))
+    targets[::7] = -100
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        y = loss(head, x, targets)
+    return [y, *torch.autograd.grad(3 * y, [x, head.weight])]
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_in_chunks_is_the_loss_in_one(monkeypatch, dtype, compiled):
+    monkeypatch.setattr(kernels, "MOST_LOGITS", 320 * 128)  # 300 rows: chunks of 128, 128 and 44
+    fast = torch.compile(kernels.chunked_loss, dynamic=False) if compiled else kernels.chunked_loss
+    tolerance = dict(rtol=1e-5, atol=1e-6) if dtype == torch.float32 else dict(rtol=0.02, atol=1e-4)
+    for ours, theirs in zip(head_gradients(fast, dtype), head_gradients(head_loss, dtype), strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, **tolerance)
+    with torch.no_grad():
+        head, x, targets = torch.nn.Linear(24, 320, bias=False), torch.randn(300, 24), torch.randint(0, 320, (300,))
+        torch.testing.assert_close(kernels.chunked_loss(head, x, targets), head_loss(head, x, targets))
+
+
+def test_the_logits_are_never_held_together(monkeypatch):
+    monkeypatch.setattr(kernels, "MOST_LOGITS", 320 * 128)
+    largest = []
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            largest.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    with Shapes():
+        head_gradients(kernels.chunked_loss, torch.float32)
+    assert max(largest) == 320 * 128
+    largest.clear()
+    with Shapes():
+        head_gradients(head_loss, torch.float32)
+    assert max(largest) == 320 * 300
+
+
+def test_a_gpt_takes_its_loss_in_chunks(monkeypatch):
+    monkeypatch.setattr(kernels, "MOST_LOGITS", 128)
+    monkeypatch.setattr(kernels.ChunkedLoss, "apply", lambda *args: args[3])
+    model = GPT(ModelConfig(**TINY))
+    kernels.tune(model, DIST.device)
+    ids = torch.zeros(10, 16, dtype=torch.long)
+    assert model(ids, ids) == 128  # the rows of a chunk
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, NGRAMS, dict(causal=False)])
+def test_the_residual_stream_in_bf16_is_near_that_in_fp32(options, dtype):
+    cfg = ModelConfig(**{**TINY, **options})
+    model = filled(cfg, GPT if cfg.causal else BERT)
+    ids, seen = torch.randint(0, 100, (4, 16), generator=torch.Generator().manual_seed(1)), []
+    loss, gradients = step(model, model, ids, dtype)
+    model.trunk.drop.register_forward_hook(kernels.half_residual)
+    model.trunk.blocks[-1].register_forward_hook(lambda module, inputs, x: seen.append(x.dtype))
+    half, half_gradients = step(model, model, ids, dtype)
+    assert seen == [dtype]  # fp32 stays what it was
+    assert half.item() == pytest.approx(loss.item(), rel=1e-2 if dtype == torch.bfloat16 else 1e-7)
+    for a, b in zip(gradients, half_gradients, strict=True):
+        assert (a - b).norm() <= (0.06 if dtype == torch.bfloat16 else 0) * a.norm()
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_activations_made_again_change_nothing(compiled, dropout):
+    model = filled(ModelConfig(**TINY, dropout=dropout), GPT)
+    ids, calls = torch.randint(0, 100, (4, 16)), []
+    torch.manual_seed(1)
+    loss, gradients = step(model, model, ids, torch.float32)
+    kernels.checkpoint_activations(model)
+    model.trunk.blocks[0].attn.q.register_forward_hook(lambda *_: calls.append(1))
+    if compiled:
+        torch._dynamo.reset()
+    net = torch.compile(model, dynamic=False) if compiled else model
+    if compiled and dropout:
+        return step(model, net, ids, torch.float32)  # compiled code draws other random numbers
+    torch.manual_seed(1)
+    again, same = step(model, net, ids, torch.float32)
+    assert compiled or len(calls) == 2  # forward, and once more backward
+    torch.testing.assert_close(again, loss)
+    for a, b in zip(gradients, same, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
