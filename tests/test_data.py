@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,27 @@ def test_wikitext_counts_are_the_published_ones(tmp_path):
     assert [tokens.num_bytes for tokens in splits] == [10_797_148, 1_121_681, 1_256_449]
     assert [tokens.num_documents for tokens in splits] == [600, 60, 60]
     assert "245,569 words" in done.stdout
+
+
+def test_wikitext_is_read_from_the_zip_or_its_files(tmp_path):
+    files = tmp_path / "wikitext-2"
+    files.mkdir()
+    for split in ("train", "valid", "test"):
+        articles = [f" \n = Title {i} = \n \n An article of {split} , number {i} .\n" for i in range(9)]
+        (files / f"wiki.{split}.raw").write_text("".join(articles), encoding="utf-8")
+    with zipfile.ZipFile(tmp_path / "wikitext-2-v1.zip", "w") as archive:
+        for path in files.iterdir():
+            archive.write(path, f"wikitext-2/{path.name}")
+    made = []
+    for source in (files, tmp_path, tmp_path / "wikitext-2-v1.zip"):
+        out = tmp_path / f"out{len(made)}"
+        done = run("wikitext", "--variant=2-raw", f"--source={source}", f"--out={out}", "--vocab_size=270")
+        assert done.returncode == 0, done.stderr
+        made.append([path.read_bytes() for path in sorted(out.iterdir())])
+    assert made[0] == made[1] == made[2] and Tokens.open(out, "test").num_documents == 9
+    (files / "wiki.test.raw").unlink()
+    done = run("wikitext", "--variant=2-raw", f"--source={files}", f"--out={tmp_path / 'new'}", mirror=tmp_path)
+    assert done.returncode == 2 and "wiki.test.raw" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @needs("tinyshakespeare.txt")
@@ -162,6 +184,7 @@ def test_files_for_the_splits_in_a_folder(tmp_path):
     ("a.txt.gz", b"no gzip", [], "cannot be read"),
     ("a.jsonl", b'{"text": "x"}\n{"txt": 1}\n', [], "line 2"),
     ("a.jsonl", b'{"text": 5}\n', [], "line 1"),
+    ("a.jsonl", b'{"body": "x", "id": 1}\n', [], "under 'text'; it has body, id"),
     ("a.txt", b"text", ["--vocab_size=200"], "smallest is 261"),
     ("a.txt", b"text", ["--val_fraction=2"], "between 0 and 1"),
     ("a.txt", b"text", ["--source=/nowhere"], "does not exist"),

@@ -141,7 +141,7 @@ def main():
         counts = [f"{len(files[split]):,} files for {split}" for split in ("train", "val", "test") if split in files]
         if "all" in files:
             counts = [f"{len(files['all']):,} files", f"{sum(map(bool, plan[0])):,} documents" + (
-                "" if plan[1] is None else f"; few, so the text from character {plan[1]:,} on is for validation")]
+                "" if plan[1] is None or not plan[0] else f"; few, so the text from character {plan[1]:,} on is for validation")]
         print(f"{path}: {', '.join(counts)}")
 
     def documents(split: str) -> Iterator[Iterable[str]]:

@@ -30,14 +30,14 @@ class Options:
     variant: Literal["2", "2-raw", "103", "103-raw"] = "2"  # 2 or 103 million words; raw: without <unk>
     vocab_size: int = 8192  # size of the vocabulary
     tokenizer: str = ""  # a tokenizer.json or the folder of a published one, instead of learning one
-    source: str = ""  # the zip file, or a folder that holds it
+    source: str = ""  # the zip file, or a folder that holds it or the files in it
     out: str = ""  # where the data set goes; empty is beside this file (in a folder VARIANT for all but 2)
 
 
-def read_articles(zip_path: Path, member: str) -> Iterator[str]:
-    """The articles of one file of the zip; joined, they are that file byte for byte."""
+def read_articles(path: Path, member: str) -> Iterator[str]:
+    """The articles of one file of the zip, or of the folder it was unpacked to; joined, they are it byte for byte."""
     article = []
-    with zipfile.ZipFile(zip_path) as archive, archive.open(member) as file:
+    with open(path / member, "rb") if path.is_dir() else zipfile.ZipFile(path).open(member) as file:
         for line in io.TextIOWrapper(file, encoding="utf-8", newline="\n"):
             article.append(line)
             # a title stands between empty lines; a formula or a reference that looks like one does not
@@ -55,17 +55,22 @@ def count_words(articles: Iterable[str]) -> int:
 def main():
     cfg = config.load(Options)
     name = f"wikitext-{cfg.variant.replace('-raw', '')}{'-raw' if 'raw' in cfg.variant else ''}"
-    zip_path = prepare.find_raw(f"{name}-v1.zip", f"{ADDRESS}{name}-v1.zip", HERE, cfg.source)
     ending = "raw" if cfg.variant.endswith("raw") else "tokens"
-    members = {"train": f"{name}/wiki.train.{ending}", "val": f"{name}/wiki.valid.{ending}",
-               "test": f"{name}/wiki.test.{ending}"}
+    members = {"train": f"wiki.train.{ending}", "val": f"wiki.valid.{ending}", "test": f"wiki.test.{ending}"}
+    unpacked = [folder for folder in (Path(cfg.source), Path(cfg.source, name))
+                if cfg.source and (folder / members["train"]).is_file()]
+    if unpacked:
+        path = unpacked[0]
+    else:
+        path = prepare.find_raw(f"{name}-v1.zip", f"{ADDRESS}{name}-v1.zip", HERE, cfg.source)
+        members = {split: f"{name}/{member}" for split, member in members.items()}
     try:
-        words = {split: count_words(read_articles(zip_path, member)) for split, member in members.items()}
-    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, zlib.error) as error:
-        raise UserError(f"{zip_path}: not the published {name}-v1.zip ({error}); fetch it again") from None
+        words = {split: count_words(read_articles(path, member)) for split, member in members.items()}
+    except (zipfile.BadZipFile, KeyError, FileNotFoundError, UnicodeDecodeError, zlib.error) as error:
+        raise UserError(f"{path}: not the published {name}-v1.zip ({error}); fetch it again") from None
     if words != WORDS.get(cfg.variant, words):
-        raise UserError(f"{zip_path}: {words} words, where {WORDS[cfg.variant]} were published; fetch it again")
-    splits = {split: lambda member=member: read_articles(zip_path, member) for split, member in members.items()}
+        raise UserError(f"{path}: {words} words, where {WORDS[cfg.variant]} were published; fetch it again")
+    splits = {split: lambda member=member: read_articles(path, member) for split, member in members.items()}
     out = cfg.out or (HERE if cfg.variant == "2" else HERE / cfg.variant)
     words = {} if "raw" in cfg.variant else words  # published perplexities count the words of the other form
     prepare.write_data(out, splits, cfg.vocab_size, cfg.tokenizer, words)

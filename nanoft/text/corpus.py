@@ -247,10 +247,13 @@ def read_jsonl(path: Path, text_key: str, encoding: str = "") -> Iterator[str]:
             number += 1
             if not line.strip():
                 continue
+            row = None
             try:
-                text = json.loads(line)[text_key]
+                row = json.loads(line)
+                text = row[text_key]
                 check_text(text)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path}: line {number} is no JSON object with a text under {text_key!r} "
+                keys = f"; it has {', '.join(row)[:200]}" * bool(row and isinstance(row, dict))
+                raise UserError(f"{path}: line {number} is no JSON object with a text under {text_key!r}{keys} "
                                 f"({type(error).__name__}: {error}); mend it, or give --text_key") from None
             yield text
