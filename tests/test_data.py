@@ -52,16 +52,16 @@ def test_wikitext_counts_are_the_published_ones(tmp_path):
 
 
 def test_wikitext_is_read_from_the_zip_or_its_files(tmp_path):
-    files = tmp_path / "wikitext-2"
+    files = tmp_path / "wikitext-2-raw"
     files.mkdir()
     for split in ("train", "valid", "test"):
         articles = [f" \n = Title {i} = \n \n An article of {split} , number {i} .\n" for i in range(9)]
         (files / f"wiki.{split}.raw").write_text("".join(articles), encoding="utf-8")
-    with zipfile.ZipFile(tmp_path / "wikitext-2-v1.zip", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "wikitext-2-raw-v1.zip", "w") as archive:
         for path in files.iterdir():
-            archive.write(path, f"wikitext-2/{path.name}")
+            archive.write(path, f"wikitext-2-raw/{path.name}")
     made = []
-    for source in (files, tmp_path, tmp_path / "wikitext-2-v1.zip"):
+    for source in (files, tmp_path, tmp_path / "wikitext-2-raw-v1.zip"):
         out = tmp_path / f"out{len(made)}"
         done = run("wikitext", "--variant=2-raw", f"--source={source}", f"--out={out}", "--vocab_size=270")
         assert done.returncode == 0, done.stderr

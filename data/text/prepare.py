@@ -140,8 +140,8 @@ def main():
         sources.append((files, plan))
         counts = [f"{len(files[split]):,} files for {split}" for split in ("train", "val", "test") if split in files]
         if "all" in files:
-            counts = [f"{len(files['all']):,} files", f"{sum(map(bool, plan[0])):,} documents" + (
-                "" if plan[1] is None or not plan[0] else f"; few, so the text from character {plan[1]:,} on is for validation")]
+            few = f"; few, so the text from character {plan[1]:,} on is for validation" if plan[0] and plan[1] else ""
+            counts = [f"{len(files['all']):,} files", f"{sum(map(bool, plan[0])):,} documents{few}"]
         print(f"{path}: {', '.join(counts)}")
 
     def documents(split: str) -> Iterator[Iterable[str]]:

@@ -253,7 +253,7 @@ def read_jsonl(path: Path, text_key: str, encoding: str = "") -> Iterator[str]:
                 text = row[text_key]
                 check_text(text)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                keys = f"; it has {', '.join(row)[:200]}" * bool(row and isinstance(row, dict))
+                keys = f"; it has {', '.join(row)[:200]}" if row and isinstance(row, dict) else ""
                 raise UserError(f"{path}: line {number} is no JSON object with a text under {text_key!r}{keys} "
                                 f"({type(error).__name__}: {error}); mend it, or give --text_key") from None
             yield text
