@@ -61,7 +61,7 @@ class Config:
     doc_stride: int = 128              # tokens from one window to the next
     pool: Literal["auto", "mean", "cls", "last"] = "auto"  # a text's vector; auto: mean, of a GPT the last token's
     match_types: Literal["auto", "true", "false"] = "auto"  # of two texts: token types mark tokens shared by both
-    linear: Literal["auto", "true", "false"] = "auto"  # add a linear model of n-grams; auto: classify from scratch
+    linear: Literal["auto", "true", "false"] = "auto"  # a linear model of n-grams beside the blocks; auto: of texts
     token_drop: float = 0.0            # fraction of the training tokens left out, others each epoch
     token_mask: float = 0.0            # fraction of them replaced by <|mask|>
 
@@ -352,9 +352,14 @@ def build_model(cfg, data, source, path, dist):
 def evaluate(run, data):
     """The scores of the validation rows; TensorBoard gets the mistakes."""
     run.model.eval()
+    data.task["linear_share"] = 0.0  # first of the head alone
     out = predict.outputs(run.model, data.features["val"], data.task, data.tokenizer, run.dist)
     run.model.train()
     run.check_finite(out.sum(), "validation")
+    if data.task["linear"]:
+        simple = linear.outputs(data.fitted, data.features["val"])
+        data.task["linear_share"] = predict.best_share(data.task, data.rows["val"], data.features["val"], out, simple)
+        out = predict.mixed(out, simple, data.task)
     if data.task.get("multi_label"):
         data.task["thresholds"] = predict.best_thresholds(data.task, data.rows["val"], data.features["val"], out)
     found = predict.predictions(data.task, data.rows["val"], data.features["val"], out)

@@ -16,7 +16,8 @@ def batch(encoded: Encoded, index, task: dict, tokenizer, multiple: int = 1, cla
           augment: Callable | None = None) -> dict[str, np.ndarray]:
     """The features number `index` (B,) as the arrays that TaskModel takes.
 
-    ids (B, T); mask (B, T) unless nothing is padded; types (B, T) for two texts; allowed (B, T) for answer, where an
+    ids (B, T); mask (B, T) unless nothing is padded; types (B, T) for two texts, 0 and 1, with match_types or a linear
+    model 2 and 3 for tokens that both have; allowed (B, T) for answer, where an
     answer may lie; targets and weights (B,), (B, K), (B, 2) or (B, T). T is the longest length, rounded up to a
     `multiple` if max_length allows. class_weights: (K,). augment(ids, number) gives other ids for a feature (as many as
     before, except for classify, pair and regress).
@@ -40,7 +41,7 @@ def batch(encoded: Encoded, index, task: dict, tokenizer, multiple: int = 1, cla
         out["mask"] = is_token
     if kind in TWO_TEXTS:
         out["types"] = ((position >= second[:, None]) & is_token).astype(np.int64)
-        if task.get("match_types"):
+        if task.get("match_types") or task.get("linear"):
             out["types"] += 2 * in_both_texts(out["ids"], out["types"], is_token)
     if kind == "answer":
         in_context = (position >= second[:, None]) & (position < lengths[:, None] - 1)

@@ -2,7 +2,7 @@
 
 The trunk keeps the names that its weights have in a GPT or BERT checkpoint; what is new is `task_head`, one matrix
 that starts at zero, so that at first all classes are equally likely. A task is a dictionary (examples.py): kind,
-labels, multi_label, and what fine-tuning adds: pool, head_dropout, linear.
+labels, multi_label, and what fine-tuning adds: pool, head_dropout, linear, linear_share.
 
 Shapes: B features, T tokens, C = n_embd, K outputs of the head.
 """
@@ -32,7 +32,7 @@ class TaskModel(nn.Module):
             self.task_head = nn.Linear(cfg.n_embd, n_outputs(task))
             nn.init.zeros_(self.task_head.weight)
             nn.init.zeros_(self.task_head.bias)
-        # a linear model of n-grams, fitted before training; its logits are added to the head's in evaluation
+        # a linear model of n-grams, fitted before training; in evaluation its logits are averaged with the head's
         self.ngrams = NGramLinear(n_outputs(task)) if task.get("linear") else None
 
     def hidden(self, ids: Tensor, types: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -41,6 +41,8 @@ class TaskModel(nn.Module):
         Padding is on the right, where a causal model does not look.
         """
         mask = None if mask is None or self.cfg.causal else mask[:, None, None, :]  # (B, T) -> (B, 1, 1, T)
+        if types is not None and self.cfg.n_types:  # a trunk of two types takes tokens of both texts as any other
+            types = types % self.cfg.n_types
         return self.drop(self.trunk(ids, types, mask))
 
     def logits(self, ids: Tensor, types=None, mask=None, allowed=None) -> Tensor:
@@ -55,7 +57,7 @@ class TaskModel(nn.Module):
                 x = torch.tanh(self.pooler(x))
         y = self.task_head(x).float()
         if self.ngrams is not None and not self.training:
-            y = y + self.ngrams(ids, mask)
+            y = mixed(y, self.ngrams(ids, mask, types), self.task)
         return y.masked_fill(~allowed[..., None], -torch.inf) if self.task["kind"] == "answer" else y
 
     def nats(self, ids: Tensor, targets: Tensor) -> Tensor:
@@ -86,6 +88,12 @@ class TaskModel(nn.Module):
         else:
             losses = F.cross_entropy(y.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
         return (losses * weights).sum()
+
+
+def mixed(y, linear, task: dict):
+    """The weighted mean of the head's logits y and those of the linear model, by the task's linear_share."""
+    share = task.get("linear_share", 1.0)
+    return (1 - share) * y + share * linear
 
 
 def n_outputs(task: dict) -> int:

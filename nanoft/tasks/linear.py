@@ -1,9 +1,11 @@
-"""A linear model of hashed n-grams of tokens, fitted in seconds: the baseline of every report, and for a table without
-a pretrained model the model itself, since blocks from scratch did not beat it (LOG.md).
+"""A linear model of hashed n-grams of tokens, fitted in seconds: the baseline of every report, a second opinion beside
+the blocks of a pretrained model, and for a table without one the model itself: blocks from scratch did not beat it
+(LOG.md).
 
 What TF-IDF with logistic regression is in other libraries, on the tokens that the neural model reads. A text becomes
 its distinct tokens and pairs of neighbours, each weighted by (1 + log count) * idf, the vector scaled to length 1
-(Salton and Buckley 1988); a weight for each of them and each class is fitted by L-BFGS with an L2 penalty.
+(Salton and Buckley 1988); a weight for each of them and each class is fitted by L-BFGS with an L2 penalty. Of two
+texts, a token counts as another one by where it stands: in the first alone, in the second alone, in both.
 
 Shapes: B texts, T tokens, K outputs, M distinct n-grams of each text, over all texts of a batch.
 """
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanoft.model import hash_multipliers
+from nanoft.tasks.collate import in_both_texts
 from nanoft.tasks.features import Encoded
 
 KINDS = ("classify", "pair", "regress")
@@ -40,10 +43,11 @@ class NGramLinear(nn.Module):
         with torch.device("cpu"):  # never "meta": no checkpoint holds these
             self.register_buffer("multipliers", hash_multipliers(2), persistent=False)
 
-    def ngrams(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The distinct n-grams of texts: number of the text, bucket, count, each (M,). ids, mask: (B, T)."""
-        before = F.pad(ids + 1, (1, 0))[:, :-1]                              # (B, T) the token before, 0 for none
-        hashed = torch.stack((ids + 1, before), dim=-1) * self.multipliers   # (B, T, 2)
+    def ngrams(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The distinct n-grams of texts: number of the text, bucket, count, each (M,). ids, mask, types: (B, T)."""
+        ids = ids + 1 if types is None else ids + 1 + (types << 20)
+        before = F.pad(ids, (1, 0))[:, :-1]                                  # (B, T) the token before, 0 for none
+        hashed = torch.stack((ids, before), dim=-1) * self.multipliers       # (B, T, 2)
         keys = (hashed.cumsum(-1) >> 32) % self.n_buckets                    # (B, T, 2) of the token, of the pair
         keys = keys + self.n_buckets * torch.arange(len(ids), device=ids.device)[:, None, None]
         keys, counts = (keys if mask is None else keys[mask]).flatten().unique(return_counts=True)
@@ -55,9 +59,9 @@ class NGramLinear(nn.Module):
         norm = weight.new_zeros(n_texts).index_add(0, text, weight.square()).sqrt()
         return weight / norm.clamp(min=1e-9)[text]
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """ids, mask: (B, T) -> (B, K)."""
-        text, bucket, count = self.ngrams(ids, mask)
+    def forward(self, ids: Tensor, mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
+        """ids, mask: (B, T) -> (B, K). types: (B, T) of two texts, 0 and 1, of tokens that both have 2 and 3."""
+        text, bucket, count = self.ngrams(ids, mask, types)
         weight = self.weights(text, bucket, count, len(ids))
         return self.table.new_zeros(len(ids), self.table.size(1)).index_add(
             0, text, weight[:, None] * self.table[bucket])
@@ -91,15 +95,19 @@ def outputs(model: NGramLinear, encoded: Encoded) -> np.ndarray:
     return (matrix(model, *count_all(model, encoded), len(encoded), used) @ model.table).double().numpy()
 
 
-def count_all(model: NGramLinear, encoded: Encoded, size: int = 2048) -> tuple[Tensor, Tensor, Tensor]:
+def count_all(model: NGramLinear, encoded: Encoded, size: int = 256) -> tuple[Tensor, Tensor, Tensor]:
     """The n-grams of all features, as NGramLinear.ngrams gives them."""
-    parts = []
+    parts, two_texts = [], (encoded.second < encoded.lengths).any()
     for first in range(0, len(encoded), size):
-        lengths = encoded.lengths[first:first + size]
-        mask = np.arange(lengths.max()) < lengths[:, None]  # (B, T)
+        lengths, second = encoded.lengths[first:first + size], encoded.second[first:first + size]
+        position, types = np.arange(lengths.max()), None
+        mask = position < lengths[:, None]  # (B, T)
         ids = np.zeros(mask.shape, dtype=np.int64)
         ids[mask] = encoded.ids[encoded.begin[first]:encoded.begin[first + len(lengths)]]
-        text, bucket, count = model.ngrams(torch.from_numpy(ids), torch.from_numpy(mask))
+        if two_texts:
+            types = ((position >= second[:, None]) & mask).astype(np.int64)
+            types = torch.from_numpy(types + 2 * in_both_texts(ids, types, mask))
+        text, bucket, count = model.ngrams(torch.from_numpy(ids), torch.from_numpy(mask), types)
         parts.append((text + first, bucket, count))
     text, bucket, count = (torch.cat(columns) for columns in zip(*parts))
     return text, bucket, count

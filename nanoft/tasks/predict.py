@@ -18,7 +18,7 @@ from nanoft.model import GPT
 from nanoft.sampling import Sampling
 from nanoft.tasks import collate, features, metrics
 from nanoft.tasks.features import Encoded
-from nanoft.tasks.heads import TaskModel, n_outputs, pooled
+from nanoft.tasks.heads import TaskModel, mixed, n_outputs, pooled
 
 BATCH_TOKENS = 8192  # tokens of a batch, padding included
 IMPOSSIBLE = -1e9    # the score of an answer that cannot be
@@ -125,6 +125,15 @@ def predictions(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray)
     return [{"prediction": [label for label, x, least in zip(labels, p, thresholds) if x > least] if several
              else labels[p.argmax()],
              "probabilities": {label: round(float(x), 6) for label, x in zip(labels, p)}} for p in probabilities]
+
+
+def best_share(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray, linear: np.ndarray) -> float:
+    """The share of a linear model's outputs beside the head's own, 0 to 1, with the least loss on these rows."""
+    def loss(share):
+        both = mixed(out, linear, {"linear_share": share})
+        return scores(task, rows, predictions(task, rows, encoded, both), encoded, both)[0]["loss"]
+
+    return min((i / 10 for i in range(10, -1, -1)), key=loss)
 
 
 def best_thresholds(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray) -> dict[str, float]:

@@ -14,7 +14,7 @@ from nanoft import UserError, bpe, checkpoint, distributed, files
 from nanoft.distributed import Dist
 from nanoft.model import ModelConfig
 from nanoft.published.source import open_checkpoint
-from nanoft.tasks import examples, features, lora, metrics, predict
+from nanoft.tasks import examples, features, linear, lora, metrics, predict
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import prepare, vocabulary
 
@@ -101,16 +101,18 @@ AUTO = {"optimizer": "auto", "lr": 0.0, "muon_lr": 0.0, "epochs": 0.0, "n_layer"
 def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[dict]]):
     """The options with every AUTO replaced, and a line that says what was chosen. LOG.md has the measurements.
 
-    From scratch, texts are classified by a linear model of n-grams, which needs no steps; other kinds get two blocks.
+    From scratch, texts are classified, compared and rated by a linear model of n-grams, which needs no steps; other
+    kinds get two blocks. Beside pretrained blocks the linear model gives a second opinion.
     A model of nanoft's own learns fastest by Muon; published weights want small steps, large ones smaller still.
     """
     kind, n_rows = task["kind"], len(rows["train"])
     published = source is not None and not source["model_config"].get("qk_norm", True)
-    if not source and kind == "classify" and cfg.n_layer == -1 and not cfg.epochs and not cfg.max_steps:
+    if not source and kind in linear.KINDS and cfg.n_layer == -1 and not cfg.epochs and not cfg.max_steps:
         choice = {"n_layer": 0, "n_head": 1, "n_embd": 8, "linear": "true", "max_length": cfg.max_length or 2048}
         choice |= {"optimizer": "adamw", "match_types": "false"}
         return replace(cfg, **choice), f"chosen  a linear model of n-grams ({kind} from scratch)"
-    choice = {"epochs": 3.0 if n_rows < 20_000 else 2.0, "n_layer": 2, "linear": "false", "match_types": "false"}
+    choice = {"epochs": 3.0 if n_rows < 20_000 else 2.0, "n_layer": 2, "match_types": "false"}
+    choice["linear"] = "true" if kind in linear.KINDS and not cfg.lora_rank else "false"  # an adapter is small
     if published or kind == "generate":
         width = source["model_config"]["n_embd"] if source else cfg.n_embd
         choice |= {"optimizer": "adamw", "lr": 3e-4 if width <= 400 else 5e-5, "muon_lr": 0.002}

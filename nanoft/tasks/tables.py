@@ -23,10 +23,11 @@ SPREADSHEETS = (".xlsx", ".xls", ".ods")
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
 # The usual names of columns in other people's files, for ours. One is taken unasked where it is the only one.
 USUAL = {
-    "text": "text sentence review content comment document body tweet message text1 sentence1 question1 premise "
-            "文本 内容 评论 句子",
-    "pair": "pair text2 sentence2 question2 hypothesis",
-    "label": "label labels sentiment class category target score rating stars similarity topic intent 标签 类别 情感",
+    "text": "text sentence review content comment document body tweet message text1 text_a sentence1 sentence_a "
+            "question1 premise 文本 内容 评论 句子",
+    "pair": "pair text2 text_b sentence2 sentence_b question2 hypothesis",
+    "label": "label labels gold_label sentiment class category target score rating stars similarity topic intent "
+             "标签 类别 情感",
     "prompt": "prompt instruction question input",
     "response": "response answer output completion target",
 }
