@@ -56,7 +56,7 @@ class Config:
     positive: str = ""                 # of two labels, the one that f1 and auc are of; "" = a usual name, or the rarer
     metric: str = ""                   # the score by which the best weights are chosen; "" = the kind's usual one
 
-    max_length: int = 0                # tokens of a feature, 0 = the model's block_size
+    max_length: int = 0                # tokens of a feature, 0 = chosen: block_size, or for long texts more
     long_text: Literal["head", "tail", "head_tail", "windows"] = "head"  # what is kept of a longer text; windows: all
     doc_stride: int = 128              # tokens from one window to the next
     pool: Literal["auto", "mean", "cls", "last"] = "auto"  # a text's vector; auto: mean, of a GPT the last token's
@@ -187,8 +187,8 @@ def fine_tune(cfg, dist):
                    {name: files.fingerprint(data.rows[name]) for name in ("train", "val")}, steps, started=started)
     run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * eval_interval, dist.dtype)
     average = optim.EMA(model, cfg.average, source["averaged"] if cfg.resume and source else None)
-    if cfg.linear == "true" and not cfg.resume:
-        run.evaluated = -1  # what the linear model knows before the first step is evaluated, too
+    if not steps and not cfg.resume:
+        run.evaluated = -1  # a linear model alone is complete before the first step
     source = None  # free memory
     describe(run, data, steps)
 
@@ -315,7 +315,7 @@ def open_data(cfg, dist, source, path):
     if cfg.eval_only:
         task = start.saved_task(source, path, task, rows)
     else:
-        cfg, chosen = start.choose_options(cfg, source, task, rows)
+        cfg, chosen = start.choose_options(cfg, source, task, rows, tokenizer)
         shape = start.model_shape(cfg, source, path, tokenizer, task)
         task = start.complete_task(task, cfg, shape, rows)
         if cfg.resume:

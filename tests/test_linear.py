@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 import finetune
 import sample
 from nanoft import bpe, checkpoint
-from nanoft.tasks import baselines, collate, features, linear, start
+from nanoft.tasks import baselines, collate, features, linear, predict, start
 
 WORDS = {"good": "fine lovely bright warm", "bad": "dull grey broken slow"}
 FILLER = "the a film was and very it in of with".split()
@@ -93,6 +94,62 @@ def test_labels_and_numbers(kind):
     assert (guess == [row["label"] for row in rows]).mean() > 0.95
 
 
+@pytest.mark.parametrize("position, given, expected", [
+    ("rope", 0, 304), ("rope", 100, 100), ("learned", 0, 0), ("rope", 0, 0)])
+def test_a_small_block_size_does_not_cut_long_texts(position, given, expected):
+    text = "a" if (given, expected) == (0, 0) and position == "rope" else "a" * 300  # a token a letter
+    source = {"model_config": {"n_embd": 64, "qk_norm": True, "block_size": 64, "position": position}}
+    cfg, _ = start.choose_options(finetune.Config(max_length=given), source, {"kind": "classify"},
+                                  {"train": [{"text": text}] * 20}, bpe.train(["b"], 262, progress=False))
+    assert cfg.max_length == (expected if expected != 304 else len(text) + 1 + 4)
+
+
+def pairs(n, seed):
+    """Two texts that have no word in common, or all."""
+    rng, rows = random.Random(seed), []
+    for i in range(n):
+        words = rng.sample([f"w{k}" for k in range(40)], 8)
+        second = words[:4] if i % 2 else words[4:]
+        rows.append({"text": " ".join(words[:4]), "pair": " ".join(rng.sample(second, 4)),
+                     "label": ("no", "yes")[i % 2]})
+    return rows
+
+
+def test_it_knows_what_two_texts_have_in_common():
+    task = TASK | {"kind": "pair", "labels": ["no", "yes"], "linear": True}
+    train, tokenizer = encoded(pairs(200, 1), task)
+    new = features.encode(pairs(100, 2), task, tokenizer)
+    model = linear.fit(task, train, train)
+    out = linear.outputs(model, new)
+    assert (out.argmax(1) == new.targets).mean() > 0.9
+    batch = {k: torch.from_numpy(v) for k, v in collate.batch(new, np.arange(20), task, tokenizer).items()}
+    torch.testing.assert_close(model(batch["ids"], batch.get("mask"), batch["types"]).numpy(),
+                               out[:20].astype(np.float32), atol=1e-4, rtol=1e-4)
+    ids, types = (batch[name][0, :new.lengths[0]] for name in ("ids", "types"))
+    torch.testing.assert_close(linear.contributions(model, ids, types).sum(0), model(ids[None], None, types[None])[0])
+
+
+def test_the_share_has_the_least_loss():
+    rows = rows_of(200, 3)
+    split, _ = encoded(rows, TASK)
+    good = linear.outputs(linear.fit(TASK, split, split), split)
+    assert predict.best_share(TASK, rows, split, -good, good) == 1.0
+    assert predict.best_share(TASK, rows, split, good, -good) == 0.0
+    rng = np.random.default_rng(0)  # two with errors of their own are best together
+    first, second = (good + rng.normal(0, 2, good.shape) for _ in range(2))
+    assert 0.2 < predict.best_share(TASK, rows, split, first, second) < 0.8
+
+
+def test_words_of_a_linear_model_are_explained(tmp_path, call, capsys):
+    table = write_csv(tmp_path / "reviews.csv", rows_of(300, 1))
+    call(finetune, f"--train_file={table}", f"--out_dir={tmp_path / 'run'}", "--device=cpu")
+    call(sample, f"--checkpoint={tmp_path / 'run'}", "--text=a lovely warm film", "--explain", "--device=cpu")
+    line = capsys.readouterr().out.split("logit of good")[1]
+    score, base = (float(x) for x in re.findall(r"-?\d+\.\d+", line)[:2])
+    assert score > 0.1 and base == 0.0 and line.index("lovely +") < line.index("film")
+    assert "delta" in (tmp_path / "run" / "explain" / "index.html").read_text(encoding="utf-8")
+
+
 def test_remarks():
     task = {"kind": "classify", "metric": "accuracy"}
     same = [{"prediction": "a"}] * 4
@@ -109,8 +166,10 @@ def test_remarks():
     ("classify", None, {"n_layer": 0, "linear": "true"}), ("tag", None, {"n_layer": 2, "optimizer": "muon"})])
 def test_options_follow_from_where_one_begins(kind, source, expected):
     rows = {"train": [{"text": "a", "pair": "b"} if kind == "pair" else {"text": "a"}] * 9}
-    cfg, line = start.choose_options(finetune.Config(), source and {"model_config": source}, {"kind": kind}, rows)
+    tokenizer, source = bpe.train(["a b"], 300, progress=False), source and {"block_size": 64} | source
+    cfg, line = start.choose_options(finetune.Config(), source and {"model_config": source}, {"kind": kind}, rows,
+                                     tokenizer)
     assert {name: getattr(cfg, name) for name in expected} == expected and line.startswith("chosen  ")
     cfg, _ = start.choose_options(finetune.Config(optimizer="adamw", lr=0.5, epochs=7), source and {
-        "model_config": source}, {"kind": kind}, rows)
+        "model_config": source}, {"kind": kind}, rows, tokenizer)
     assert (cfg.optimizer, cfg.lr, cfg.epochs) == ("adamw", 0.5, 7)  # what is given is taken

@@ -19,7 +19,7 @@ from nanoft.tasks import collate, sweep
 
 FILLER = "the a one some day house went over under with from many few old new".split()
 FAST = ["--device=cpu", "--dtype=float32", "--log_interval=1", "--batch_size=16", "--epochs=3", "--lr=0.003",
-        "--optimizer=adamw", "--embed_lr=0.02", "--head_lr=0.01", "--max_length=48"]
+        "--optimizer=adamw", "--embed_lr=0.02", "--head_lr=0.01", "--max_length=48", "--linear=false"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
@@ -188,9 +188,6 @@ def test_a_model_from_scratch_learns_too(n_layer, home, tmp_path, call):
     call(finetune, *FAST, f"--data={home / 'classify'}", f"--out_dir={tmp_path / 'run'}", f"--n_layer={n_layer}",
          "--n_head=2", "--n_embd=32", "--n_gram=2", "--n_buckets=256", "--class_weights=balanced")
     assert result(tmp_path / "run")["test_accuracy"] > 0.9
-    if not n_layer:
-        with pytest.raises(UserError, match="no blocks"):
-            call(sample, f"--checkpoint={tmp_path / 'run'}", "--text=awful", "--explain")
 
 
 class Crash(BaseException):

@@ -65,7 +65,7 @@ def attention_maps(trunk: Transformer, ids: Tensor, types: Tensor | None = None)
     """The attention weights of one text: ids (T,) -> (L, H, T, T). Row: the query token; column: the key token."""
     with attention_weights(trunk) as weights:
         trunk(ids[None], None if types is None else types[None])
-    return torch.cat(weights)
+    return torch.cat(weights) if weights else torch.zeros(0, trunk.cfg.n_head, len(ids), len(ids))
 
 
 def rollout(maps: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanoft import distributed
 from nanoft.batches import IGNORE
-from nanoft.tasks import collate
+from nanoft.tasks import collate, linear
 
 MAX_TARGETS = 8  # scores of one text
 
@@ -25,6 +25,7 @@ class Target(NamedTuple):
     name: str
     score: Callable  # (ids (B, T), types (B, T) or None) -> (B,)
     positions: list  # of the last hidden states that the score reads
+    n_grams: Tensor | None = None  # (T,) on the CPU: what the linear model of n-grams beside the blocks adds, by token
 
 
 class Subject(NamedTuple):
@@ -73,7 +74,11 @@ def subject_from_row(model, task: dict, tokenizer, row: dict, guess: dict, answe
                    Target("logits of no answer", lambda ids, types: logits(ids, types)[:, 0].sum(-1), [0])]
     else:
         positions = {"cls": [0], "last": [len(ids) - 1]}.get(task["pool"], list(range(len(ids))))
-        targets = [Target(name, score, positions) for name, score in text_scores(logits, task, out[own].mean(0))]
+        scores, parts = text_scores(logits, task, out[own].mean(0)), None
+        if model.ngrams is not None:  # (T, K)
+            parts = linear.contributions(model.ngrams, ids, None if types is None else types[0]).cpu()
+            parts *= task.get("linear_share", 1.0) * task.get("deviation", 1.0)
+        targets = [Target(name, score, positions, None if parts is None else parts[:, k]) for k, name, score in scores]
     total = encoded.n_tokens[number]
     note = join(f"Window {best + 1} of {len(own)}." if len(own) > 1 else
                 f"The model reads {len(ids)} of its {total:,} tokens." if total > len(ids) else "",
@@ -83,14 +88,14 @@ def subject_from_row(model, task: dict, tokenizer, row: dict, guess: dict, answe
     return Subject(title, answer, note, ids, None if types is None else types[0], targets[:MAX_TARGETS])
 
 
-def text_scores(logits: Callable, task: dict, mean: np.ndarray) -> list[tuple[str, Callable]]:
-    """(name, score) of a text's label, of its several labels or of its number. mean: (K,) logits of the row."""
+def text_scores(logits: Callable, task: dict, mean: np.ndarray) -> list[tuple[int, str, Callable]]:
+    """(k, name, score) of a text's label, of its several labels or of its number. mean: (K,) logits of the row."""
     if task["kind"] == "regress":
-        return [("the number", lambda ids, types: logits(ids, types)[:, 0] * task["deviation"] + task["mean"])]
+        return [(0, "the number", lambda ids, types: logits(ids, types)[:, 0] * task["deviation"] + task["mean"])]
     chosen = [int(mean.argmax())]
     if task.get("multi_label"):
         chosen = [k for k, x in enumerate(mean) if x > 0] or chosen
-    return [(f"logit of {task['labels'][k]}", lambda ids, types, k=k: logits(ids, types)[:, k]) for k in chosen]
+    return [(k, f"logit of {task['labels'][k]}", lambda ids, types, k=k: logits(ids, types)[:, k]) for k in chosen]
 
 
 def tag_targets(logits: Callable, task: dict, words: list[str], ids: Tensor, targets: Tensor) -> list[Target]:

@@ -103,8 +103,6 @@ def write(folder, checkpoint, model, tokenizer, subjects: list[Subject], cfg) ->
     checkpoint: the path of the model's file. cfg: layers and heads (which maps: "1,3", "" = all), drawn_tokens and
     ig_steps, as in sample.py. Raises UserError for layers or heads that the model lacks.
     """
-    if not model.cfg.n_layer:
-        raise UserError(f"{checkpoint} has no blocks, so there is no attention to show; leave --explain out")
     folder = Path(folder)
     layers = parse_numbers("layers", cfg.layers, model.cfg.n_layer)
     heads = parse_numbers("heads", cfg.heads, model.cfg.n_head)
@@ -119,11 +117,12 @@ def write(folder, checkpoint, model, tokenizer, subjects: list[Subject], cfg) ->
         if subject.note:
             parts.append(f'<p class="dim">{html.escape(subject.note)}</p>')
         parts += [score_section(target, findings, units, i) for i, target in enumerate(subject.targets)]
-        parts.append(attention_section(findings, view))
-        if hasattr(model, "head"):
-            parts.append(lens_section(model, tokenizer, subject, view))
-        parts.append(neighbours_section(model, tokenizer, subject, findings))
-        if drawing:
+        if model.cfg.n_layer:
+            parts.append(attention_section(findings, view))
+            if hasattr(model, "head"):
+                parts.append(lens_section(model, tokenizer, subject, view))
+            parts.append(neighbours_section(model, tokenizer, subject, findings))
+        if drawing and model.cfg.n_layer:
             names += save_pictures(folder, f"{number}-" * (number > 1), model, tokenizer, subject, findings, view)
         deltas += print_findings(subject, findings, units, cfg.ig_steps)
     html.write(folder / "index.html", f"What {Path(checkpoint).resolve().parent.name} looks at", *parts, SCRIPT)
@@ -150,8 +149,14 @@ def explain_subject(model, tokenizer, subject: Subject, steps: int) -> Findings:
     findings = Findings(maps.cpu().numpy(), explain.rollout(maps).cpu().numpy(), [], [], [])
     for target in subject.targets:
         gradient = explain.gradients(trunk, target.score, embedded.x[None], ids, types)[0]  # (T, C)
-        findings.integrated.append(explain.integrated_gradients(trunk, target.score, ids, base, types, steps))
-        findings.input_x_gradient.append(explain.input_x_gradient(embedded, gradient).numpy())
+        result = explain.integrated_gradients(trunk, target.score, ids, base, types, steps)
+        products = explain.input_x_gradient(embedded, gradient)
+        if target.n_grams is not None:  # what each token adds there is exact; the baseline has no n-gram of the text
+            result = result._replace(attributions=result.attributions + target.n_grams,
+                                     baseline=result.baseline - target.n_grams.sum().item())
+            products = products + target.n_grams
+        findings.integrated.append(result)
+        findings.input_x_gradient.append(products.numpy())
         findings.saliency.append(explain.saliency(gradient).cpu().numpy())
     return findings
 

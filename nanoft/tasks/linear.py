@@ -43,12 +43,16 @@ class NGramLinear(nn.Module):
         with torch.device("cpu"):  # never "meta": no checkpoint holds these
             self.register_buffer("multipliers", hash_multipliers(2), persistent=False)
 
-    def ngrams(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The distinct n-grams of texts: number of the text, bucket, count, each (M,). ids, mask, types: (B, T)."""
+    def keys(self, ids: Tensor, types: Tensor | None) -> Tensor:
+        """The bucket of each token and of each pair that ends at it. ids, types: (B, T) -> (B, T, 2)."""
         ids = ids + 1 if types is None else ids + 1 + (types << 20)
         before = F.pad(ids, (1, 0))[:, :-1]                                  # (B, T) the token before, 0 for none
         hashed = torch.stack((ids, before), dim=-1) * self.multipliers       # (B, T, 2)
-        keys = (hashed.cumsum(-1) >> 32) % self.n_buckets                    # (B, T, 2) of the token, of the pair
+        return (hashed.cumsum(-1) >> 32) % self.n_buckets                    # (B, T, 2)
+
+    def ngrams(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The distinct n-grams of texts: number of the text, bucket, count, each (M,). ids, mask, types: (B, T)."""
+        keys = self.keys(ids, types)
         keys = keys + self.n_buckets * torch.arange(len(ids), device=ids.device)[:, None, None]
         keys, counts = (keys if mask is None else keys[mask]).flatten().unique(return_counts=True)
         return keys // self.n_buckets, keys % self.n_buckets, counts
@@ -65,6 +69,19 @@ class NGramLinear(nn.Module):
         weight = self.weights(text, bucket, count, len(ids))
         return self.table.new_zeros(len(ids), self.table.size(1)).index_add(
             0, text, weight[:, None] * self.table[bucket])
+
+
+@torch.no_grad()
+def contributions(model: NGramLinear, ids: Tensor, types: Tensor | None) -> Tensor:
+    """What each token of a text adds to its logits: ids, types (T,) -> (T, K). A pair's part is half of either token's.
+
+    The sum over the tokens is the model's output, forward(ids[None])[0].
+    """
+    keys, inverse, count = model.keys(ids[None], None if types is None else types[None])[0].unique(
+        return_inverse=True, return_counts=True)  # (M,), (T, 2), (M,)
+    weight = model.weights(torch.zeros_like(keys), keys, count, 1) / count  # (M,) of one occurrence
+    single, pair = (weight[:, None] * model.table[keys])[inverse].unbind(1)  # (T, K) each, of tokens, of pairs
+    return single + pair / 2 + F.pad(pair[1:], (0, 0, 0, 1)) / 2 + F.pad(pair[:1], (0, 0, 0, len(ids) - 1)) / 2
 
 
 def fit(task: dict, train: Encoded, val: Encoded) -> NGramLinear:

@@ -95,14 +95,15 @@ def learn_tokenizer(rows: list[dict]) -> bpe.Tokenizer:
 
 # The values that stand for "choose": by where the model comes from, the kind of task and the number of rows.
 AUTO = {"optimizer": "auto", "lr": 0.0, "muon_lr": 0.0, "epochs": 0.0, "n_layer": -1, "linear": "auto",
-        "match_types": "auto"}
+        "match_types": "auto", "max_length": 0}
 
 
-def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[dict]]):
+def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[dict]], tokenizer):
     """The options with every AUTO replaced, and a line that says what was chosen. LOG.md has the measurements.
 
     From scratch, texts are classified, compared and rated by a linear model of n-grams, which needs no steps; other
     kinds get two blocks. Beside pretrained blocks the linear model gives a second opinion.
+    Rotated positions are read further than they were trained, so a text is not cut at a small block_size.
     A model of nanoft's own learns fastest by Muon; published weights want small steps, large ones smaller still.
     """
     kind, n_rows = task["kind"], len(rows["train"])
@@ -123,11 +124,22 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
                        "head_lr": cfg.head_lr or 0.01}
         if kind in features.TWO_TEXTS and any("pair" in row or "question" in row for row in rows["train"]):
             choice["match_types"] = "true"
+    if source and kind in linear.KINDS and source["model_config"].get("position", "rope") == "rope":
+        needed = usual_length(rows["train"], tokenizer)
+        if needed > source["model_config"]["block_size"]:
+            choice["max_length"] = min(needed, max(512, source["model_config"]["block_size"]))
     choice = {name: value for name, value in choice.items() if getattr(cfg, name) == AUTO.get(name, 0.0)}
     shown = [f"{name}={value}" for name, value in choice.items()
              if not (name == "n_layer" and source or name == "epochs" and cfg.max_steps)]
     began = "published weights" if published else "a model of nanoft's own" if source else "from scratch"
     return replace(cfg, **choice), f"chosen  {' '.join(shown)} ({kind}, {began}, {n_rows:,} rows)"
+
+
+def usual_length(rows: list[dict], tokenizer) -> int:
+    """The tokens in which nine of ten rows fit, special tokens included, estimated from 500 of them."""
+    some = rows[::-(-len(rows) // 500)]
+    lengths = sorted(len(tokenizer.encode(f"{row['text']} {row.get('pair', '')}")) for row in some)
+    return lengths[int(0.9 * len(lengths))] + 4
 
 
 def scratch_shape(cfg) -> ModelConfig:
