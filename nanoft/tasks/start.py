@@ -102,7 +102,7 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
     """The options with every AUTO replaced, and a line that says what was chosen. LOG.md has the measurements.
 
     From scratch, texts are classified, compared and rated by a linear model of n-grams, which needs no steps; other
-    kinds get two blocks. Beside pretrained blocks the linear model gives a second opinion.
+    kinds get two blocks. Beside pretrained blocks of nanoft's own the linear model gives a second opinion.
     Rotated positions are read further than they were trained, so a text is not cut at a small block_size.
     A model of nanoft's own learns fastest by Muon; published weights want small steps, large ones smaller still.
     """
@@ -113,7 +113,8 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
         choice |= {"optimizer": "adamw", "match_types": "false"}
         return replace(cfg, **choice), f"chosen  a linear model of n-grams ({kind} from scratch)"
     choice = {"epochs": 3.0 if n_rows < 20_000 else 2.0, "n_layer": 2, "match_types": "false"}
-    choice["linear"] = "true" if kind in linear.KINDS and not cfg.lora_rank else "false"  # an adapter is small
+    # beside published weights it is worth little, and other programs, to which these may return, do not have it
+    choice["linear"] = "true" if kind in linear.KINDS and not published and not cfg.lora_rank else "false"
     if published or kind == "generate":
         width = source["model_config"]["n_embd"] if source else cfg.n_embd
         choice |= {"optimizer": "adamw", "lr": 3e-4 if width <= 400 else 5e-5, "muon_lr": 0.002}
