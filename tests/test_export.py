@@ -1,6 +1,8 @@
 """Models that leave nanoft: what other programs say of them, and what each form holds, read back here."""
 
+import math
 import random
+import struct
 
 import pytest
 import torch
@@ -11,12 +13,14 @@ import train
 from nanoft import UserError, bpe, checkpoint, generate
 from nanoft.model import CLASSIC, ModelConfig, make_model
 from nanoft.pretokenize import PATTERNS
-from nanoft.published import convert, safetensors
+from nanoft.published import convert, gguf, safetensors
 from nanoft.published.source import open_checkpoint
+from nanoft.sampling import Sampling
 from nanoft.text import vocabulary
 
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "nanoft").rglob("*.py")))
 TEXT = TEXT.replace("<|", "<")  # the text of a special token is that token, wherever it stands, in other programs
+GREEDY = Sampling(temperature=0)
 QWEN3 = {"activation": "swiglu", "n_kv_head": 2}
 SHAPES = {"qwen3": QWEN3, "tied": QWEN3 | {"tie_head": True}, "tied, not normed": QWEN3 | {
     "tie_head": True, "embed_norm": False}, "gpt2": CLASSIC["gpt2"]}
@@ -54,6 +58,49 @@ def odd_text(length, seed=0):
     return "".join(parts)
 
 
+def write_gguf(state, tokenizer, path, dtype="float32"):
+    content, weights, _ = convert.published(state, tokenizer, path)
+    state["special"] = tokenizer.special["<|endoftext|>"]
+    gguf.write(path, content, weights, tokenizer, dtype)
+    return content, weights
+
+
+def read_gguf(path):
+    """The fields and the tensors of a GGUF, from its specification."""
+    data = path.read_bytes()
+    at = 4
+
+    def take(form):
+        nonlocal at
+        at += struct.calcsize(f"<{form}")
+        return struct.unpack_from(f"<{form}", data, at - struct.calcsize(f"<{form}"))
+
+    def value(kind):
+        if kind == 8:
+            return take(f"{take('Q')[0]}s")[0].decode()
+        if kind == 9:
+            inner, n = take("IQ")
+            return [value(inner) for _ in range(n)]
+        return take({4: "I", 5: "i", 6: "f", 7: "?"}[kind])[0]
+
+    assert data[:4] == b"GGUF" and take("I") == (3,)
+    n_tensors, n_fields = take("QQ")
+    fields = {value(8): value(take("I")[0]) for _ in range(n_fields)}
+    entries = [(value(8), take(f"{take('I')[0]}Q"), *take("IQ")) for _ in range(n_tensors)]
+    start, tensors = -(-at // 32) * 32, {}
+    for name, sizes, kind, offset in entries:
+        at, n = start + offset, math.prod(sizes)
+        if kind == 8:
+            blocks = torch.tensor([take("e32b") for _ in range(n // 32)])
+            tensors[name] = (blocks[:, :1] * blocks[:, 1:]).view(*sizes[::-1])
+        else:
+            dtype = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}[kind]
+            x = torch.frombuffer(bytearray(data), dtype=dtype, count=n, offset=at)
+            tensors[name] = x.view(*sizes[::-1]).float()
+        assert offset % 32 == 0
+    return fields, tensors
+
+
 # ---- other programs ----------------------------------------------------------------------------------------------
 
 
@@ -73,9 +120,43 @@ def test_transformers_opens_the_folder_whole(name, pattern, tokenizers, tmp_path
     start = torch.tensor([ids[:20], ids[50:70]])
     whole = torch.tensor(ids[:160])[None]
     assert (model(whole).logits - ours.logits(whole)[..., :ours.cfg.vocab_size]).abs().max() < 1e-4
-    found = torch.stack(list(generate.generate(ours, start, 100, temperature=0)), dim=1)
+    found = torch.stack(list(generate.generate(ours, start, 100, GREEDY)), dim=1)
     expected = model.generate(start, max_new_tokens=100, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert found.tolist() == expected[:, 20:].tolist() and found.unique().numel() > 10
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_llama_cpp_opens_the_file(name, pattern, tokenizers, tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    state, ours = state_of(tokenizers[pattern], **SHAPES[name])
+    write_gguf(state, tokenizers[pattern], tmp_path / "x.gguf")
+    model = llama_cpp.Llama(str(tmp_path / "x.gguf"), n_ctx=160, logits_all=True, n_threads=1, type_k=0, type_v=0,
+                            flash_attn=False, verbose=False)  # keys and values in float32
+    text = odd_text(20_000)
+    ids = model.tokenize(text.encode(), add_bos=True, special=False)
+    assert ids == tokenizers[pattern].encode(text) and model.token_eos() == state["special"]
+    model.eval(ids[:150])
+    expected, found = ours.logits(torch.tensor([ids[:150]]))[0, :, :600], torch.tensor(model.scores[:150])
+    error = 2e-3 if name == "gpt2" else 5e-6  # its GELU is a table
+    assert (found - expected).abs().max() < error * expected.abs().max()
+    expected = [int(x) for x in generate.generate(ours, torch.tensor([ids[:20]]), 100, GREEDY)]
+    model.reset()
+    for i in range(100):
+        model.eval(ids[:20] if i == 0 else [expected[i - 1]])
+        assert int(torch.tensor(model.scores[model.n_tokens - 1]).argmax()) == expected[i], i
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_gguf_opens_the_file(dtype, tokenizers, tmp_path):
+    peer = pytest.importorskip("gguf")
+    state, _ = state_of(tokenizers["gpt4"], **QWEN3)
+    write_gguf(state, tokenizers["gpt4"], tmp_path / "x.gguf", dtype)
+    reader = peer.GGUFReader(tmp_path / "x.gguf")
+    fields, tensors = read_gguf(tmp_path / "x.gguf")
+    assert fields == {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    found = {x.name: torch.tensor(peer.dequantize(x.data, x.tensor_type)) for x in reader.tensors}
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], x) for name, x in tensors.items())
 
 
 def test_transformers_opens_an_encoder_with_a_tokenizer_of_nanoft(tokenizers, tmp_path):
@@ -103,6 +184,37 @@ def test_the_folder_is_opened_by_nanoft(name, tokenizers, tmp_path):
         ids = torch.tensor([tokenizer.encode(TEXT[:2000])[:160]])
         expected, found = ours.logits(ids)[..., :tokenizer.vocab_size], again.logits(ids)
         assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("dtype, error", [("float32", 0), ("float16", 1e-3), ("bfloat16", 4e-3), ("int8", 8e-3)])
+def test_a_gguf_holds_the_model_and_its_tokenizer(name, dtype, error, tokenizers, tmp_path):
+    tokenizer = tokenizers["gpt4"]
+    state, _ = state_of(tokenizer, **SHAPES[name])
+    content, weights = write_gguf(state, tokenizer, tmp_path / "x.gguf", dtype)
+    fields, tensors = read_gguf(tmp_path / "x.gguf")
+    assert fields["general.architecture"] == name and fields[f"{name}.block_count"] == 2
+    assert fields[f"{name}.context_length"] == 160 and fields[f"{name}.feed_forward_length"] == 256
+    assert len(fields["tokenizer.ggml.tokens"]) == 600 == len(tensors["token_embd.weight"])
+    assert [i for i, kind in enumerate(fields["tokenizer.ggml.token_type"]) if kind == 3] == [*range(595, 600)]
+    assert len(fields["tokenizer.ggml.merges"]) == 339 and fields["tokenizer.ggml.pre"] == "llama-bpe"
+    sums = sorted(float(x.double().abs().sum()) for x in weights.values())
+    assert sums == pytest.approx(sorted(float(x.double().abs().sum()) for x in tensors.values()), rel=error + 1e-6)
+    table = next(x for key, x in weights.items() if "wte" in key or "embed" in key)
+    assert (tensors["token_embd.weight"] - table).abs().max() <= error * table.abs().max()
+    if name == "gpt2":
+        c_attn = weights["transformer.h.1.attn.c_attn.weight"].mT
+        assert (tensors["blk.1.attn_qkv.weight"] - c_attn).abs().max() <= error * c_attn.abs().max()
+
+
+def test_what_llama_cpp_does_not_have_is_refused(tokenizers, tmp_path):
+    own = bpe.train([TEXT[:5000]], 300, pattern=r"\w+|\W", progress=False)
+    for tokenizer, options, why in (
+            (tokenizers["gpt4"], CLASSIC["gpt2"] | {"activation": "gelu"}, "gelu_tanh"), (own, QWEN3, "split pattern"),
+            (tokenizers["gpt4"], CLASSIC["bert"] | {"causal": False, "n_types": 2}, "causal models")):
+        with pytest.raises(UserError, match=why):
+            write_gguf(state_of(tokenizer, **options)[0], tokenizer, tmp_path / "x.gguf")
+    assert not list(tmp_path.iterdir())
 
 
 def test_small_queries_are_normed_as_there(tokenizers):

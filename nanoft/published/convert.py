@@ -2,6 +2,7 @@
 
     python -m nanoft pretrained FOLDER --out=out/bert-base                  # a folder as published becomes a run folder
     python -m nanoft pretrained out/x --export=FOLDER                       # and back: a folder for others
+    python -m nanoft pretrained out/x --export=x.gguf                       # one file for llama.cpp
     python -m nanoft pretrained out/x --export=x.safetensors                # one file that nanoft opens
 
 A folder is written in the published form (layouts.py) of GPT-2, BERT or RoBERTa, also pretrained further or
@@ -21,7 +22,7 @@ from nanoft import UserError, checkpoint, config, files
 from nanoft.bpe import Tokenizer
 from nanoft.model import ModelConfig
 from nanoft.pretokenize import PATTERNS
-from nanoft.published import layouts, safetensors
+from nanoft.published import gguf, layouts, safetensors
 from nanoft.published.source import open_checkpoint
 from nanoft.text import vocabulary
 from nanoft.text.wordpiece import WordPiece
@@ -31,7 +32,7 @@ from nanoft.text.wordpiece import WordPiece
 class Options:
     out: str = ""  # a run folder to write: best.pt, config.json, tokenizer.json
     export: str = ""  # a folder to write for others: config.json, model.safetensors, the vocabulary; or a .safetensors
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights that --export writes
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"  # of exported weights; int8 for .gguf (Q8_0)
     pair: bool = False  # the published classifier takes two texts, which nothing in its folder says
 
 
@@ -42,14 +43,22 @@ def main():
     for place in filter(None, (cfg.out, cfg.export)):
         if Path(place).exists() and (not Path(place).is_dir() or any(Path(place).iterdir())):
             raise UserError(f"{place} is there already; give a new folder or file")
+    kind = Path(cfg.export).suffix
+    if cfg.dtype == "int8" and kind != ".gguf":
+        raise UserError(f"int8 is for a .gguf, not for {cfg.export or cfg.out}; give another dtype")
     state, path = open_checkpoint(source)
     tokenizer = vocabulary.of_checkpoint(path)
     if cfg.pair and state.get("task", {}).get("kind") == "classify":
         state["task"]["kind"] = "pair"
     if cfg.out:
         write_run(state, tokenizer, cfg.out)
-    if cfg.export.endswith(".safetensors"):
+    if kind == ".safetensors":
         write_bundle(state, tokenizer, cfg.export, getattr(torch, cfg.dtype))
+    elif kind == ".gguf":
+        content, weights, _ = published(state, tokenizer, path)
+        Path(cfg.export).parent.mkdir(parents=True, exist_ok=True)
+        gguf.write(Path(cfg.export), content, weights, tokenizer, cfg.dtype)
+        print(f"{cfg.export}: {content['architectures'][0]} in {cfg.dtype}, with its tokenizer, for llama.cpp")
     elif cfg.export:
         export(state, tokenizer, cfg.export, getattr(torch, cfg.dtype))
 
