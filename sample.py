@@ -186,11 +186,8 @@ def continue_text(model: Model, prompt: str, cfg: Config, seed: int) -> dict:
 
 
 def explain_continuation(model: Model, prompt: str, cfg: Config, seed: int) -> targets.Subject:
-    ids, end, new = model.prompt_ids(prompt), model.tokenizer.special[END], []
-    for row in model.tokens([ids], cfg.max_new_tokens, [seed], **rules(cfg)):
-        new += row
-        if new[-1] == end:
-            break
+    ids = model.prompt_ids(prompt)
+    new = [row[0].id for row in model.tokens([ids], cfg.max_new_tokens, [seed], **rules(cfg))]
     return targets.subject_from_continuation(model.net, model.tokenizer, model.prompt_text(prompt), model.tensor(ids),
                                              model.tensor(new))
 

@@ -63,6 +63,7 @@ def run(home, *words, code=0):
 def test_every_file_is_installed_and_nothing_else(home):
     site = Path(site_packages(home / "venv"))
     wanted = {file.relative_to(ROOT) for file in (ROOT / "nanoft").rglob("*.py")}
+    assert (site / "nanoft" / "serve" / "page.html").is_file()
     for file in (*map(ROOT.joinpath, SCRIPTS), *ROOT.glob("config/*.py"), *ROOT.glob("data/*/prepare.py")):
         wanted.add("nanoft" / ("home" / file.relative_to(ROOT)))
     assert {file.relative_to(site) for file in site.rglob("*.py") if "__pycache__" not in file.parts} == wanted

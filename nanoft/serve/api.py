@@ -9,12 +9,14 @@ import codecs
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nanoft import UserError, checkpoint, distributed, generate, kernels
+from nanoft.inspect import explain, targets
 from nanoft.model import make_model
 from nanoft.published.source import open_checkpoint
 from nanoft.sampling import Sampling
@@ -23,6 +25,13 @@ from nanoft.tasks.heads import TaskModel
 from nanoft.text import vocabulary
 
 END = "<|endoftext|>"
+
+
+class Token(NamedTuple):
+    """A token that a GPT wrote; where asked for, its log-probability, and [(id, log-probability)] of the likeliest."""
+    id: int
+    logprob: float = 0.0
+    best: list = []
 
 
 class Model:
@@ -48,7 +57,7 @@ class Model:
         self.kind: str = self.task.get("kind", "")   # classify, pair, regress, tag, answer or generate
         self.predicts = self.kind not in ("", "generate")
         make = partial(TaskModel, task=self.task) if self.predicts else make_model
-        self.net = checkpoint.load_model(state, self.path, make, self.dist.device)
+        self.net = checkpoint.load_model(state, self.path, make, self.dist.device).requires_grad_(False)
         self.writes = self.net.cfg.causal and not self.predicts
         if self.writes:  # reading the weights is most of a token's cost: halve them where bf16 is fast
             for p in self.net.parameters():
@@ -69,10 +78,10 @@ class Model:
                  stop: tuple[str, ...] = (), **rules) -> str | Iterator[str]:
         """What a GPT writes after a prompt; with stream an iterator over its pieces. <|endoftext|> ends it.
 
-        stop: texts that end it, which are left out. rules: temperature, top_k, top_p, repetition_penalty, as in
-        sample.py. Raises UserError for another model, and for a prompt without tokens.
+        stop: texts that end it, which are left out. rules: the fields of Sampling, as temperature and top_k; without
+        them those of sample.py. Raises UserError for another model, and for a prompt without tokens.
         """
-        tokens = (row[0] for row in self.tokens([self.prompt_ids(prompt)], max_new_tokens, [seed], **rules))
+        tokens = (row[0].id for row in self.tokens([self.prompt_ids(prompt)], max_new_tokens, [seed], **rules))
         pieces = until(text_pieces(tokens, self.tokenizer), stop)
         return pieces if stream else "".join(pieces)
 
@@ -90,11 +99,20 @@ class Model:
     def prompt_text(self, prompt: str) -> str:
         return features.prompt_text(prompt) if self.kind else prompt
 
-    def tokens(self, prompts: list[list[int]], max_new_tokens: int, seeds: list[int], **rules) -> Iterator[list[int]]:
-        """The next token id of every prompt, again and again; a row that has ended repeats <|endoftext|>."""
+    def tokens(self, prompts: list[list[int]], max_new_tokens: int, seeds: list[int], *, logprobs: int = 0, **rules
+               ) -> Iterator[list[Token]]:
+        """The next Token of every prompt, again and again; a row that has ended repeats <|endoftext|>.
+
+        logprobs: how many of the likeliest tokens to name, 0 for none.
+        """
         chosen = Sampling(**{"temperature": 0.8, "top_p": 0.95} | rules, stop_ids=(self.tokenizer.special[END],))
-        for token in generate.generate(self.net, [self.tensor(ids) for ids in prompts], max_new_tokens, chosen, seeds):
-            yield token.tolist()
+        ids = [self.tensor(prompt) for prompt in prompts]
+        for step in generate.generate(self.net, ids, max_new_tokens, chosen, seeds, logprobs):
+            if logprobs:
+                best = [list(zip(*row)) for row in zip(step.best.tolist(), step.best_logprobs.tolist())]
+                yield [Token(*row) for row in zip(step.tokens.tolist(), step.logprobs.tolist(), best)]
+            else:
+                yield [Token(i) for i in step.tolist()]
 
     # ---- an encoder --------------------------------------------------------------------------------------------------
 
@@ -164,6 +182,19 @@ class Model:
         if self.kind == "tag" and predict.has_entities(self.task["labels"]):
             guesses = [guess | {"entities": predict.entity_spans(row, guess)} for row, guess in zip(rows, guesses)]
         return guesses, encoded, out
+
+    def explain(self, row: dict, steps: int = 20) -> list[tuple[str, float]]:
+        """The words of a checked row of classify, pair or regress, each with what it adds to the score of the
+        prediction (integrated gradients, see inspect/explain.py).
+        """
+        guesses, encoded, out = self.outputs([row])
+        subject = targets.subject_from_row(self.net, self.task, self.tokenizer, row, guesses[0], "", 0, encoded, out)
+        base = explain.baseline(subject.ids, self.tokenizer, self.net.cfg.causal)
+        score = subject.targets[0].score
+        found = explain.integrated_gradients(self.net.trunk, score, subject.ids, base, subject.types, steps)
+        units, special = targets.text_units(subject.ids, self.tokenizer), {*self.tokenizer.special.values()}
+        sums = targets.unit_sums(found.attributions, units).tolist()
+        return [(text, x) for (text, at), x in zip(units, sums) if int(subject.ids[at[0]]) not in special]
 
     @torch.no_grad()
     def logits(self, ids) -> Tensor:
