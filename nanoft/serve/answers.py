@@ -17,14 +17,15 @@ ROWS = (*TEXTS, {str: TEXTS}, [{str: TEXTS}])
 FORMS: dict[str, dict] = {  # path: what files.difference asks of its body
     "completions": {"model": str, "prompt?": (*TEXTS, [int], [[int]]), "max_tokens?": int, "temperature?": float,
                     "top_p?": float, "top_k?": int, "min_p?": float, "repetition_penalty?": float,
-                    "frequency_penalty?": float, "n?": int, "stop?": TEXTS, "seed?": int, "stream?": bool, "stream_options?": {"include_usage?": bool}, "logprobs?": int,
-                    "echo?": bool, "user?": str},
+                    "frequency_penalty?": float, "n?": int, "stop?": TEXTS, "seed?": int, "stream?": bool,
+                    "stream_options?": {"include_usage?": bool}, "logprobs?": int, "echo?": bool, "user?": str},
     "embeddings": {"model": str, "input": TEXTS, "encoding_format?": {"float", "base64"}, "user?": str},
     "classify": {"model": str, "input": ROWS, "explain?": bool},
     "fill": {"model": str, "input": TEXTS, "top_k?": int},
 }
-RANGES = {"max_tokens": (1, 4096), "temperature": (0, 100), "top_p": (1e-6, 1), "top_k": (0, 2**31), "n": (1, 16),
-          "min_p": (0, 1), "repetition_penalty": (0.01, 100), "frequency_penalty": (-100, 100), "logprobs": (0, 20), "seed": (0, 2**31)}
+RANGES = {"max_tokens": (1, 4096), "temperature": (0, 100), "top_p": (1e-6, 1), "top_k": (0, 2**31), "min_p": (0, 1),
+          "repetition_penalty": (0.01, 100), "frequency_penalty": (-100, 100), "n": (1, 16), "logprobs": (0, 20),
+          "seed": (0, 2**31)}
 RULES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "logprobs")
 
 
