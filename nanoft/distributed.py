@@ -59,9 +59,23 @@ def start(device: str = "auto", dtype: str = "auto") -> Dist:
         torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
     if world_size > 1 and not torch.distributed.is_initialized():
         # the others may wait for hours while rank 0 prepares a large data set
-        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=12))
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=12),
+                                             store=store_of_this_start(), rank=rank, world_size=world_size)
     place = torch.device(device, local) if device == "cuda" else torch.device(device)
     return Dist(rank, world_size, place, *number_format(dtype, place))
+
+
+def store_of_this_start():
+    """Where the processes leave their addresses; None: torch's choice.
+
+    torchrun --max-restarts keeps one store for all its starts, and in torch 2.13 a process could find there the address
+    of one that is dead. On one machine the number of the start tells them apart. On several it is not the same
+    everywhere: there torchrun itself makes a new store each time if TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return torch.distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
 
 
 def native_bf16(device: torch.device) -> bool:
@@ -102,7 +116,7 @@ def wrap(model: nn.Module, dist: Dist) -> nn.Module:
     if dist.world_size == 1 or is_sharded(model):
         return model
     return DistributedDataParallel(model, device_ids=[dist.device.index] if dist.device.type == "cuda" else None,
-                                   broadcast_buffers=False, gradient_as_bucket_view=True)
+                                   forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def shard(model, dist: Dist) -> None:

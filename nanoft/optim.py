@@ -81,7 +81,7 @@ class Muon(torch.optim.Optimizer):
         mine = F.pad(mine, (0, 0, 0, 0, 0, share - len(mine)))  # the last may have fewer, or none
         mine = orthogonalize(mine, dtype=self.dtype).to(self.dtype)
         gathered = mine.new_empty(share * self.world_size, *mine.shape[1:])
-        torch.distributed.all_gather_into_tensor(gathered, mine)
+        torch.distributed.all_gather_single(gathered, mine)
         return gathered[:N].to(m.dtype)
 
     def orthogonalize_shards(self, m, rows):
