@@ -25,6 +25,8 @@ from nanoft import UserError, checkpoint, distributed, files, kernels
 from nanoft.distributed import Dist
 from nanoft.runlog import RunLog, clock, lock
 
+LARGE = 2**24  # parameters of a model whose checkpoints take seconds to write
+
 
 class Diverged(UserError):
     """A loss is nan or infinite."""
@@ -287,7 +289,7 @@ class Run:
 
         A large one is copied and written by a thread while training goes on.
         """
-        large = sum(p.numel() for p in self.model.parameters()) > 2**24
+        large = sum(p.numel() for p in self.model.parameters()) > LARGE
         if large or distributed.is_sharded(self.model):
             state = checkpoint.copied(state, self.dist.main)
         self.finish_writing()  # of the one before

@@ -1,7 +1,9 @@
 """The hot loop: between two status lines nobody waits for the device; ranks agree now and then; batches in advance."""
 
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from conftest import DIST, TINY
 
 import finetune
 import train
-from nanoft import distributed, kernels, loop
+from nanoft import checkpoint, distributed, kernels, loop
 from nanoft.model import GPT, ModelConfig, training_flops
 
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "__array__")
@@ -200,3 +202,35 @@ def out_of_memory(net):
 def test_too_little_memory_is_told_as_such_and_not_as_a_failed_compilation(choice):
     with pytest.raises(loop.UserError, match="no memory left .*lower --micro_batch_size"):
         kernels.compiled(torch.nn.Linear(2, 2), out_of_memory, choice, torch.float32, 8, print)
+
+
+# ---- large checkpoints -------------------------------------------------------------------------------------------
+
+
+def test_a_large_checkpoint_is_written_while_training_goes_on(tmp_path, monkeypatch):
+    """A thread writes a copy: what is on disk are the weights of the moment of saving, and nothing is lost."""
+    go_on, save = threading.Event(), checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: go_on.wait(20) and save(path, state))
+    model = GPT(ModelConfig(vocab_size=64, n_layer=1, n_head=2, n_embd=16))
+    monkeypatch.setattr(loop, "LARGE", 100)  # parameters
+    run = bare_run(model=model, out_dir=tmp_path, fingerprints={}, writing=None, writer=ThreadPoolExecutor(1))
+    run.cfg = train.Config()
+    before = model.trunk.tokens.weight.clone()
+    run.save("latest.pt", model=model.state_dict())  # returns at once
+    assert not (tmp_path / "latest.pt").exists()
+    with torch.no_grad():
+        model.trunk.tokens.weight.zero_()
+    go_on.set()
+    run.finish_writing()
+    assert torch.equal(torch.load(tmp_path / "latest.pt")["model"]["trunk.tokens.weight"], before)
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch, large):
+    monkeypatch.setattr(loop, "LARGE", 100 if large else 10**9)
+    run = bare_run(model=GPT(ModelConfig(vocab_size=64, n_layer=1, n_head=2, n_embd=16)), out_dir=tmp_path / "none",
+                   fingerprints={}, writing=None, writer=ThreadPoolExecutor(1), cfg=train.Config())
+    with pytest.raises(OSError):
+        run.save("latest.pt", model=run.model.state_dict())
+        assert large
+        run.save("latest.pt", model=run.model.state_dict())  # tells of the one before
