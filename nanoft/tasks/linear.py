@@ -4,8 +4,9 @@ the blocks of a pretrained model, and for a table without one the model itself: 
 
 What TF-IDF with logistic regression is in other libraries, on the tokens that the neural model reads. A text becomes
 its distinct tokens and pairs of neighbours, each weighted by (1 + log count) * idf, the vector scaled to length 1
-(Salton and Buckley 1988); a weight for each of them and each class is fitted by L-BFGS with an L2 penalty. Of two
-texts, a token counts as another one by where it stands: in the first alone, in the second alone, in both.
+(Salton and Buckley 1988); a weight for each of them and each class is fitted by L-BFGS with an L2 penalty, smaller for
+n-grams that naive Bayes finds telling (after Wang and Manning 2012, aclanthology.org/P12-2018). Of two texts, a token
+counts as another one by where it stands: in the first alone, in the second alone, in both.
 
 Shapes: B texts, T tokens, K outputs, M distinct n-grams of each text, over all texts of a batch.
 """
@@ -98,12 +99,25 @@ def fit(task: dict, train: Encoded, val: Encoded) -> NGramLinear:
     V = matrix(model, *count_all(model, val), len(val), used)
     y, y_val = (torch.from_numpy(encoded.targets) for encoded in (train, val))
     Xt, W, best = X.t().to_sparse_csr(), torch.zeros(len(used), model.table.size(1)), float("inf")
+    scale = 1.0 if task["kind"] == "regress" else naive_bayes(
+        Xt, y if task.get("multi_label") else F.one_hot(y, W.size(1)).float())
     for C in PENALTIES:
-        W = solve(X, Xt, y, W, 1 / (C * len(train)), task)
-        loss = loss_of(V @ W, y_val, task).item()
+        W = solve(X, Xt, y, W, scale, 1 / (C * len(train)), task)
+        loss = loss_of(V @ (scale * W), y_val, task).item()
         if loss < best:
-            best, model.table[used] = loss, W
+            best, model.table[used] = loss, scale * W
     return model.eval()
+
+
+def naive_bayes(Xt: Tensor, is_class: Tensor) -> Tensor:
+    """How telling each n-gram is of each class: (columns, K), near 0.25 for none, more for a rare or typical one.
+
+    The size of the log of how much commoner it is among the class's texts than among the others, of which a quarter is
+    replaced by 1. Xt: (columns, n), sparse; is_class: (n, K), 0 or 1.
+    """
+    occurs = torch.sparse_csr_tensor(Xt.crow_indices(), Xt.col_indices(), torch.ones_like(Xt.values()), Xt.shape)
+    inside, outside = 1 + occurs @ is_class, 1 + occurs @ (1 - is_class)  # texts with the n-gram, (columns, K)
+    return 0.25 + 0.75 * ((inside / inside.sum(0)) / (outside / outside.sum(0))).log().abs()
 
 
 def outputs(model: NGramLinear, encoded: Encoded) -> np.ndarray:
@@ -147,19 +161,21 @@ def loss_of(z: Tensor, y: Tensor, task: dict) -> Tensor:
     return F.binary_cross_entropy_with_logits(z, y) if task.get("multi_label") else F.cross_entropy(z, y)
 
 
-def solve(X: Tensor, Xt: Tensor, y: Tensor, start: Tensor, penalty: float, task: dict) -> Tensor:
-    """The W that minimises loss_of(X W) + penalty / 2 * |W|^2. X: (n, columns), sparse; Xt: its transpose."""
+def solve(X: Tensor, Xt: Tensor, y: Tensor, start: Tensor, scale, penalty: float, task: dict) -> Tensor:
+    """The W, (columns, K), that minimises loss_of(X (scale W)) + penalty / 2 * |W|^2. X: (n, columns), sparse; Xt: its
+    transpose; scale: (columns, K), or a number; start: where the search for W begins.
+    """
     W = start.clone()
     optimizer = torch.optim.LBFGS([W], max_iter=60, tolerance_grad=1e-5, tolerance_change=1e-7,
                                   line_search_fn="strong_wolfe")
 
     def closure():
         with torch.enable_grad():
-            z = (X @ W).requires_grad_()  # the gradient of a sparse product is taken by hand
+            z = (X @ (scale * W)).requires_grad_()  # the gradient of a sparse product is taken by hand
             loss = loss_of(z, y, task)
             loss.backward()
         assert z.grad is not None
-        W.grad = Xt @ z.grad + penalty * W
+        W.grad = scale * (Xt @ z.grad) + penalty * W
         return loss.detach() + penalty / 2 * W.square().sum()
 
     with torch.no_grad():
