@@ -6,9 +6,11 @@
     python -m bench --only=size                            # the slow part: an hour
     python -m bench --profile                              # where a step's time goes
     python -m bench --page                                 # the tables of docs/benchmarks.md, from bench/results/
+    python -m bench --device=cuda --nanogpt=../nanoGPT     # on a GPU: step, evaluation, memory, sampling, equal seconds
 
 Contenders take turns, A, B, A, B, ..., each in its own process, and the medians over the rounds are shown, because the
-speed of a shared machine can change by a third within minutes. Everything runs on the CPU, on Linux or macOS.
+speed of a shared machine can change by a third within minutes. It runs on Linux or macOS; --device=cuda on one GPU,
+where contenders come one after another, each with all of its memory.
 """
 
 import importlib.metadata
@@ -21,21 +23,25 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from bench import report, runs, steps
+from bench import gpu, report, runs, steps, turns
 from bench.turns import ROOT, Child
 from nanoft import UserError, config, files
 
 MEASURE = {"ceilings": steps.ceilings, "step": steps.step, "memory": steps.memory, "first_step": runs.first_step,
            "loss": runs.loss, "bpe": runs.bpe, "tokenize": runs.tokenize, "finetune": steps.finetune,
            "generate": runs.generate,
-           "profile": steps.profile, "size": steps.size}
-SLOW = ("profile", "size")  # only when asked for
+           "profile": steps.profile, "size": steps.size, "evaluate": gpu.evaluate}
+SLOW = ("profile", "size", "evaluate")  # only when asked for
+ON_GPU = {"ceilings": steps.ceilings, "step": gpu.step, "evaluate": gpu.evaluate, "memory": steps.memory,
+          "generate": runs.generate, "equal": gpu.equal_seconds}
 
 
 @dataclass
 class Options:
-    only: str = ""            # parts: ceilings,step,memory,first_step,loss,bpe,tokenize,finetune,generate,size
+    device: Literal["cpu", "cuda"] = "cpu"  # where everything runs
+    only: str = ""            # parts: ceilings,step,memory,first_step,loss,bpe,tokenize,finetune,generate,size,evaluate
     rounds: int = 5           # turns of each contender
     steps: int = 3            # training steps per turn
     minutes: float = 0.0      # no new round of a part begins after so many, 0 = no limit
@@ -47,13 +53,16 @@ class Options:
     target: float = 1.886     # validation loss to reach on Shakespeare, nats per character: that of nanoGPT's recipe
     text: str = ""            # a UTF-8 text for the tokenizers; empty is WikiText-2's training text
     vocab_size: int = 8192    # of the tokenizers
+    data: str = "wikitext"    # on a GPU, the data set of the runs of equal seconds
+    seconds: float = 55.0     # their length
     repeat: int = 0           # tokenize the text this many times as one document: rate and peak memory
     results: str = "bench/results"  # where the results go: a folder per machine with a PART.json per part
 
 
 def check(cfg):
-    problems = [f"--only: there is no part {part!r}; the parts are {', '.join(MEASURE)}"
-                for part in parts_of(cfg) if part not in MEASURE]
+    known = measurements(cfg)
+    problems = [f"--only: there is no part {part!r}; the parts are {', '.join(known)}"
+                for part in parts_of(cfg) if part not in known]
     problems += [f"{name}={getattr(cfg, name)} must be at least 1" for name in ("rounds", "steps")
                  if getattr(cfg, name) < 1]
     if cfg.nanogpt and not (Path(cfg.nanogpt) / "model.py").is_file():
@@ -65,17 +74,21 @@ def check(cfg):
     return problems
 
 
+def measurements(cfg: Options) -> dict:
+    return ON_GPU if cfg.device == "cuda" else MEASURE
+
+
 def parts_of(cfg: Options) -> list[str]:
     """The parts to measure, in order; --profile or --page without --only excludes all others."""
     named = [part.strip() for part in cfg.only.split(",") if part.strip()]
     if not named and not cfg.profile and not cfg.page:
-        named = [part for part in MEASURE if part not in SLOW]
+        named = list(ON_GPU) if cfg.device == "cuda" else [part for part in MEASURE if part not in SLOW]
     return named + ["profile"] * (cfg.profile and "profile" not in named)
 
 
 def main():
     cfg = config.load(Options, check=check)
-    folder = ROOT / cfg.results
+    folder, turns.DEVICE = ROOT / cfg.results, cfg.device
     results, command = {}, shown_command(sys.argv[1:])
     machine = about_machine() | {"peers": versions(cfg)} if parts_of(cfg) else {}
     if machine:
@@ -85,7 +98,7 @@ def main():
     for part in parts_of(cfg):
         print(f"\n{part}", flush=True)
         try:
-            result = MEASURE[part](cfg, machine)
+            result = measurements(cfg)[part](cfg, machine)
         except UserError as error:
             if cfg.only or part == "profile":
                 raise

@@ -17,13 +17,15 @@ from pathlib import Path
 
 from bench.turns import timed
 
-CPU = "cpu"
+DEVICE = "cpu"
 
 
 def main():
+    global DEVICE
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a contender prints must not be mixed with the replies
     spec = json.loads(sys.stdin.readline())
+    DEVICE = spec.pop("device", DEVICE)
     answers = MAKERS[spec.pop("make")](**spec)
     answers["memory"] = peak_memory
     for line in sys.stdin:
@@ -31,8 +33,26 @@ def main():
         print(json.dumps(answers[request.pop("do")](**request)), file=replies, flush=True)
 
 
+def synced(function):
+    """The function, which then also waits for what it gave a GPU to do."""
+    if DEVICE == "cpu":
+        return function
+    import torch
+
+    def whole(*args):
+        result = function(*args)
+        torch.cuda.synchronize()
+        return result
+
+    return whole
+
+
 def peak_memory():
-    """The most memory that this process has had resident, in MB."""
+    """The most memory that this process has had resident, or of a GPU's, in MB."""
+    if DEVICE == "cuda":
+        import torch
+
+        return {"mb": torch.cuda.max_memory_allocated() / 2**20}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"mb": peak / (2**20 if sys.platform == "darwin" else 1024)}
 
@@ -46,29 +66,31 @@ def machine():
 
     from nanoft import distributed
 
-    device = torch.device(CPU)
+    device = torch.device(DEVICE)
     extras = [name for name in ("avx512_bf16", "amx_bf16", "bf16") if torch.cpu.get_capabilities().get(name)]
 
     def about():
         return {"torch": torch.__version__, "threads": torch.get_num_threads(),
                 "isa": " + ".join([torch.backends.cpu.get_cpu_capability(), *extras]),
-                "native_bf16": distributed.native_bf16(device)}
+                "native_bf16": distributed.native_bf16(device),
+                **({"gpu": torch.cuda.get_device_name()} if DEVICE == "cuda" else {})}
 
     def product(dtype, size, runs=5):
-        a, b = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
+        a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
         return {"gflops": 2 * size**3 / product_seconds(a, b, runs) / 1e9}
 
     def step_products(dtype, size, runs=3):
         return {"gflops": linear_rate(size, getattr(torch, dtype), runs)}
 
     def read(mb=256, runs=7):
-        x = torch.randn(mb * 2**18)
+        x = torch.randn(mb * 2**18, device=device)
         return {"gb_s": 4 * x.numel() / median_seconds(x.sum, runs) / 1e9}
 
     return {"about": about, "product": product, "step_products": step_products, "read": read}
 
 
 def median_seconds(function, runs):
+    function = synced(function)
     function()
     return statistics.median(timed(function) for _ in range(runs))
 
@@ -79,7 +101,7 @@ def product_seconds(a, b, runs):
 
     from nanoft.kernels import BOTH, product
 
-    ways = [linear, product] if BOTH and str(a.dtype) == "torch.float32" else [linear]
+    ways = [linear, product] if BOTH and str(a.dtype) == "torch.float32" and DEVICE == "cpu" else [linear]
     return min(median_seconds(partial(way, a, b), runs) for way in ways)
 
 
@@ -92,7 +114,7 @@ def linear_rate(size, dtype, runs):
               (C, size["vocab_size"]): 1}  # (in, out): number of layers
     flops = seconds = 0.0
     for (m, n), number in layers.items():
-        x, w, g = (torch.randn(*shape).to(dtype) for shape in ((rows, m), (n, m), (rows, n)))
+        x, w, g = (torch.randn(*shape, device=DEVICE).to(dtype) for shape in ((rows, m), (n, m), (rows, n)))
         for a, b in ((x, w), (g, w.T), (g.T, x.T)):
             seconds += number * product_seconds(a, b, runs)
             flops += number * 2 * rows * m * n
@@ -111,10 +133,11 @@ def step(who, size, dtype, compiled=False, profiled=False, **options):
     if profiled:
         torch._inductor.config.cpp.enable_kernel_profile = True  # names every fused kernel
     torch.manual_seed(0)
-    tokens = torch.randint(0, size["vocab_size"], (size["batch_size"], size["block_size"] + 1))
+    tokens = torch.randint(0, size["vocab_size"], (size["batch_size"], size["block_size"] + 1)).to(DEVICE)
     x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     make = {"nanoft": nanoft_step, "nanogpt": nanogpt_step, "transformers": transformers_step}[who]
     model, learn, optimizers = make(x, y, size, getattr(torch, dtype), compiled, **options)
+    net, dtype = learn.net, getattr(torch, dtype)
 
     def update():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -122,9 +145,30 @@ def step(who, size, dtype, compiled=False, profiled=False, **options):
             optimizer.step()
         model.zero_grad(set_to_none=True)
 
+    @synced
     def once():
         learn()
         update()
+
+    @torch.no_grad()
+    def evaluate(n):
+        """Tokens per second of evaluation, n times the batch's tokens; by nanoft on 2^16 tokens a call on a GPU."""
+        from nanoft import distributed, evaluate
+
+        model.eval()
+        dist = distributed.Dist(0, 1, torch.device(DEVICE), dtype)
+        data = RandomTokens(n * x.numel(), size["vocab_size"])
+
+        def theirs():
+            for _ in range(n):
+                with dist.autocast():
+                    net(x, y)
+
+        way = synced(theirs if who != "nanoft" else lambda: evaluate.causal_metrics(net, data, 0, 0, dist))
+        way()  # compiles
+        rate = len(data) / timed(way)
+        model.train()
+        return {"per_second": rate}
 
     def warm():
         first = timed(once)
@@ -132,8 +176,24 @@ def step(who, size, dtype, compiled=False, profiled=False, **options):
         return {"first_seconds": first, "parameters": sum(p.numel() for p in model.parameters()),
                 "weights": product_weights(model)}
 
-    return {"warm": warm, "steps": lambda n: {"seconds": [timed(once) for _ in range(n)]},
+    return {"warm": warm, "evaluate": evaluate, "steps": lambda n: {"seconds": [timed(once) for _ in range(n)]},
             "profile": lambda n: profile(learn, update, n)}
+
+
+class RandomTokens:
+    """Tokens as evaluation reads them."""
+    num_bytes, num_words = 1, 0
+
+    def __init__(self, number, vocab_size):
+        import numpy as np
+
+        self.ids = np.random.default_rng(0).integers(0, vocab_size, number)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def read(self, start, stop):
+        return self.ids[start:stop]
 
 
 def nanoft_step(x, y, size, dtype, compiled, optimizer="adamw", tie_head=True):
@@ -144,22 +204,24 @@ def nanoft_step(x, y, size, dtype, compiled, optimizer="adamw", tie_head=True):
     from nanoft import distributed, kernels, optim
     from nanoft.model import ModelConfig, make_model
 
-    device = torch.device(CPU)
+    device = torch.device(DEVICE)
     dist = distributed.Dist(0, 1, device, dtype)
     shape = {name: size[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
-    model = make_model(ModelConfig(tie_head=tie_head, **shape))
+    model = make_model(ModelConfig(tie_head=tie_head, **shape)).to(device)
     cfg = train.Config(optimizer=optimizer, tie_head=tie_head, lr=1e-3, embed_lr=0.0)  # small, for tokens are random
     kernels.tune(model, device)
     optimizers = optim.make_optimizers(model, optim.pretraining_groups(model, cfg), dist, (0.9, cfg.beta2), 1e-10)
 
     def learn(net):
         with dist.autocast():
-            losses = net(ids=x, targets=y).view(-1) * torch.ones(1)
+            losses = net(ids=x, targets=y).view(-1)
         losses.sum().backward()
 
     net = kernels.compiled(model, learn, "true", dtype, x.size(1), print) if compiled else model
     model.zero_grad(set_to_none=True)
-    return model, partial(learn, net), optimizers
+    once = partial(learn, net)
+    once.net = net
+    return model, once, optimizers
 
 
 def nanogpt_step(x, y, size, dtype, compiled, checkout):
@@ -169,15 +231,16 @@ def nanogpt_step(x, y, size, dtype, compiled, checkout):
     from model import GPT, GPTConfig
 
     model = GPT(GPTConfig(block_size=size["block_size"], vocab_size=size["vocab_size"], n_layer=size["n_layer"],
-                          n_head=size["n_head"], n_embd=size["n_embd"], dropout=0.0, bias=False))
-    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), CPU)
+                          n_head=size["n_head"], n_embd=size["n_embd"], dropout=0.0, bias=False)).to(DEVICE)
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), DEVICE)
     net = torch.compile(model) if compiled else model
 
     def learn():
-        with torch.autocast(CPU, dtype) if dtype != torch.float32 else nullcontext():
+        with torch.autocast(DEVICE, dtype) if dtype != torch.float32 else nullcontext():
             loss = net(x, y)[1]
         loss.backward()
 
+    learn.net = net
     return model, learn, [optimizer]
 
 
@@ -187,14 +250,15 @@ def transformers_step(x, y, size, dtype, compiled):
 
     model = GPT2LMHeadModel(GPT2Config(
         vocab_size=size["vocab_size"], n_positions=size["block_size"], n_embd=size["n_embd"], n_layer=size["n_layer"],
-        n_head=size["n_head"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).train()
+        n_head=size["n_head"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).to(DEVICE).train()
     net = torch.compile(model) if compiled else model
 
     def learn():
-        with torch.autocast(CPU, dtype) if dtype != torch.float32 else nullcontext():
+        with torch.autocast(DEVICE, dtype) if dtype != torch.float32 else nullcontext():
             loss = net(input_ids=x, labels=x).loss  # it shifts the labels itself
         loss.backward()
 
+    learn.net = lambda x, y: net(input_ids=x, labels=x)
     return model, learn, [torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)]
 
 
@@ -225,7 +289,7 @@ def finetuning(who, dtype, pad):
     order, learn, update = {"nanoft": nanoft_classifier, "transformers": transformers_classifier}[who](lengths, pad)
 
     def one(index):
-        with torch.autocast(CPU, dtype) if dtype != torch.float32 else nullcontext():
+        with torch.autocast(DEVICE, dtype) if dtype != torch.float32 else nullcontext():
             loss = learn(index)
         loss.backward()
         update()
@@ -249,7 +313,7 @@ def nanoft_classifier(lengths, pad):
     from nanoft.tasks import collate, features
     from nanoft.tasks.heads import TaskModel
 
-    device = torch.device(CPU)
+    device = torch.device(DEVICE)
     n, rng = len(lengths), np.random.default_rng(0)
     task = {"kind": "classify", "labels": ["no", "yes"], "pool": "mean", "head_dropout": 0.1,
             "max_length": 128}
@@ -313,7 +377,8 @@ def sampling(who, size, dtype, prompt=16, checkout=""):
         from nanoft.model import CLASSIC, ModelConfig, make_model
         from nanoft.sampling import Sampling
 
-        kernels.keep_memory()
+        if DEVICE == "cpu":
+            kernels.keep_memory()
         model = make_model(ModelConfig(**size, **CLASSIC["gpt2"]))
 
         def sample(ids, n):
@@ -335,10 +400,10 @@ def sampling(who, size, dtype, prompt=16, checkout=""):
         def sample(ids, n):
             return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=True,
                                   eos_token_id=None, pad_token_id=0, **rules).size(1) - ids.size(1)
-    model.eval()
+    model.to(DEVICE).eval()
     for p in model.parameters():  # as sample.py does
         p.data = p.data.to(dtype)
-    ids = torch.randint(0, size["vocab_size"], (1, prompt))
+    ids = torch.randint(0, size["vocab_size"], (1, prompt)).to(DEVICE)
 
     def timed_sample(n):
         start = time.perf_counter()

@@ -10,8 +10,8 @@ from nanoft import UserError, files
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 # in the order in which they are measured and shown
-PARTS = ("ceilings", "step", "memory", "first_step", "loss", "bpe", "tokenize", "tokenize_long", "finetune", "generate",
-         "profile", "size")
+PARTS = ("ceilings", "step", "evaluate", "memory", "equal", "first_step", "loss", "bpe", "tokenize", "tokenize_long",
+         "finetune", "generate", "profile", "size")
 
 
 def number(x: float | None) -> str:
@@ -63,6 +63,8 @@ def table(results: dict[str, dict]) -> list[str]:
 
 def folder_of(machine: dict) -> str:
     """The name of the folder with a machine's results: those of two machines are never mixed in one table."""
+    if "gpu" in machine:
+        return re.sub(r"[^a-z0-9]+", "-", machine["gpu"].lower())
     best = machine["isa"].split(" + ")[-1]  # of its instruction sets
     return re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {best} {machine['cores']} cores".lower().replace("(r)", ""))
 
@@ -139,7 +141,8 @@ def size_table(result: dict) -> list[str]:
 
 def described(machine: dict) -> str:
     """One line on a machine."""
-    return (f"{machine['cores']} cores of {machine['cpu']} ({machine['isa']}), {machine['memory_gb']} GB, "
+    card = f"{machine['gpu']}; " if "gpu" in machine else ""
+    return (f"{card}{machine['cores']} cores of {machine['cpu']} ({machine['isa']}), {machine['memory_gb']} GB, "
             f"torch {machine['torch'].partition('+')[0]}")
 
 

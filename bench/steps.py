@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from bench.turns import Child, Gone, in_turn, measured, median, present, start_all, wanted
 
 SIZE = dict(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=16, vocab_size=4096)
+GPT2 = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=32, vocab_size=50304)  # of a GPU
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 LEAD = ["nanoft bf16 compiled", "nanoft fp32 compiled"]  # the rows that peers are compared with
 
@@ -40,7 +41,8 @@ def ceilings(cfg, machine):
 def contenders(cfg, machine: dict, size: dict = SIZE) -> dict[str, dict]:
     """{name: what bench.child makes}, of nanoft and its peers."""
     specs = {}
-    for dtype in ["bfloat16"] * machine["native_bf16"] + ["float32"]:
+    gpu = "gpu" in machine
+    for dtype in ["bfloat16"] * machine["native_bf16"] + ["float32"] * (not gpu):
         for compiled in (True, False):
             specs[f"nanoft {SHORT[dtype]} {'compiled' if compiled else 'eager'}"] = \
                 dict(who="nanoft", dtype=dtype, compiled=compiled)
@@ -50,8 +52,9 @@ def contenders(cfg, machine: dict, size: dict = SIZE) -> dict[str, dict]:
     peers = [("nanogpt", "nanoGPT", {"checkout": os.path.abspath(cfg.nanogpt)})] if cfg.nanogpt else []
     peers += [("transformers", "transformers", {})] if present(cfg, "transformers") else []
     for who, name, more in peers:
-        specs[f"{name} fp32 eager"] = dict(who=who, dtype="float32", **more)
-        if who == "nanogpt" or best == "float32":
+        if not gpu:
+            specs[f"{name} fp32 eager"] = dict(who=who, dtype="float32", **more)
+        if (who == "nanogpt" or best == "float32") and not gpu:
             specs[f"{name} fp32 compiled"] = dict(who=who, dtype="float32", compiled=True, **more)
         if best == "bfloat16":
             specs[f"{name} bf16 compiled"] = dict(who=who, dtype="bfloat16", compiled=True, **more)
@@ -83,8 +86,8 @@ def step(cfg, machine: dict, size: dict = SIZE) -> dict:
 
 
 def memory(cfg, machine: dict) -> dict:
-    """Peak resident memory of a process that does three steps, in MB; compiled ones find their code in the cache."""
-    specs = contenders(cfg, machine)
+    """Peak memory of a process (or of its GPU) that does three steps, in MB; compiled code is found in the cache."""
+    specs = contenders(cfg, machine, GPT2 if "gpu" in machine else SIZE)
 
     def peak(spec):
         with Child(**spec) as child:

@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAUSE = 0.3  # seconds before each turn: idle threads of the last one may still spin for a moment
 
 
+DEVICE = "cpu"  # where contenders compute, or "cuda"
+
+
 class Gone(Exception):
     """A contender's process has ended; the message is the last line it wrote."""
 
@@ -36,7 +39,7 @@ class Child:
         self.errors = tempfile.TemporaryFile("w+", errors="replace")
         self.process = subprocess.Popen([sys.executable, "-m", "bench.child"], cwd=ROOT, text=True, stderr=self.errors,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.send(spec)
+        self.send({"device": DEVICE} | spec)
 
     def send(self, content):
         try:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
-from bench import child, profiler, report, runs, steps, turns
+from bench import child, gpu, profiler, report, runs, steps, turns
 from bench.__main__ import Options, check, parts_of, shown_command
 from bench.turns import Child, Gone, in_turn, json_lines, measured, median, watch
 from nanoft import UserError
@@ -192,3 +192,30 @@ def test_time_to_loss_from_raw_text(tmp_path, monkeypatch):
     row = runs.loss(cfg, MACHINE, recipe=tiny)["rows"][0]
     assert row["runs"][0]["step"] == 2 and row["runs"][0]["seconds_by_itself"] <= row["median"] + 1
     assert row["runs"][0]["seed"] == 1
+
+
+# ---- a GPU's parts, here on the CPU ------------------------------------------------------------------------------
+
+
+def test_a_gpu_has_parts_and_results_of_its_own():
+    assert parts_of(Options(device="cuda")) == ["ceilings", "step", "evaluate", "memory", "generate", "equal"]
+    assert "no part 'bpe'" in check(Options(device="cuda", only="bpe"))[0]
+    machine = MACHINE | {"gpu": "NVIDIA H100 80GB HBM3"}
+    assert report.folder_of(machine) == "nvidia-h100-80gb-hbm3" and "H100" in report.described(machine)
+    assert list(steps.contenders(SimpleNamespace(nanogpt="", peers=False, match=""), machine)) == [
+        "nanoft bf16 compiled", "nanoft bf16 eager", "nanoft bf16 compiled, Muon", "nanoft bf16 compiled, own head"]
+
+
+@pytest.mark.slow
+def test_step_and_evaluation_of_a_gpu(monkeypatch):
+    cfg = Options(rounds=2, steps=1, match="nanoft fp32 eager")
+    for part in (gpu.step, gpu.evaluate):
+        row = part(cfg, MACHINE | {"native_bf16": False}, size=SMALL)["rows"][0]
+        assert row["name"] == "nanoft fp32 eager" and len(row["rounds"]) == 2 and row["median"] > 100
+
+
+@pytest.mark.slow
+def test_the_loss_after_equal_seconds(corpus):
+    cfg = SimpleNamespace(device="cpu", data=str(corpus), rounds=1, seconds=2, nanogpt="")
+    row = gpu.equal_seconds(cfg, MACHINE, SMALL, ("--compile=false", "--dtype=float32"))["rows"][0]
+    assert 3 < row["median"] < 6
