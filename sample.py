@@ -1,6 +1,7 @@
 """Generate text, fill masks or predict with a trained model: a GPT, an encoder, or one fine-tuned for a task.
 
     python sample.py --checkpoint=out/wikitext --prompt="The history of"
+    python sample.py --checkpoint=out/wikitext --interactive
     python sample.py --checkpoint=out/stdlib --num_samples=3 --temperature=0.7 --top_p=0.95
     python sample.py --checkpoint=out/wikitext --input=prompts.txt --output=answers.jsonl
     python sample.py --checkpoint=out/wikitext_bert --prompt="The capital of France is <|mask|>."
@@ -12,6 +13,7 @@
     python sample.py --checkpoint=minilm --embed --input=texts.txt --output=vectors.npy
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -51,6 +53,7 @@ class Config:
     columns: str = ""                  # the names, where the input has no header: title,description
     encoding: str = ""                 # of the input, as gb18030; "" = UTF-8, or that of the training table
     output: str = ""                   # a file (.csv .jsonl), not the screen; of embed .npy .jsonl, of explain a folder
+    interactive: bool = False          # prompts from the keyboard, one after another; /help tells its commands
     embed: bool = False                # of an encoder: a vector for each text, and their cosines
     explain: bool = False              # a page on what the answers rest on, in output (default: explain/ in the run)
     layers: str = ""                   # whose attention the page shows: 1,3, "" = all
@@ -96,6 +99,8 @@ def check(cfg: Config) -> list[str]:
         problems.append("explain goes without embed and pseudo_perplexity, and its output is a folder")
     if cfg.output and not cfg.explain and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
         problems.append(f"output={cfg.output} is a folder, or lies in none; give a file in an existing folder")
+    if cfg.interactive and (given(cfg) or cfg.output or cfg.embed or cfg.explain):
+        problems.append("interactive asks for its texts; leave out those that are given, output, embed and explain")
     return problems
 
 
@@ -105,6 +110,8 @@ def main():
         begins = (b"{", b"\x93NUMPY", b"") if cfg.output.endswith(".csv") else (b"{", b"\x93NUMPY")
         files.check_overwrite(cfg.output, begins, *filter(None, (cfg.input, cfg.checkpoint)))
     model = nanoft.load(cfg.checkpoint, cfg.device, "float32" if cfg.explain else cfg.dtype)
+    if cfg.interactive:
+        return interact(model, sys.argv[1:])
 
     # ---- the rows, each a dictionary: a prompt, or what the task reads; and the same with all columns of the input
     kind = "embed" if cfg.embed else model.kind
@@ -278,6 +285,63 @@ def embed(model: Model, rows: list[dict], whole: list[dict], cfg: Config) -> Non
         print(f"{len(rows):,} vectors of {vectors.shape[1]} numbers written to {cfg.output}")
     if len(rows) <= MAX_SHOWN:
         print(predict.similarity_table(texts, vectors))
+
+
+# ---- prompts from the keyboard -----------------------------------------------------------------------------------
+
+HELP = """A line is a prompt or a text, or both texts of a model that reads two: text | pair. Ctrl-C stops an answer.
+    /NAME VALUE   sets an option of sample.py: /temperature 0.7, /max_new_tokens 50, /seed 3
+    /reset        forgets the turns before, which a model of kind generate reads
+    /quit         or Ctrl-D ends it"""
+FIXED = ("checkpoint", "device", "dtype", "interactive", "output", *SOURCES)  # options that cannot change meanwhile
+
+
+def interact(model: Model, words: list[str]) -> None:
+    """Answer lines of the keyboard until /quit. words: the command line, to which commands add options."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (gives input() its history and its keys; Windows lacks it)
+    cfg, turns, number = config.load(Config, words, check), "", 0
+    print("/help tells what can be written here")
+    while True:
+        try:
+            line = input("> ")
+            name, _, value = line.strip().partition(" ")
+            if name == "/quit":
+                return
+            if name in ("/help", "/reset"):
+                turns, number = "" if name == "/reset" else turns, 0
+                print(HELP if name == "/help" else "forgotten")
+            elif name[1:] in FIXED and name.startswith("/"):
+                raise UserError(f"{name} cannot change here; leave by /quit and start with --{name[1:]}")
+            elif name.startswith("/"):
+                more = [*words, f"--{name[1:]}={value}"]
+                cfg, words, number = config.load(Config, more, check), more, 0
+            elif line.strip():
+                turns = answer_line(model, line, turns, cfg, cfg.seed + number)
+                number += 1
+        except UserError as error:
+            print(error)
+        except KeyboardInterrupt:
+            print("\n(stopped; /quit ends it)")
+        except EOFError:
+            return print()
+
+
+def answer_line(model: Model, line: str, turns: str, cfg: Config, seed: int) -> str:
+    """Print the answer to a line; the turns so far, with these."""
+    if model.predicts:
+        needed = inputs.TO_PREDICT.get(model.kind, ("text",))
+        row = dict(zip(needed, line.split(" | ", len(needed) - 1)))
+        predict_rows(model, *inputs.prediction_rows(model.task, program=[row]), cfg)
+    elif not model.writes:
+        fill_masks(model, line, cfg)
+    else:
+        turns = model.prompt_text(turns + line) if model.kind else line
+        for piece in model.generate(turns, cfg.max_new_tokens, stream=True, seed=seed, **rules(cfg)):
+            print(piece, end="", flush=True)
+            turns += piece
+        print()
+    return turns.rstrip() + "\n" if model.kind == "generate" else ""
 
 
 if __name__ == "__main__":
