@@ -48,7 +48,8 @@ def test_each_line_is_answered_and_commands_change_the_rules(typed, runs):
 
 @pytest.mark.parametrize("line, words", [
     ("/temprature 1", "did you mean temperature"), ("/top_p 7", "top_p=7.0 must be"),
-    ("/checkpoint x", "cannot change"), ("/help", "/reset"), ("/reset", "forgotten"), ("/output x", "cannot change"), (" ", ""),
+    ("/checkpoint x", "cannot change"), ("/help", "/reset"), ("/reset", "forgotten"), ("/output x", "cannot change"),
+    (" ", ""),
 ])
 def test_what_cannot_be_is_said_and_the_loop_goes_on(typed, runs, line, words):
     cold = nanoft.load(runs["gpt"], "cpu", "float32").generate("one", 3, temperature=0)
