@@ -6,7 +6,7 @@ import struct
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, some_slow
 
 import sample
 import train
@@ -16,6 +16,7 @@ from nanoft.pretokenize import PATTERNS
 from nanoft.published import convert, gguf, safetensors
 from nanoft.published.source import open_checkpoint
 from nanoft.sampling import Sampling
+from nanoft.tasks.heads import TaskModel
 from nanoft.text import vocabulary
 
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "nanoft").rglob("*.py")))
@@ -284,3 +285,70 @@ def test_training_makes_what_goes_out(corpus, tmp_path, call):
     expected = opened(tmp_path / "run")[0](ids)
     assert (opened(tmp_path / "out")[0](ids) - expected).abs().max() < 1e-5
     assert opened(tmp_path / "out")[0].cfg.activation == "swiglu"
+
+
+# ---- ONNX --------------------------------------------------------------------------------------------------------
+
+CLASSIFY = {"kind": "classify", "labels": ["bad", "good", "so so"], "pool": "mean", "head_dropout": 0.1}
+ENCODERS = {
+    "a published classifier": (CLASSIC["bert"] | {"n_types": 2}, CLASSIFY | {"pool": "cls"}),
+    "n-grams": ({"n_gram": 3, "n_buckets": 100}, CLASSIFY | {"linear": True}),
+    "a causal classifier": ({"causal": True, "n_kv_head": 2}, CLASSIFY | {"pool": "last"}),
+    "numbers": ({}, {"kind": "regress", "pool": "mean", "head_dropout": 0.1, "mean": 3.0, "deviation": 2.0}),
+    "tags": ({}, CLASSIFY | {"kind": "tag"}), "answers": ({"n_types": 2}, CLASSIFY | {"kind": "answer"}),
+    "masked words": ({"n_types": 2}, None)}
+
+
+def encoder_state(tokenizer, options, task):
+    cfg = ModelConfig(**dict(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=2, n_head=4, n_embd=32,
+                             causal=False) | options)
+    model = TaskModel(cfg, task) if task else make_model(cfg)
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(x.shape, generator=generator) * 0.3 for name, x in model.state_dict().items()}
+    checkpoint.load_weights(model, state, "x")
+    return model.eval(), {"model": model.state_dict(), "model_config": vars(cfg), "step": 0, "config": {}} | (
+        {"task": task} if task else {})
+
+
+@pytest.mark.parametrize("name", some_slow(ENCODERS, fast=("a published classifier",)))
+def test_onnxruntime_computes_the_same(name, tokenizers, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    tokenizer, (options, task) = tokenizers["gpt4"], ENCODERS[name]
+    model, state = encoder_state(tokenizer, options, task)
+    convert.write_onnx(state, tokenizer, tmp_path / "x" / "model.onnx")
+    assert "takes input_ids, attention_mask" in capsys.readouterr().out
+    session = runtime.InferenceSession(tmp_path / "x" / "model.onnx")
+    assert session.get_modelmeta().custom_metadata_map["nanoft.longest"] == "64"
+    rng = random.Random(0)
+    for _ in range(12):
+        n, length = rng.randint(1, 9), rng.randint(1, 64)
+        ids, types = torch.randint(0, 600, (n, length)), torch.randint(0, 2, (n, length))
+        mask = torch.arange(length) < torch.randint(1, length + 1, (n, 1))
+        inputs = {"input_ids": ids, "attention_mask": mask.long(), "token_type_ids": types}
+        if not model.cfg.n_types:
+            del inputs["token_type_ids"], types
+            types = None
+        found = torch.tensor(session.run(None, {name: x.numpy() for name, x in inputs.items()})[0])
+        with torch.no_grad():
+            if task:
+                expected = model.logits(ids, types, mask, allowed=mask)
+                expected = expected * 2 + 3 if task["kind"] == "regress" else expected
+            else:
+                expected = model.word_logits(model.hidden(ids, types, mask))[..., :600]
+        assert found.shape == expected.shape and torch.equal(found.isfinite(), expected.isfinite())
+        assert (found - expected)[expected.isfinite()].abs().max() < 1e-4
+
+
+def test_what_onnx_is_not_for(tokenizers, tmp_path, call):
+    pytest.importorskip("onnxscript")
+    state, _ = state_of(tokenizers["gpt4"])
+    with pytest.raises(UserError, match="goes out as FILE.gguf"):
+        convert.write_onnx(state, tokenizers["gpt4"], tmp_path / "x" / "model.onnx")
+    convert.write_run(state, tokenizers["gpt4"], tmp_path / "run")
+    for words, why in ((["--dtype=int8", f"--export={tmp_path / 'x.safetensors'}"], "int8 is for a .gguf"),
+                       (["--dtype=int8", f"--export={tmp_path / 'x'}"], "int8 is for a .gguf"),
+                       ([f"--export={tmp_path / 'run' / 'x.onnx'}"], "is not empty")):
+        with pytest.raises(UserError, match=why):
+            call(convert, tmp_path / "run", *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -3,6 +3,7 @@
     python -m nanoft pretrained FOLDER --out=out/bert-base                  # a folder as published becomes a run folder
     python -m nanoft pretrained out/x --export=FOLDER                       # and back: a folder for others
     python -m nanoft pretrained out/x --export=x.gguf                       # one file for llama.cpp
+    python -m nanoft pretrained out/x --export=FOLDER/model.onnx            # an encoder, for onnxruntime
     python -m nanoft pretrained out/x --export=x.safetensors                # one file that nanoft opens
 
 A folder is written in the published form (layouts.py) of GPT-2, BERT or RoBERTa, also pretrained further or
@@ -22,7 +23,7 @@ from nanoft import UserError, checkpoint, config, files
 from nanoft.bpe import Tokenizer
 from nanoft.model import ModelConfig
 from nanoft.pretokenize import PATTERNS
-from nanoft.published import gguf, layouts, safetensors
+from nanoft.published import gguf, layouts, onnx, safetensors
 from nanoft.published.source import open_checkpoint
 from nanoft.text import vocabulary
 from nanoft.text.wordpiece import WordPiece
@@ -31,7 +32,7 @@ from nanoft.text.wordpiece import WordPiece
 @dataclass
 class Options:
     out: str = ""  # a run folder to write: best.pt, config.json, tokenizer.json
-    export: str = ""  # a folder to write for others: config.json, model.safetensors, the vocabulary; or a .safetensors
+    export: str = ""  # a folder to write for others, or a file: .gguf, .onnx, or .safetensors for nanoft
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"  # of exported weights; int8 for .gguf (Q8_0)
     pair: bool = False  # the published classifier takes two texts, which nothing in its folder says
 
@@ -43,22 +44,27 @@ def main():
     for place in filter(None, (cfg.out, cfg.export)):
         if Path(place).exists() and (not Path(place).is_dir() or any(Path(place).iterdir())):
             raise UserError(f"{place} is there already; give a new folder or file")
-    kind = Path(cfg.export).suffix
-    if cfg.dtype == "int8" and kind != ".gguf":
-        raise UserError(f"int8 is for a .gguf, not for {cfg.export or cfg.out}; give another dtype")
+    target = Path(cfg.export)
+    if cfg.dtype != "float32" and target.suffix == ".onnx" or cfg.dtype == "int8" and target.suffix != ".gguf":
+        raise UserError(f"dtype={cfg.dtype} is not for {cfg.export or cfg.out}: int8 is for a .gguf, an .onnx is "
+                        "always float32; give another dtype")
+    if target.suffix == ".onnx" and target.parent.exists() and any(target.parent.iterdir()):
+        raise UserError(f"{target.parent} is not empty, and the tokenizer's files go there too; give a new folder")
     state, path = open_checkpoint(source)
     tokenizer = vocabulary.of_checkpoint(path)
     if cfg.pair and state.get("task", {}).get("kind") == "classify":
         state["task"]["kind"] = "pair"
     if cfg.out:
         write_run(state, tokenizer, cfg.out)
-    if kind == ".safetensors":
+    if target.suffix == ".safetensors":
         write_bundle(state, tokenizer, cfg.export, getattr(torch, cfg.dtype))
-    elif kind == ".gguf":
+    elif target.suffix == ".gguf":
         content, weights, _ = published(state, tokenizer, path)
-        Path(cfg.export).parent.mkdir(parents=True, exist_ok=True)
-        gguf.write(Path(cfg.export), content, weights, tokenizer, cfg.dtype)
-        print(f"{cfg.export}: {content['architectures'][0]} in {cfg.dtype}, with its tokenizer, for llama.cpp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        gguf.write(target, content, weights, tokenizer, cfg.dtype)
+        print(f"{target}: {content['architectures'][0]} in {cfg.dtype}, with its tokenizer, for llama.cpp")
+    elif target.suffix == ".onnx":
+        write_onnx(state, tokenizer, target)
     elif cfg.export:
         export(state, tokenizer, cfg.export, getattr(torch, cfg.dtype))
 
@@ -82,6 +88,22 @@ def write_bundle(state: dict, tokenizer: Tokenizer | WordPiece, path: str | Path
     safetensors.write(Path(path), weights, {"nanoft": json.dumps(kept | {"model_type": "nanoft"}),
                                             "tokenizer": json.dumps(tokenizer.content, ensure_ascii=False)})
     print(f"{path}: {len(weights)} tensors of {dtype}, the tokenizer and the description, in one file for nanoft")
+
+
+def write_onnx(state: dict, tokenizer: Tokenizer | WordPiece, path: Path) -> None:
+    """Write an encoder as ONNX, and its tokenizer's files beside it."""
+    made = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        inputs = onnx.write(path, state)
+    except UserError:
+        if made:
+            path.parent.rmdir()
+        raise
+    names = write_vocabulary(tokenizer, path.parent, {"model_type": "roberta" if tokenizer.separators > 1 else "onnx"})
+    space = "; each text begins with a space" * state.get("task", {}).get("leading_space", False)
+    print(f"{path}: takes {', '.join(inputs)}, int64 (batch, length up to {state['model_config']['block_size']}), "
+          f"gives logits{space}\n    beside it {', '.join(names)}")
 
 
 def export(state: dict, tokenizer: Tokenizer | WordPiece, folder: str | Path, dtype=torch.float32,
