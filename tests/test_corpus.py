@@ -173,6 +173,8 @@ def test_other_options_and_a_second_preparation_are_refused(source, whole, tmp_p
         patch.setattr(prepare, "install", stop)
         corpus.prepare_corpus(cfg, {}, tmp_path)
     before = contents(tmp_path / "out")
+    with pytest.raises(UserError, match="its preparation was interrupted; give the same command again"):
+        prepare.ensure(tmp_path / "out")
     for others, words in ({"vocab_size": 310}, "with vocab_size=300; give"), ({"files": 2}, "with other files"):
         with pytest.raises(UserError, match=words):
             corpus.prepare_corpus(options(source, tmp_path / "out", **others), {}, tmp_path)

@@ -197,6 +197,8 @@ def ensure(folder: str | Path, needed: Sequence[str] = ("train.bin", "val.bin", 
         gpt2_vocabulary(folder, f"a tokenizer.json in {folder}").save(folder / "tokenizer.json")
         print(f"{folder}: no tokenizer.json beside these shards; GPT-2's is written there", flush=True)
         return
+    if not script.exists() and (folder / ".preparing").exists():
+        raise UserError(f"{folder}: its preparation was interrupted; give the same command again, which goes on")
     if not script.exists():
         raise UserError(f"{folder}: {missing()} missing, and there is no prepare.py to make it; prepare the data set "
                         "first")
