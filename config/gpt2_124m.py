@@ -4,8 +4,8 @@
 #     torchrun --nproc_per_node=8 train.py config/gpt2_124m.py
 # The shards of llm.c and modded-nanogpt will do, too: --data=FOLDER. Lower micro_batch_size where memory is short.
 #
-# Not measured here. What others publish for this size, batch and context on FineWeb, as validation loss by tokens (their
-# validation text is the first shard, ours a thousandth of the documents, so the second digit may differ):
+# Not measured here. What others publish for this size, batch and context on FineWeb, validation loss by tokens (theirs
+# on the first shard, ours on a thousandth of the documents, so the last digit may differ):
 #     1.7 billion (3,250 steps)  3.28  modded-nanogpt's track 3, Muon with tuned rates
 #     2.9 billion (5,625)        3.28  the same by Adam, "most likely undertuned"
 #     3.3 billion (6,200)        3.28  modded-nanogpt's fourth record, Muon without the later changes

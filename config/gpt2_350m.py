@@ -2,9 +2,9 @@
 #     python data/fineweb/prepare.py                                # the whole sample, 10 billion tokens
 #     torchrun --nproc_per_node=8 train.py config/gpt2_350m.py
 #
-# Not measured here, nor are the rates, which are those of the smaller size. modded-nanogpt's track 2 asks for a validation
-# loss of 2.92 on FineWeb from this size: 5.8 hours of eight H100 at first, 17 minutes in its last record. GPT-2 medium
-# as published has 2.84 on OpenWebText.
+# Not measured here, nor are the rates, which are those of the smaller size. modded-nanogpt's track 2 asks of this size
+# a validation loss of 2.92 on FineWeb: 5.8 hours of eight H100 at first, 17 minutes in its last record. GPT-2 medium as
+# published has 2.84 on OpenWebText.
 data = "fineweb"
 out_dir = "out/gpt2_350m"
 max_steps = 15000  # 7.9 billion tokens
