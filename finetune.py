@@ -421,7 +421,8 @@ def final_metrics(state, path, data, dist, result, started):
         scores, matrix = predict.scores(task, rows, found, encoded, out)
         if split == "val" and cfg.watch_interval and not cfg.eval_only:
             mistakes.save_projector(out_dir, model, task, rows, found, encoded, data.tokenizer, dist)
-        simple = baselines.baseline_scores(task, rows, encoded, data.features["train"], data.fitted)
+        simple = baselines.baseline_scores(task, rows, encoded, data.features["train"], data.fitted,
+                                           (data.rows["val"], data.features["val"]))
         result |= {f"{split}_{k}": v for k, v in scores.items()}
         result |= {f"{split}_{task['metric']}_of_{name}": value for name, value in simple.items()}
         result |= {} if matrix is None else {f"{split}_confusion": matrix.tolist()}

@@ -14,8 +14,11 @@ def open_checkpoint(path: str | Path) -> tuple[dict, Path]:
     """
     file = checkpoint.find(path) or next(filter(Path.is_file, layouts.weight_files(Path(path))), None)
     if file is None:
-        raise UserError(f"{path}: no checkpoint there; give a run folder such as out/wikitext, a .pt file, or a "
-                        "folder with a published model: config.json and model.safetensors")
+        maker = Path("config", f"{Path(path).name}.py")  # a config's run is named like it
+        raise UserError(f"{path}: no checkpoint there; " + (
+            f"{maker} makes it: run that first" if maker.exists() else
+            "give a run folder such as out/wikitext, a .pt file, or a folder with a published model: config.json and "
+            "model.safetensors"))
     if file.name.endswith((".safetensors", ".bin", ".index.json")):
         state = layouts.load(file)
         checkpoint.check_state(state, file)

@@ -8,11 +8,13 @@ from nanoft.tasks import linear, predict
 from nanoft.tasks.features import Encoded
 
 
-def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encoded, fitted) -> dict[str, float]:
+def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encoded, fitted,
+                    val: tuple[list[dict], Encoded]) -> dict[str, float]:
     """The task's metric of simple models on a split: {"majority": ..., "linear": ...}, those for which it exists.
 
     majority: always the commonest class of training, or the mean of its numbers, or the commonest tag. fitted: what
-    linear.fit made of the training rows, or None. Kinds without classes or numbers have no baseline: {}.
+    linear.fit made of the training rows, or None. val: rows and features on which its thresholds are chosen where a text
+    has several labels. Kinds without classes or numbers have no baseline: {}.
     """
     task = {name: value for name, value in task.items() if name != "thresholds"}  # those are the model's
     outputs, kind = {}, task["kind"]
@@ -27,9 +29,12 @@ def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encod
         outputs["majority"] = np.tile(prior, (n, 1))
     if fitted is not None:
         outputs["linear"] = linear.outputs(fitted, encoded)
-    found = {name: predict.scores(task, rows, predict.predictions(task, rows, encoded, out), encoded, out)[0]
-             for name, out in outputs.items()}
-    values = {name: float(scores[task["metric"]]) for name, scores in found.items()}
+    values = {}
+    for name, out in outputs.items():
+        if name == "linear" and task.get("multi_label"):
+            task["thresholds"] = predict.best_thresholds(task, *val, linear.outputs(fitted, val[1]))
+        guesses = predict.predictions(task, rows, encoded, out)
+        values[name] = float(predict.scores(task, rows, guesses, encoded, out)[0][task["metric"]])
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
