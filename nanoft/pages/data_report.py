@@ -44,6 +44,8 @@ class Options:
     pair_column: str = ""    # the second text
     label_column: str = ""   # the label, or the response of generate
     separator: str = ""      # what stands between several labels of a text
+    columns: str = ""          # the names, where the file has no header: class,title,description
+    encoding: str = ""         # of the file, as gb18030; "" = UTF-8, or UTF-16 with a byte-order mark
 
 
 class Page:
@@ -87,7 +89,8 @@ def main():
     if is_task:
         with redirect_stdout(None):  # finetune.py prints it all
             task, rows = examples.from_table(path, cfg.kind, cfg.text_column, cfg.pair_column, cfg.label_column,
-                                             separator=cfg.separator) if is_file else examples.load_task(path)
+                                             separator=cfg.separator, columns=cfg.columns, encoding=cfg.encoding
+                                             ) if is_file else examples.load_task(path)
         unit, tokenizer = "row", find_tokenizer(cfg, path.parent if is_file else path, rows["train"])
         splits = {split: statistics.from_rows(rows_of, tokenizer) for split, rows_of in rows.items()}
         about_rows(page, task, rows, splits)
