@@ -44,8 +44,8 @@ class Options:
     pair_column: str = ""    # the second text
     label_column: str = ""   # the label, or the response of generate
     separator: str = ""      # what stands between several labels of a text
-    columns: str = ""          # the names, where the file has no header: class,title,description
-    encoding: str = ""         # of the file, as gb18030; "" = UTF-8, or UTF-16 with a byte-order mark
+    columns: str = ""        # the names, where the file has no header: class,title,description
+    encoding: str = ""       # of the file, as gb18030; "" = UTF-8, or UTF-16 with a byte-order mark
 
 
 class Page:
