@@ -20,10 +20,23 @@ import numpy as np
 import torch
 
 from nanoft import UserError, checkpoint, config, distributed, files, kernels, loop, optim
-from nanoft.inspect import mistakes
+from nanoft.inspect import mistakes, pictures
 from nanoft.inspect.watch import Watch
 from nanoft.model import check_model
-from nanoft.tasks import baselines, collate, examples, features, freezing, linear, lora, metrics, predict, start, sweep
+from nanoft.tasks import (
+    baselines,
+    collate,
+    examples,
+    features,
+    freezing,
+    images,
+    linear,
+    lora,
+    metrics,
+    predict,
+    start,
+    sweep,
+)
 from nanoft.tasks.heads import TaskModel
 
 
@@ -45,7 +58,7 @@ class Config:
     train_file: str = ""               # your own rows instead of data: .csv .tsv .jsonl; CoNLL (tag), SQuAD (answer)
     val_file: str = ""                 # the same for validation; without it val_fraction of train_file
     test_file: str = ""                # the same for the final test, may be left out
-    kind: Literal["classify", "pair", "regress", "tag", "answer", "generate"] = "classify"  # of train_file
+    kind: Literal["classify", "pair", "regress", "tag", "answer", "generate", "image"] = "classify"  # of train_file
     text_column: str = ""              # names of train_file's columns (CoNLL: numbers, too); "" = the usual; a,b joins
     pair_column: str = ""              # the second text
     label_column: str = ""             # the label, or the response of generate
@@ -64,6 +77,10 @@ class Config:
     linear: Literal["auto", "true", "false"] = "auto"  # a linear model of n-grams beside the blocks; auto: of texts
     token_drop: float = 0.0            # fraction of the training tokens left out, others each epoch
     token_mask: float = 0.0            # fraction of them replaced by <|mask|>
+    image_size: int = 0                # side of the pictures in pixels, 0 = as they are stored; of files 64
+    patch: int = 4                     # side of a patch of a picture, which becomes a token
+    stem: Literal["conv", "linear"] = "conv"  # how it does: by a few convolutions, or as in ViT by one matrix
+    augment: str = ""                  # pictures changed each epoch: flip,crop,rotate,cutout,mixup
 
     n_layer: int = -1                  # blocks of a model from scratch (for generate a GPT); -1 = chosen
     n_head: int = 4                    # attention heads
@@ -105,7 +122,11 @@ def check(cfg):
     problems += config.at_least(cfg, 1, "batch_size", "log_interval", "doc_stride")
     problems += config.at_least(cfg, 0, "seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr",
                                 "muon_lr", "patience", "weight_decay", "grad_clip", "eval_interval", "unfreeze_every",
-                                "lora_rank", "watch_interval")
+                                "lora_rank", "watch_interval", "image_size")
+    problems += config.at_least(cfg, 2, "patch")
+    if unknown := set(filter(None, cfg.augment.split(","))) - set(images.AUGMENTATIONS):
+        problems.append(f"augment={cfg.augment}: {', '.join(sorted(unknown))} is none of "
+                        f"{', '.join(images.AUGMENTATIONS)}")
     problems += config.fraction(cfg, "token_drop", "token_mask", "dropout", "head_dropout", "average",
                                 "val_fraction", one=False)
     problems += config.fraction(cfg, "warmup", "layer_decay")
@@ -284,7 +305,7 @@ class Data:
         epoch, number = divmod(step, self.steps_per_epoch)
         index = self.order(epoch)[number][rows % self.cfg.batch_size]
         return collate.batch(self.features["train"], index, self.task, self.tokenizer, self.multiple, self.weights,
-                              collate.augmentation(self.cfg, self.tokenizer, epoch))
+                              collate.augmentation(self.cfg, self.task, self.tokenizer, epoch))
 
     @functools.cached_property
     def fitted(self):
@@ -323,6 +344,8 @@ def open_data(cfg, dist, source, path):
     task |= start.positive_label(cfg, task, rows["train"])
     collate.check_augmentation(cfg, task, tokenizer)
     encoded = {split: features.encode(some, task, tokenizer) for split, some in rows.items()}
+    if "picture" in task and "mean" not in task["picture"]:
+        task["picture"] |= images.statistics(encoded["train"])  # type: ignore[arg-type]
     if dist.main:
         n_tokens = {split: some.n_tokens.tolist() for split, some in encoded.items()}
         examples.report(task, rows, n_tokens, task["max_length"])
@@ -365,6 +388,8 @@ def evaluate(run, data):
     found = predict.predictions(data.task, data.rows["val"], data.features["val"], out)
     scores, matrix = predict.scores(data.task, data.rows["val"], found, data.features["val"], out)
     mistakes.show(run.log, run.step, data.task, data.rows["val"], found, data.features["val"], out, scores, matrix)
+    if data.task["kind"] == "image":
+        pictures.show(run.log, run.step, data.task, data.rows["val"], found, data.features["val"])
     return scores
 
 
@@ -386,6 +411,9 @@ def describe(run, data, steps):
     for line in lines + freezing.describe_unfreezing(run.optimizers, steps / per_epoch):
         run.log.say(line)
     padding = collate.padding_fraction(lengths, data.order(0))
+    if run.cfg.augment and run.log.board:
+        batch = data.make_batch(np.arange(min(16, run.cfg.batch_size)))
+        pictures.log_sheet(run.log, run.step, "pictures/augmented", batch["ids"], [[]] * len(batch["ids"]))
     run.log.say(f"run    {steps:,} steps, {per_epoch:,} an epoch, {padding:.1%} of the tokens padding; "
                 f"{run.describe('features')}")
 

@@ -9,6 +9,7 @@
     python sample.py --checkpoint=out/squad --question="Who wrote back?" --context="Ada wrote, and Babbage wrote back."
     python sample.py --checkpoint=out/sst2 --input=rows.csv --output=predictions.csv
     python sample.py --checkpoint=out/sst2 --text="a joy from beginning to end" --explain
+    python sample.py --checkpoint=out/cifar10 --image=cat.png --explain
     python sample.py --checkpoint=minilm --embed --text="A dog runs." --text="A puppy is running." --text="It rains."
     python sample.py --checkpoint=minilm --embed --input=texts.txt --output=vectors.npy
 """
@@ -33,7 +34,7 @@ from nanoft.pages import explain_page
 from nanoft.serve.api import END, Model
 from nanoft.tasks import inputs, predict
 
-SOURCES = ("input", "prompt", "text", "pair", "question", "context")  # the options that bring texts
+SOURCES = ("input", "prompt", "text", "pair", "question", "context", "image")  # the options that bring texts
 COLUMNS = ("text_column", "pair_column", "label_column", "columns", "encoding")  # those on the columns of an input
 MAX_SHOWN = 20  # texts in the table of cosines
 
@@ -44,6 +45,7 @@ class Config:
     prompt: str = "<|endoftext|>"      # text to continue; <|endoftext|> begins a new document
     text: tuple = ()                   # to classify, tag or embed, or as prompt; may be given several times
     pair: str = ""                     # the second text, of a model for pairs
+    image: tuple = ()                  # picture files, for a model of pictures; may be given several times
     question: str = ""                 # for a model that answers
     context: str = ""                  # the text that holds the answer
     input: str = ""                    # a file as in fine-tuning (table, CoNLL, SQuAD), else a prompt or text a line
@@ -81,7 +83,8 @@ def check(cfg: Config) -> list[str]:
     """Sentences on options that cannot be, or cannot go together."""
     problems = config.at_least(cfg, 0, "temperature", "top_k")
     problems += config.at_least(cfg, 1, "num_samples", "max_new_tokens", "drawn_tokens", "ig_steps")
-    if not any({*given(cfg)} <= group for group in ({"input"}, {"prompt"}, {"text", "pair"}, {"question", "context"})):
+    if not any({*given(cfg)} <= group for group in ({"input"}, {"prompt"}, {"text", "pair"}, {"question", "context"},
+                                                    {"image"})):
         problems.append(f"{' and '.join(given(cfg))} do not go together; give an input, a prompt, texts (with a pair) "
                         "or a question with its context")
     if not cfg.input and (names := [name for name in COLUMNS if getattr(cfg, name)]):
@@ -256,7 +259,7 @@ def readable(kind: str, row: dict, guess: dict) -> str:
         end = guess["start"] + len(guess["prediction"])
         return (f"{row['question']}\n    {guess['prediction']}   (characters {guess['start']} to {end}, "
                 f"{guess['probability']:.1%})")
-    text = row["text"] + (f" | {row['pair']}" if "pair" in row else "")
+    text = " | ".join(row[name] for name in ("text", "pair", "image") if name in row)
     if kind == "regress":
         return f"{text}\n    {guess['prediction']:.4g}"
     most_likely = sorted(guess["probabilities"].items(), key=lambda item: -item[1])

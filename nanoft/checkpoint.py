@@ -27,10 +27,13 @@ M = TypeVar("M", bound=nn.Module)
 
 # what files.difference asks of the dictionary; what train.py and finetune.py read of latest.pt is optional elsewhere
 NEEDS = {"classify": {"labels": [str]}, "pair": {"labels": [str]}, "tag": {"labels": [str]}, "generate": {},
+         "image": {"labels": [str], "picture": {
+             "size": int, "channels": int, "patch": int, "stem": {"conv", "linear"}, "cls": bool, "mean": [float],
+             "deviation": [float]}},
          "regress": {"mean": float, "deviation": float}, "answer": {"v2": bool, "max_answer?": int}}
 TASK = {"kind": {*NEEDS}, "metric?": str, "pool?": {"mean", "cls", "last"}, "max_length?": int, "head_dropout?": float,
         "long_text?": {"head", "tail", "head_tail", "windows"}, "doc_stride?": int, "multi_label?": bool,
-        "linear?": bool, "linear_share?": float, "match_types?": bool, "leading_space?": bool,
+        "linear?": bool, "linear_share?": float, "mirror?": bool, "match_types?": bool, "leading_space?": bool,
         "positive?": str, "thresholds?": {str: float}, "separator?": str, "columns?": {str: [str]},
         "column_names?": str, "encoding?": str}
 FORM = {"model": {str: Tensor}, "step": int, "task?": TASK, "config?": {str: object}, "fingerprints?": {str: str},

@@ -273,9 +273,9 @@ class Transformer(nn.Module):
 
         cache: a nanoft.generate.Cache, which says where `ids` stand and what stands before them.
         """
-        T = ids.size(1)
+        x = self.tokens(ids)  # (B, T) -> (B, T, C); of pictures (B, 3, H, W) tasks/images.py makes T patches
+        T = x.size(1)
         known, at, mask = cache.place(ids) if cache else (ids, slice(T), mask)
-        x = self.tokens(ids)  # (B, T) -> (B, T, C)
         if self.positions is not None:
             x = x + self.positions.weight[at]  # (T, C) or (B, 1, C)
         if self.types is not None:

@@ -118,7 +118,7 @@ def score_embeddings(trunk: Transformer, score: Callable, x: Tensor, ids: Tensor
     """Scores of embeddings x: (B, T, C) -> (B,). The blocks read x in place of the embeddings of ids (T,)."""
     hook = trunk.norm_in.register_forward_hook(lambda module, args, out: x)
     try:
-        return score(ids.expand(len(x), -1), None if types is None else types.expand(len(x), -1))
+        return score(ids.expand(len(x), *ids.shape), None if types is None else types.expand(len(x), -1))
     finally:
         hook.remove()
 
@@ -159,7 +159,7 @@ def integrated_gradients(trunk: Transformer, score: Callable, ids: Tensor, base_
     points = np.polynomial.legendre.leggauss(steps)  # nodes in (-1, 1) and their weights
     nodes, weights = (torch.from_numpy(x).to(text.x.dtype).to(text.x.device) / 2 for x in points)
     way, mean = text.x - base.x, torch.zeros_like(text.x)
-    batch_size = max(1, BATCH_TOKENS // len(ids))
+    batch_size = max(1, BATCH_TOKENS // len(text.x))
     for node, weight in zip((nodes + 0.5).split(batch_size), weights.split(batch_size)):
         gradient = gradients(trunk, score, base.x + node[:, None, None] * way, ids, types)  # (B, T, C)
         mean += (weight[:, None, None] * gradient).sum(0)

@@ -121,7 +121,7 @@ def error_of(task: dict, row: dict, guess: dict) -> float:
 def described(task: dict, row: dict, guess: dict) -> tuple[str, str, str]:
     """A row's text, truth and prediction as a person reads them; of tags only the wrong ones."""
     kind, prediction = task["kind"], guess.get("prediction", "")
-    text = " / ".join(row[name] for name in ("text", "pair", "question", "prompt") if name in row)
+    text = " / ".join(row[name] for name in ("text", "pair", "question", "prompt", "image") if name in row)
     if kind == "tag":
         words = row.get("words") or [f"word {i}" for i in range(1, len(row["tags"]) + 1)]
         wrong = [i for i, tag in enumerate(row["tags"]) if tag != prediction[i]]
@@ -217,7 +217,7 @@ def save_projector(folder: Path, model, task: dict, rows: list[dict], guesses: l
         else:
             truth = row["labels"] if "labels" in row else row["label"]
             labels.append((*(", ".join(x) if isinstance(x, list) else x for x in (truth, prediction)),
-                           " / ".join(row[name] for name in ("text", "pair") if name in row)[:200]))
+                           " / ".join(row[name] for name in ("text", "pair", "image") if name in row)[:200]))
     config = 'embeddings {\n tensor_name: "validation"\n tensor_path: "vectors.tsv"\n metadata_path: "labels.tsv"\n}\n'
     for name, text in {
             "vectors.tsv": "".join("\t".join(f"{x:.5g}" for x in v) + "\n" for v in torch.cat(vectors).tolist()),

@@ -60,8 +60,8 @@ def summarize(shape: ModelConfig, cfg, task: dict | None = None, device="cpu",
     for name, p in model.named_parameters():  # tied parameters count once
         parameters[name.rpartition(".")[0]] += p.numel()
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name in outputs:
-            flops[name] = 2 * module.in_features * outputs[name].numel() / (B * T)
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and name in outputs:  # each output is a sum of as many products
+            flops[name] = 2 * module.weight[0].numel() * outputs[name].numel() / (B * T)
         elif isinstance(module, Attention):  # queries times keys, weights times values, T keys for each query
             flops[name] = 2 * 2 * T * shape.n_embd
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -98,6 +98,10 @@ def example_batch(model: nn.Module, B: int, T: int, cfg) -> dict:
                 batch |= {"types": ids, "mask": ids == 0, "next_targets": ids[:, 0]}
         return batch
     kind = task["kind"]
+    if kind == "image":
+        picture = task["picture"]
+        ids = torch.zeros(B, picture["channels"], picture["size"], picture["size"], dtype=torch.uint8)
+        return {"ids": ids, "targets": ids[:, 0, 0, 0].long(), "weights": torch.ones(B)}
     targets = {"tag": ids, "answer": ids[:, :2], "regress": torch.zeros(B)}.get(kind, ids[:, 0])
     if task.get("multi_label"):
         targets = torch.zeros(B, len(task["labels"]))

@@ -33,7 +33,7 @@ class Subject(NamedTuple):
     title: str
     answer: str            # the model's, as a person reads it
     note: str              # what is left out
-    ids: Tensor            # (T,)
+    ids: Tensor            # (T,), or a picture's pixels (C, S, S)
     types: Tensor | None   # (T,)
     targets: list[Target]  # at most MAX_TARGETS
 
@@ -63,6 +63,7 @@ def subject_from_row(model, task: dict, tokenizer, row: dict, guess: dict, answe
     feature = int(own[best])
     batch = distributed.to_device(collate.batch(encoded, [feature], task, tokenizer), model.task_head.weight.device)
     ids, types, allowed = batch["ids"][0], batch.get("types"), batch.get("allowed")
+    T = int(encoded.lengths[feature])
 
     def logits(ids, types):
         return model.logits(ids, types, allowed=None if allowed is None else allowed.expand(len(ids), -1))
@@ -73,7 +74,7 @@ def subject_from_row(model, task: dict, tokenizer, row: dict, guess: dict, answe
         targets = [span_target(logits, tokenizer, ids, *map(int, out[feature, 1:3])) if guess["prediction"] else
                    Target("logits of no answer", lambda ids, types: logits(ids, types)[:, 0].sum(-1), [0])]
     else:
-        positions = {"cls": [0], "last": [len(ids) - 1]}.get(task["pool"], list(range(len(ids))))
+        positions = {"cls": [0], "last": [T - 1]}.get(task["pool"], list(range(T)))
         scores, parts = text_scores(logits, task, out[own].mean(0)), None
         if model.ngrams is not None:  # (T, K)
             parts = linear.contributions(model.ngrams, ids, None if types is None else types[0]).cpu()
@@ -81,9 +82,9 @@ def subject_from_row(model, task: dict, tokenizer, row: dict, guess: dict, answe
         targets = [Target(name, score, positions, None if parts is None else parts[:, k]) for k, name, score in scores]
     total = encoded.n_tokens[number]
     note = join(f"Window {best + 1} of {len(own)}." if len(own) > 1 else
-                f"The model reads {len(ids)} of its {total:,} tokens." if total > len(ids) else "",
+                f"The model reads {T} of its {total:,} tokens." if total > T else "",
                 f"The first {MAX_TARGETS} of {len(targets)} words with a label." * (len(targets) > MAX_TARGETS))
-    texts = [row[name] for name in row if name in ("text", "pair", "words", "question")]
+    texts = [row[name] for name in row if name in ("text", "pair", "words", "question", "image")]
     title = " | ".join(" ".join(text) if isinstance(text, list) else text for text in texts)
     return Subject(title, answer, note, ids, None if types is None else types[0], targets[:MAX_TARGETS])
 

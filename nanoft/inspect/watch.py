@@ -82,7 +82,9 @@ class Watch:
         for name, p in self.trained.items():
             self.histogram(step, f"weights/{short(name)}", p)
         names = {module: short(name) for name, module in self.model.named_modules()}
-        mask = batch.get("mask", torch.ones_like(batch["ids"], dtype=torch.bool))  # (B, T), False at padding
+        ids, task = batch["ids"], getattr(self.model, "task", {})
+        shape = (len(ids), task["max_length"]) if task.get("kind") == "image" else ids.shape
+        mask = batch.get("mask", ids.new_ones(shape, dtype=torch.bool))  # (B, T), False at padding
 
         def record(module, _, out):
             self.histogram(step, f"activations/{names[module]}", out[mask])

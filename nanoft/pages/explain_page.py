@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nanoft import UserError
-from nanoft.inspect import explain
+from nanoft.inspect import explain, pictures
 from nanoft.inspect.mistakes import png
 from nanoft.inspect.targets import Subject, Target, label, text_units, token_name, unit_maps, unit_sums, window
 from nanoft.pages import html, plots
@@ -111,17 +111,20 @@ def write(folder, checkpoint, model, tokenizer, subjects: list[Subject], cfg) ->
     drawing, names, deltas, parts = plots.can_draw(), [], [], [STYLE]
     for number, subject in enumerate(subjects, 1):
         findings = explain_subject(model, tokenizer, subject, cfg.ig_steps)
-        units = text_units(subject.ids, tokenizer)
+        is_picture = subject.ids.dim() == 3
+        units = pictures.units(len(findings.rollout)) if is_picture else text_units(subject.ids, tokenizer)
         view = View(units, *window(units, cfg.drawn_tokens, subject.targets[0].positions[0]), layers, heads)
         parts.append(f"<h2>{html.escape(label(subject.title, 80))}</h2><pre>{html.escape(subject.answer)}</pre>")
         if subject.note:
             parts.append(f'<p class="dim">{html.escape(subject.note)}</p>')
-        parts += [score_section(target, findings, units, i) for i, target in enumerate(subject.targets)]
+        pixels = subject.ids.cpu().numpy() if is_picture else None
+        parts += [score_section(target, findings, units, i, pixels) for i, target in enumerate(subject.targets)]
         if model.cfg.n_layer:
             parts.append(attention_section(findings, view))
             if hasattr(model, "head"):
                 parts.append(lens_section(model, tokenizer, subject, view))
-            parts.append(neighbours_section(model, tokenizer, subject, findings))
+            if not is_picture:
+                parts.append(neighbours_section(model, tokenizer, subject, findings))
         if drawing and model.cfg.n_layer:
             names += save_pictures(folder, f"{number}-" * (number > 1), model, tokenizer, subject, findings, view)
         deltas += print_findings(subject, findings, units, cfg.ig_steps)
@@ -144,7 +147,10 @@ def parse_numbers(name: str, text: str, n: int) -> list[int]:
 def explain_subject(model, tokenizer, subject: Subject, steps: int) -> Findings:
     """steps: of integrated gradients."""
     trunk, ids, types = model.trunk, subject.ids, subject.types
-    base = explain.baseline(ids, tokenizer, model.cfg.causal)
+    if ids.dim() == 3:  # of a picture, one of the mean colour
+        base = trunk.tokens.mean[:len(ids)].round().to(ids.dtype).expand(ids.shape)
+    else:
+        base = explain.baseline(ids, tokenizer, model.cfg.causal)
     maps, embedded = explain.attention_maps(trunk, ids, types), explain.embed(trunk, ids, types)
     findings = Findings(maps.cpu().numpy(), explain.rollout(maps).cpu().numpy(), [], [], [])
     for target in subject.targets:
@@ -191,8 +197,8 @@ def attributions(target: Target, findings: Findings, units: list, i: int) -> lis
          findings.rollout[target.positions].mean(0)))]
 
 
-def score_section(target: Target, findings: Findings, units: list, i: int) -> str:
-    """Score i: its text coloured in four ways."""
+def score_section(target: Target, findings: Findings, units: list, i: int, pixels=None) -> str:
+    """Score i: its text coloured in four ways, or its picture, pixels (C, S, S)."""
     result = findings.integrated[i]
     parts = [f"<h3>{html.escape(target.name)}: {result.score:.3f}</h3>",
              f'<p class="dim">The baseline has {result.baseline:.3f}; the words add up to '
@@ -202,7 +208,8 @@ def score_section(target: Target, findings: Findings, units: list, i: int) -> st
         scale = f"blue raises it, orange lowers it, full colour {largest:.3g}" if number < 2 else f"most {largest:.3g}"
         notes = [f"{label(text)}: {value:+.3g}" for (text, _), value in zip(units, by_unit)]
         parts.append(f"<details{' open' if number == 0 else ''}><summary>{name} ({scale})</summary>"
-                     + html.words([text for text, _ in units], by_unit / largest, notes) + "</details>")
+                     + (html.words([text for text, _ in units], by_unit / largest, notes) if pixels is None else
+                        pictures.heat_map(pixels, by_unit / largest, html.BLUE, html.ORANGE)) + "</details>")
     return "\n".join(parts)
 
 

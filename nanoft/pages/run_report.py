@@ -16,7 +16,7 @@ import numpy as np
 
 from nanoft import UserError, config
 from nanoft.files import difference, read_json
-from nanoft.inspect import mistakes, summary
+from nanoft.inspect import mistakes, pictures, summary
 from nanoft.pages import plots
 from nanoft.pages.html import cell, escape, table, write
 from nanoft.runlog import clock
@@ -41,6 +41,7 @@ PREDICTIONS: dict[str, dict] = {
                "tag": {"words": [str], "tags": [str], "prediction": [str], "probabilities": [float]},
                "answer": {"answers": [{"text": str}], "prediction": str, "probability": float},
                "multi_label": {"labels": [str], "prediction": [str], "probabilities": {str: float}},
+               "image": {"image": str, "label": str, "prediction": str, "probabilities": {str: float}},
                "pair": {"label": str, "prediction": str, "probabilities": {str: float}},
                "classify": {"label": str, "prediction": str, "probabilities": {str: float}}}
 
@@ -265,6 +266,9 @@ def errors(run: Run, task: dict) -> list[str]:
         worst = mistakes.worst_rows(task, predictions, predictions)  # they hold the texts and the truth, too
     except LookupError as error:
         raise UserError(f"{run.folder}/predictions.jsonl is of another task, it lacks {error}; remove it") from None
+    if worst and task["kind"] == "image":
+        parts += [f"<h2>The worst pictures ({split})</h2>", '<p class="dim">Below each: truth, and prediction.</p>',
+                  pictures.worst_as_html(task, predictions, worst)]
     if worst:
         parts += [f"<h2>Furthest from the truth ({split})</h2>", table(*mistakes.mistakes_table(task, worst))]
     return parts

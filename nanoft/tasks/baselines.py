@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from nanoft.tasks import linear, predict
+from nanoft.tasks.examples import ONE_LABEL
 from nanoft.tasks.features import Encoded
 
 
@@ -18,7 +19,7 @@ def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encod
     """
     task = {name: value for name, value in task.items() if name != "thresholds"}  # those are the model's
     outputs, kind = {}, task["kind"]
-    if kind in (*linear.KINDS, "tag"):
+    if kind in (*linear.KINDS, "tag", "image"):
         n = predict.output_offsets(encoded, task)[-1]
         if kind == "regress":
             prior = np.zeros(1)  # labels have mean 0 here
@@ -48,7 +49,7 @@ def remarks(task: dict, found: list[dict], score: float, baselines: dict[str, fl
     if baselines:
         lines.append(f"baselines: {', '.join(f'{name} {value:.4f}' for name, value in baselines.items())} "
                      f"({task['metric']})")
-    guesses = {str(item["prediction"]) for item in found} if task["kind"] in ("classify", "pair") else set()
+    guesses = {str(item["prediction"]) for item in found} if task["kind"] in ONE_LABEL else set()
     if len(guesses) == 1 and len(found) > 1:
         lines.append(f"note: every row is predicted as {guesses.pop()!r}: the model has learned no difference")
     better = [name for name, value in baselines.items()

@@ -9,11 +9,12 @@ import numpy as np
 
 from nanoft import UserError
 from nanoft.batches import CHANGES, GROUPS, IGNORE, shuffled
+from nanoft.tasks import images
 from nanoft.tasks.features import TWO_TEXTS, Encoded, special_ids
 
 
-def batch(encoded: Encoded, index, task: dict, tokenizer, multiple: int = 1, class_weights: np.ndarray | None = None,
-          augment: Callable | None = None) -> dict[str, np.ndarray]:
+def batch(encoded: Encoded | images.Pictures, index, task: dict, tokenizer, multiple: int = 1,
+          class_weights: np.ndarray | None = None, augment: Callable | None = None) -> dict[str, np.ndarray]:
     """The features number `index` (B,) as the arrays that TaskModel takes.
 
     ids (B, T); mask (B, T) unless nothing is padded; types (B, T) for two texts, 0 and 1, with match_types or a linear
@@ -23,6 +24,8 @@ def batch(encoded: Encoded, index, task: dict, tokenizer, multiple: int = 1, cla
     before, except for classify, pair and regress).
     """
     kind = task["kind"]
+    if isinstance(encoded, images.Pictures):
+        return images.batch(encoded, index, task, class_weights, augment)
     pad = tokenizer.special.get("<|pad|>", tokenizer.special["<|endoftext|>"])
     ids = [encoded.ids[encoded.begin[i]:encoded.begin[i + 1]].astype(np.int64) for i in index]
     second = encoded.second[index]
@@ -94,7 +97,9 @@ def padding_fraction(lengths: np.ndarray, groups: np.ndarray) -> float:
 
 
 def check_augmentation(cfg, task: dict, tokenizer):
-    """Raises UserError where the options token_drop and token_mask do not fit task and tokenizer."""
+    """Raises UserError where the options token_drop, token_mask and augment do not fit task and tokenizer."""
+    if cfg.augment and task["kind"] != "image":
+        raise UserError(f"augment={cfg.augment} changes pictures, which a {task['kind']} task has not; leave it out")
     if cfg.token_drop and task["kind"] not in ("classify", "pair", "regress"):
         raise UserError(f"token_drop would move the targets of a {task['kind']} task; it is for classify, pair and "
                         "regress")
@@ -102,12 +107,14 @@ def check_augmentation(cfg, task: dict, tokenizer):
         raise UserError("token_mask needs a tokenizer with a <|mask|> token, and another kind than generate")
 
 
-def augmentation(cfg, tokenizer, epoch: int) -> Callable | None:
-    """The function augment(ids, number) of an epoch, or None if the options ask for none.
+def augmentation(cfg, task: dict, tokenizer, epoch: int) -> Callable | None:
+    """The function augment(ids, number) of an epoch, or None if the options ask for none. Pictures: see images.py.
 
     It drops tokens of a feature's ids (T,) or masks them, with the probabilities token_drop and token_mask. Its random
     numbers are a function of the seed, the epoch and the feature's number. Special tokens stay, and at least one other.
     """
+    if task["kind"] == "image":
+        return images.augmentation(cfg, task, epoch)
     if not (cfg.token_drop or cfg.token_mask):
         return None
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nanoft import UserError
 from nanoft.files import difference, read_json, write_json, write_jsonl
-from nanoft.tasks import metrics, tables
+from nanoft.tasks import images, metrics, tables
 
 COLUMNS = {
     "classify": ("text", "label"),  # multi-label: ("text", "labels"), a list
@@ -24,12 +24,14 @@ COLUMNS = {
     "tag": ("words", "tags"),
     "answer": ("context", "question", "answers", "id"),
     "generate": ("prompt", "response"),
+    "image": ("image", "label"),  # the name of a picture: see images.py
 }
 METRICS = {"classify": "accuracy", "pair": "accuracy", "regress": "pearson", "tag": "f1", "answer": "f1",
-           "generate": "loss"}
+           "generate": "loss", "image": "accuracy"}
 SPLITS = ("train", "val", "test")
-LABELLED = ("classify", "pair", "tag")  # the kinds whose task.json lists labels
-INPUTS = ("text", "pair", "words", "context", "question", "prompt")  # what a model sees of a row
+ONE_LABEL = ("classify", "pair", "image")  # the kinds with one label a row (of classify, unless it is multi-label)
+LABELLED = (*ONE_LABEL, "tag")  # the kinds whose task.json lists labels
+INPUTS = ("text", "pair", "words", "context", "question", "prompt", "image")  # what a model sees of a row
 TARGETS = ("label", "labels", "tags", "answers", "response")  # what it is to give
 
 
@@ -54,7 +56,9 @@ def load_task(folder) -> tuple[dict, dict[str, list[dict]]]:
         raise UserError(f"{path}: a {task['kind']} task needs its labels, a list of texts; prepare the data set again")
     located = {split: tables.read_jsonl(folder / f"{split}.jsonl") for split in SPLITS
                if split != "test" or (folder / "test.jsonl").exists()}
-    return task, check_splits(task, located)
+    splits = check_splits(task, located)
+    return task, {split: images.resolve(rows, folder) if task["kind"] == "image" else rows
+                  for split, rows in splits.items()}
 
 
 def from_table(train_file, kind: str, text_column: str = "", pair_column: str = "", label_column: str = "",
@@ -64,18 +68,23 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
 
     classify, pair, regress, generate: .csv, .tsv or .jsonl. A column that is not named is found by its usual names;
     several of text, separated by commas, are joined; generate takes its prompt from text_column and its response from
-    label_column. columns: the names, where files lack them. separator: what stands between several labels of a text,
-    which makes the task multi-label. tag: a CoNLL file. answer: SQuAD's .json, v1.1 or v2. (Those two also as .jsonl
-    in the form above.) Every file may be gzipped. Without val_file, val_fraction of the rows are validation, chosen by
-    the hash of their text. Raises UserError as load_task.
+    label_column. image: the same, with the names of picture files, as seen from the table, in text_column; or a folder
+    that has one of picture files for each class. columns: the names, where files lack them. separator: what stands
+    between several labels of a text, which makes the task multi-label. tag: a CoNLL file. answer: SQuAD's .json, v1.1
+    or v2. (Those two also as .jsonl in the form above.) Every file may be gzipped. Without val_file, val_fraction of
+    the rows are validation, chosen by the hash of their text. Raises UserError as load_task.
     """
     if separator and kind != "classify":
         raise UserError(f"separator={separator!r} is for kind=classify; a {kind} row has one label")
     paths = {"train": train_file} | ({"val": val_file} if val_file else {}) | ({"test": test_file} if test_file else {})
     text, label = ("text_column", text_column), ("label_column", label_column)
-    options = {"text": text, "prompt": text, "pair": ("pair_column", pair_column), "label": label, "response": label}
+    options = {"text": text, "prompt": text, "image": text, "pair": ("pair_column", pair_column), "label": label,
+               "response": label}
     chosen, given, located = None, [text_column, label_column], {}
     for split, path in paths.items():
+        if kind == "image" and Path(path).is_dir():
+            located[split] = images.folder_rows(path)
+            continue
         if kind in ("tag", "answer"):
             if tables.suffix(path) == ".jsonl":
                 located[split] = tables.read_jsonl(path, encoding)
@@ -91,6 +100,9 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
                                            "pair" if kind == "regress" else "", [[*row.values()] for _, row in rows])
             print(f"{path}: {tables.describe(chosen)}")
         located[split] = [(where, named_row(row, where, kind, chosen, separator)) for where, row in rows]
+        if kind == "image":
+            located[split] = [(where, row | {"image": str(Path(path).parent / str(row["image"]))})
+                              for where, row in located[split]]
     if not val_file:
         n_rows = len(located["train"])
         located |= split_off_validation(located["train"], val_fraction, salt="1", row_of=lambda item: item[1])

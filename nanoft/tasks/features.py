@@ -19,6 +19,7 @@ import numpy as np
 
 from nanoft.batches import IGNORE
 from nanoft.files import available_cores
+from nanoft.tasks import images
 
 TWO_TEXTS = ("pair", "regress", "answer")  # the kinds that have token types: 0 for the first text, 1 for the second
 MAX_QUESTION = 64  # tokens; the rest of a longer question is cut off
@@ -54,8 +55,10 @@ class Encoded:
 
 
 def encode(rows: list[dict], task: dict, tokenizer) -> Encoded:
-    """The features of rows in the form of examples.py; rows to predict need no labels."""
+    """The features of rows in the form of examples.py; rows to predict need no labels. Of pictures images.Pictures."""
     kind = task["kind"]
+    if kind == "image":
+        return images.encode(rows, task)  # type: ignore[return-value]  # what is asked of Encoded it has, too
     make = {"tag": tag_features, "answer": answer_features, "generate": generate_features}.get(kind, text_features)
     features_of_rows, n_tokens, offsets = zip(*make(rows, task, tokenizer))
     features = [feature for of_row in features_of_rows for feature in of_row]

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanoft.model import ModelConfig, Transformer, make_head, masked_rows
+from nanoft.tasks import images
 from nanoft.tasks.linear import NGramLinear
 
-TEXT_KINDS = ("classify", "pair", "regress")  # whose head reads one vector a text; the other heads read every token's
+# the kinds whose head reads one vector a text, or picture; the other heads read every token's
+TEXT_KINDS = ("classify", "pair", "regress", "image")
 
 
 class TaskModel(nn.Module):
@@ -23,6 +25,8 @@ class TaskModel(nn.Module):
         super().__init__()
         self.cfg, self.task = cfg, task
         self.trunk = Transformer(cfg)
+        if task["kind"] == "image":
+            images.put_patches(self.trunk, task["picture"])
         self.drop = nn.Dropout(task["head_dropout"])
         has_pooler = task["pool"] == "cls" and cfg.n_types and task["kind"] in TEXT_KINDS  # as BERT's, for pairs
         self.pooler = nn.Linear(cfg.n_embd, cfg.n_embd) if has_pooler else None
@@ -36,7 +40,7 @@ class TaskModel(nn.Module):
         self.ngrams = NGramLinear(n_outputs(task)) if task.get("linear") else None
 
     def hidden(self, ids: Tensor, types: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """One vector a token: ids (B, T) -> (B, T, C). mask: bool (B, T), False at padding; None: no padding.
+        """One vector a token: ids (B, T), or pixels, -> (B, T, C). mask: bool (B, T), False at padding; None: none.
 
         Padding is on the right, where a causal model does not look.
         """
@@ -83,6 +87,8 @@ class TaskModel(nn.Module):
             losses = (y[:, 0] - targets).square()
         elif self.task.get("multi_label"):
             losses = F.binary_cross_entropy_with_logits(y, targets, reduction="none").mean(1)  # (B, K) -> (B,)
+        elif kind == "image":
+            losses = F.cross_entropy(y, targets, reduction="none")  # (B,), or shares of the classes (B, K) -> (B,)
         elif kind == "answer":
             losses = F.cross_entropy(y, targets, reduction="none").mean(1)  # (B, T, 2), (B, 2) -> (B, 2) -> (B,)
         else:

@@ -17,7 +17,7 @@ from nanoft.tasks.metrics import NO_SPACES, TAG, UNSPACED
 
 # The columns that prediction needs where these are not the text alone. "" is a model without a task.
 TO_PREDICT = {"": ("prompt",), "generate": ("prompt",), "pair": ("text", "pair"), "regress": ("text", "pair"),
-              "answer": ("question", "context")}
+              "answer": ("question", "context"), "image": ("image",)}
 OPTIONS = {"pair": "pair_column", "context": "pair_column"}  # that name the columns; of the others text_column
 CONLL = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".bioes", ".bmes", ".ner")
 # A word to be tagged: a character of a script without spaces, an address, a word with its - ' . inside, or a sign.
@@ -33,7 +33,7 @@ def prediction_rows(task: dict, path: str = "", options: dict | None = None,
     for answer also SQuAD's .json, for tag also a CoNLL file; of any other file each line that is not blank is a text or
     prompt, and its row has the number of its `line`. given: the options text_column, pair_column, label_column, columns
     and encoding, as for training. options, read without a path: {"prompt", "pair", "question", "context": a text,
-    "text": a list of texts}, those that were given; without any, the prompt is a new document. program: rows, or texts,
+    "text", "image": a list of texts, or names of files}, those that were given; without any, the prompt is a new document. program: rows, or texts,
     instead of both. task: {"kind": "embed"} for texts without a task, {} for prompts. Raises UserError for an option
     that the kind does not take, for a missing or unfit column, and for a file without rows.
     """
@@ -53,7 +53,8 @@ def prediction_rows(task: dict, path: str = "", options: dict | None = None,
         for name in options:
             if name not in accepted:
                 raise UserError(f"--{name} means nothing to {model}; give {usage}")
-        texts = options.get("text") or [options.get(needed[0], "<|endoftext|>" if needed[0] == "prompt" else "")]
+        texts = options.get("text") or options.get("image") or [
+            options.get(needed[0], "<|endoftext|>" if needed[0] == "prompt" else "")]
         rows = [options | {needed[0]: text} for text in texts]
         rows = [{name: row[name] for name in needed if row.get(name) or name == "prompt"} for row in rows]
         located = [("the command line", row, row) for row in rows]

@@ -31,9 +31,9 @@ LOWER = ("loss", "perplexity", "mae", "rmse")  # scores that are better when low
 def outputs(model: TaskModel, encoded: Encoded, task: dict, tokenizer, dist: Dist) -> np.ndarray:
     """Numbers for each feature, float64 (N, M), on every rank all of them. The model is in evaluation mode.
 
-    classify, pair, regress: the logits; tag: the logits of each word, (words, K); answer: score, start and end of the
-    best span, the score of no answer, the log-probability of the span; generate: the nats of the response, its number
-    of tokens.
+    classify, pair, regress, image: the logits; tag: the logits of each word, (words, K); answer: score, start and end
+    of the best span, the score of no answer, the log-probability of the span; generate: the nats of the response, its
+    number of tokens.
     """
     kind, begin = task["kind"], output_offsets(encoded, task)
     out = np.zeros((begin[-1], output_width(task)))
@@ -45,6 +45,8 @@ def outputs(model: TaskModel, encoded: Encoded, task: dict, tokenizer, dist: Dis
                 result = torch.stack((nats, (batch["targets"] != IGNORE).sum(1)), dim=1)
             else:
                 result = model.logits(batch["ids"], batch.get("types"), batch.get("mask"), batch.get("allowed"))
+                if task.get("mirror"):  # of a class of things the mirror image is one, too
+                    result = (result + model.logits(batch["ids"].flip(-1))) / 2
         if kind == "tag":
             result = result[batch["targets"] != IGNORE]  # (B, T, K) -> (words, K)
         if kind == "answer":
@@ -101,7 +103,7 @@ def best_spans(logits: Tensor, starts: Tensor, max_answer: int) -> Tensor:
 def predictions(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray) -> list[dict]:
     """A dictionary for each row: `prediction`, and by kind
 
-    classify, pair: label; `probabilities` by label. regress: a number. tag: a tag a word, and `probabilities` of these.
+    classify, pair, image: label; `probabilities` by label. regress: a number. tag: a tag a word, `probabilities` of it.
     answer: the text, "" for none, with `start`, the number of its first character, and `probability` of the span.
     generate: no prediction (see write_responses), but the `nats` and `tokens` of the response.
     """

@@ -14,7 +14,7 @@ from nanoft import UserError, bpe, checkpoint, distributed, files
 from nanoft.distributed import Dist
 from nanoft.model import ModelConfig
 from nanoft.published.source import open_checkpoint
-from nanoft.tasks import examples, features, linear, lora, metrics, predict
+from nanoft.tasks import examples, features, images, linear, lora, metrics, predict
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import prepare, vocabulary
 
@@ -72,6 +72,13 @@ def open_data(cfg, dist: Dist, source: dict | None, path: Path | None) -> tuple[
         task, rows = examples.load_task(folder) if folder else examples.from_table(
             cfg.train_file, cfg.kind, cfg.text_column, cfg.pair_column, cfg.label_column, cfg.val_file, cfg.test_file,
             cfg.val_fraction, cfg.separator, cfg.columns, cfg.encoding)
+    is_picture = [t["kind"] == "image" for t in (task, (source or {}).get("task") or {"kind": ""})]
+    if source and is_picture[0] != is_picture[1]:
+        raise UserError(f"{path} reads {'pictures' if is_picture[1] else 'texts'}, and these rows hold "
+                        f"{'pictures' if is_picture[0] else 'texts'}; begin from another model, or give other data")
+    if is_picture[0]:
+        picture = images.picture_of(cfg, (source or {}).get("task", {}), rows["train"][0]["image"])
+        return task | {"picture": picture}, rows, images.PixelTokenizer()
     if home := path or folder:
         tokenizer = vocabulary.of_checkpoint(home) if path else vocabulary.load(home)
         checkpoint.check_tokenizer(source or {}, tokenizer, path)
@@ -115,7 +122,10 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
     choice = {"epochs": 3.0 if n_rows < 20_000 else 2.0, "n_layer": 2, "match_types": "false"}
     # beside published weights it is worth little, and other programs, to which these may return, do not have it
     choice["linear"] = "true" if kind in linear.KINDS and not published and not cfg.lora_rank else "false"
-    if published or kind == "generate":
+    if kind == "image" and not published:
+        choice |= {"epochs": 10.0, "n_layer": 4, "optimizer": "muon", "lr": 2e-3, "muon_lr": 0.02}
+        choice |= {} if cfg.head_lr or cfg.lr else {"head_lr": 0.01}
+    elif published or kind == "generate":
         width = source["model_config"]["n_embd"] if source else cfg.n_embd
         choice |= {"optimizer": "adamw", "lr": 3e-4 if width <= 400 else 5e-5, "muon_lr": 0.002}
     else:
@@ -156,6 +166,8 @@ def model_shape(cfg, source: dict | None, path: Path | None, tokenizer, task: di
         shape = ModelConfig.from_saved(source["model_config"], path)
     else:
         shape = replace(scratch_shape(cfg), vocab_size=tokenizer.vocab_size, causal=task["kind"] == "generate")
+    if "picture" in task:
+        shape = replace(shape, block_size=images.n_tokens(task["picture"]))
     is_padded = shape.vocab_size > tokenizer.vocab_size and shape.vocab_multiple == 1  # as some were published
     if shape.vocab_size != tokenizer.vocab_size and not is_padded:
         raise UserError(f"{path} has a vocabulary of {shape.vocab_size:,}, but the tokenizer beside it "
@@ -188,6 +200,8 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
     if kind == "regress":  # the head learns numbers of mean 0 and deviation 1
         labels = [row["label"] for row in rows["train"]]
         task |= {"mean": statistics.fmean(labels), "deviation": statistics.pstdev(labels)}
+    if kind == "image":
+        task["mirror"] = "flip" in cfg.augment
     if kind == "answer":
         task |= {"max_answer": 30, "v2": has_unanswered(rows)}
     if kind == "tag" and not cfg.metric and not predict.has_entities(task["labels"]):
@@ -206,7 +220,7 @@ def positive_label(cfg, task: dict, rows: list[dict]) -> dict[str, str]:
     The given one; of a data set folder the second of its labels; of a table by metrics.positive_label.
     """
     labels = task.get("labels", [])
-    if task["kind"] not in ("classify", "pair") or task.get("multi_label") or len(labels) != 2:
+    if task["kind"] not in examples.ONE_LABEL or task.get("multi_label") or len(labels) != 2:
         labels = []
     if cfg.positive and cfg.positive not in labels:
         raise UserError(f"positive={cfg.positive} is none of two labels of a text; "

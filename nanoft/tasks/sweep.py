@@ -27,6 +27,7 @@ from nanoft.evaluate import causal_metrics, described
 from nanoft.model import GPT, ModelConfig
 from nanoft.published.source import open_checkpoint
 from nanoft.tasks import metrics, tables
+from nanoft.tasks.examples import ONE_LABEL
 from nanoft.tasks.start import AUTO
 from nanoft.text import prepare, vocabulary
 
@@ -95,7 +96,7 @@ def compare(cfg, runs: list, results: list[dict]) -> None:
         return
     metric = results[0]["metric"]
     splits = [split for split in ("val", "test") if f"{split}_{metric}" in results[0]]
-    one_label = all(result.get("kind") in ("classify", "pair") and f"{splits[-1]}_confusion" in result
+    one_label = all(result.get("kind") in ONE_LABEL and f"{splits[-1]}_confusion" in result
                     for result in results)  # results of an older nanoft name no kind
     columns = [f"{split}_{metric}" for split in splits]
     together = f"{columns[-1]}_together" if one_label and len(next(iter(groups.values()))) > 1 else ""

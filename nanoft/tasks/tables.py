@@ -25,6 +25,7 @@ DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
 USUAL = {
     "text": "text sentence review content comment document body tweet message text1 text_a sentence1 sentence_a "
             "question1 premise 文本 内容 评论 句子",
+    "image": "image picture file filename file_name path image_path img 图片",
     "pair": "pair text2 text_b sentence2 sentence_b question2 hypothesis",
     "label": "label labels gold_label sentiment class category target score rating stars similarity topic intent "
              "标签 类别 情感",

@@ -15,6 +15,7 @@ from nanoft.bpe import Tokenizer
 from nanoft.files import read_blocks, read_json
 from nanoft.pretokenize import PATTERNS, check_pattern
 from nanoft.published import safetensors
+from nanoft.tasks.images import PixelTokenizer
 from nanoft.text import wordpiece
 from nanoft.text.wordpiece import WordPiece
 
@@ -64,6 +65,8 @@ def from_own(content, path: Path) -> Tokenizer | WordPiece:
     """The tokenizer in the content of nanoft's tokenizer.json; path: of the file, for messages. Raises UserError."""
     if isinstance(content, dict) and content.get("format") == wordpiece.FORMAT:
         return WordPiece.from_content(content, path)
+    if content == PixelTokenizer.content:
+        return PixelTokenizer()  # type: ignore[return-value]  # nobody asks it to read a text
     if problem := find_problem(content):
         raise UserError(f"{path}: not a nanoft tokenizer file ({problem}); prepare the data set again, or train one "
                         "with python -m nanoft tokenizer")
