@@ -3,8 +3,8 @@
 A published folder holds config.json, and model.safetensors or pytorch_model.bin or shards of either. Readable are
 GPT-2 (Radford et al. 2019), BERT (arXiv:1810.04805) with its pooler and heads, RoBERTa (arXiv:1907.11692), and
 sentence-transformers' models of these layouts (arXiv:1908.10084), and nanoft's own models in Qwen3's layout
-(arXiv:2505.09388). The published names are those of the transformers package. convert.py goes the other way by the
-same tables.
+(arXiv:2505.09388); ViT is in vit.py. The published names are those of the transformers package. convert.py goes the
+other way by the same tables.
 """
 
 import os
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from nanoft import UserError
 from nanoft.files import difference, read_json
 from nanoft.model import CLASSIC, ModelConfig, check_model, make_model
-from nanoft.published import safetensors
+from nanoft.published import safetensors, vit
 from nanoft.tasks.examples import METRICS
 from nanoft.tasks.heads import TaskModel
 
@@ -284,7 +284,8 @@ def load(path: Path) -> dict:
         raise UserError(f"{described} is not the description of a model ({problem}); fetch it again")
     entries, take = open_weights(path)
     own = config.get("model_type") == "nanoft"
-    loaded = load_own(config, take(list(entries)), described) if own else load_published(config, entries, take, path)
+    published = vit.load if vit.is_vit(config) else load_published
+    loaded = load_own(config, take(list(entries)), described) if own else published(config, entries, take, path)
     return {"step": 0, "config": {"init_from": str(folder)}} | loaded
 
 

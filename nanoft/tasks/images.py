@@ -64,7 +64,8 @@ def read_picture(path, size: int, channels: int) -> np.ndarray:
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise UserError(f"{path}: to read pictures Pillow is needed: pip install pillow") from None
+        raise UserError(f"{path}: to read pictures Pillow is needed; install it, by pip install nanoft[images]"
+                        ) from None
     Image.MAX_IMAGE_PIXELS = None  # Pillow would warn, or stop, at other sizes
     try:
         with Image.open(path) as image:

@@ -7,12 +7,13 @@ first; where they do not fit, columns are found by their usual names.
 
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import regex  # comes with tiktoken
 
 from nanoft import UserError
 from nanoft.files import read_blocks, read_text
-from nanoft.tasks import tables
+from nanoft.tasks import images, tables
 from nanoft.tasks.metrics import NO_SPACES, TAG, UNSPACED
 
 # The columns that prediction needs where these are not the text alone. "" is a model without a task.
@@ -33,9 +34,10 @@ def prediction_rows(task: dict, path: str = "", options: dict | None = None,
     for answer also SQuAD's .json, for tag also a CoNLL file; of any other file each line that is not blank is a text or
     prompt, and its row has the number of its `line`. given: the options text_column, pair_column, label_column, columns
     and encoding, as for training. options, read without a path: {"prompt", "pair", "question", "context": a text,
-    "text", "image": a list of texts, or names of files}, those that were given; without any, the prompt is a new document. program: rows, or texts,
-    instead of both. task: {"kind": "embed"} for texts without a task, {} for prompts. Raises UserError for an option
-    that the kind does not take, for a missing or unfit column, and for a file without rows.
+    "text", "image": a list of texts, or names of files}, those that were given; without any, the prompt is a new
+    document. program: rows, or texts, instead of both. task: {"kind": "embed"} for texts without a task, {} for
+    prompts. Raises UserError for an option that the kind does not take, for a missing or unfit column, and for a file
+    without rows.
     """
     kind, options = task.get("kind", ""), options or {}
     needed = TO_PREDICT.get(kind, ("text",))
@@ -49,6 +51,8 @@ def prediction_rows(task: dict, path: str = "", options: dict | None = None,
     elif path:
         with redirect_stdout(sys.stderr):  # stdout is for predictions
             located = read_input(path, task, needed, {key: value for key, value in (given or {}).items() if value})
+        if kind == "image":
+            located = [(where, images.resolve([row], Path(path).parent)[0], whole) for where, row, whole in located]
     else:
         for name in options:
             if name not in accepted:

@@ -193,6 +193,8 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
     kind = task["kind"]
     task = task | {"metric": cfg.metric or task["metric"], "max_length": cfg.max_length or shape.block_size,
                    "pool": {"auto": "last" if shape.causal else "mean"}.get(cfg.pool, cfg.pool)}
+    if task.get("picture", {}).get("cls") and cfg.pool == "auto":
+        task["pool"] = "cls"
     task |= {name: getattr(cfg, name) for name in ("long_text", "doc_stride", "head_dropout")}
     task |= {"match_types": cfg.match_types == "true", "linear": cfg.linear == "true"}
     if task["max_length"] < 8:

@@ -51,6 +51,9 @@ def load(path: str | Path) -> Tokenizer | WordPiece:
             lines = "".join(read_blocks(folder / merges)).splitlines()
             pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
             return byte_level(read_json(folder / vocab), pairs, folder / vocab)
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    if isinstance(config, dict) and str(config.get("model_type") or config.get("architecture")).startswith("vit"):
+        return PixelTokenizer()  # type: ignore[return-value]
     raise UserError(f"{folder}: no tokenizer.json there, no vocab.txt, no vocab.json with merges.txt, so no text can "
                     "be read; copy one there from where the model was trained")
 

@@ -1,0 +1,18 @@
+# MNIST: handwritten digits, 28 x 28 grey pixels. Prepared by itself, or from files given by data/mnist/prepare.py.
+data = "mnist"
+out_dir = "out/mnist"
+
+n_layer = 2
+n_head = 4
+n_embd = 64
+patch = 4
+augment = "crop,rotate"
+batch_size = 128
+epochs = 3
+dropout = 0.0
+head_dropout = 0.0
+lr = 2e-3
+muon_lr = 0.02
+head_lr = 0.01
+weight_decay = 0.01
+log_interval = 50

@@ -1,0 +1,101 @@
+"""Published vision transformers (ViT, arXiv:2010.11929) as a nanoft checkpoint of kind image.
+
+Folders of the transformers package (model_type vit) and of timm (architecture vit_tiny_patch16_224 and the like): the
+same model under two sets of names. Normalisation comes from preprocessor_config.json, or timm's pretrained_cfg.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from nanoft import UserError
+from nanoft.files import read_json
+from nanoft.model import ModelConfig, check_model
+from nanoft.tasks import images
+from nanoft.tasks.heads import TaskModel
+
+# nanoft's modules, by the names of transformers and of timm; {} is the number of a block
+OUTSIDE = [("vit.embeddings.cls_token", "cls_token", "trunk.tokens.cls"),
+           ("vit.embeddings.position_embeddings", "pos_embed", "trunk.positions.weight"),
+           ("vit.embeddings.patch_embeddings.projection", "patch_embed.proj", "trunk.tokens.layers.0"),
+           ("vit.layernorm", "norm", "trunk.norm_out"), ("classifier", "head", "task_head")]
+BLOCK = [("vit.encoder.layer.{}.layernorm_before", "blocks.{}.norm1", "norm1"),
+         ("vit.encoder.layer.{}.attention.attention.query", "", "attn.q"),
+         ("vit.encoder.layer.{}.attention.attention.key", "", "attn.k"),
+         ("vit.encoder.layer.{}.attention.attention.value", "", "attn.v"),
+         ("", "blocks.{}.attn.qkv", "attn.q attn.k attn.v"),
+         ("vit.encoder.layer.{}.attention.output.dense", "blocks.{}.attn.proj", "attn.proj"),
+         ("vit.encoder.layer.{}.layernorm_after", "blocks.{}.norm2", "norm2"),
+         ("vit.encoder.layer.{}.intermediate.dense", "blocks.{}.mlp.fc1", "mlp.fc"),
+         ("vit.encoder.layer.{}.output.dense", "blocks.{}.mlp.fc2", "mlp.proj")]
+
+
+def is_vit(config: dict) -> bool:
+    """Does a published config.json describe one?"""
+    return config.get("model_type") == "vit" or str(config.get("architecture", "")).startswith("vit_")
+
+
+def load(config: dict, entries: Mapping, take: Callable, path: Path) -> dict:
+    """Weights, shape and task. entries, take: of layouts.open_weights(path). Raises UserError where they differ."""
+    folder, timm = path.parent, "model_type" not in config
+    table = {}
+    for names in [*OUTSIDE, *((*(name.format(i) for name in block[:2]), " ".join(
+            f"trunk.blocks.{i}.{part}" for part in block[2].split()))
+            for i in range(sum(name.endswith(("layernorm_before.weight", ".norm1.weight")) for name in entries))
+            for block in BLOCK)]:
+        published = names[1 if timm else 0]
+        stored = {published, published.removeprefix("vit.")} if published else set()
+        for end in ("", ".weight", ".bias"):
+            table |= {name + end: (names[2].split(), end) for name in stored if name + end in entries}
+    weights: dict[str, torch.Tensor] = {}
+    for name, (parts, end) in table.items():
+        tensor = take([name])[name].float()
+        for part, chunk in zip(parts, tensor.chunk(len(parts))):
+            is_table = part in ("trunk.tokens.cls", "trunk.positions.weight")
+            weights[part if is_table else part + end] = (chunk.flatten(0, -2) if is_table else chunk).clone()
+    try:
+        cfg, task = describe(config, weights, timm, folder)
+        with torch.device("meta"):
+            own = TaskModel(cfg, task).state_dict()
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(f"{folder}: its files do not describe a ViT ({type(error).__name__}: {error}); fetch it again"
+                        ) from None
+    weights["trunk.tokens.cls"] = weights["trunk.tokens.cls"].flatten()
+    new = [name for name in own if name not in weights and name.startswith("task_head.")]
+    weights |= {name: torch.zeros(own[name].shape) for name in new}
+    for name in own.keys() | weights.keys():
+        if name not in own or name not in weights or own[name].shape != weights[name].shape:
+            raise UserError(f"{path}: weight {name} is missing, unknown or of another shape than a ViT of its size "
+                            "has; fetch it again")
+    print(f"{folder}: vit, {cfg.n_layer} layers x {cfg.n_embd}; {len(table)} of {len(entries)} tensors used")
+    return {"model": weights, "model_config": vars(cfg), "task": task, "new": new}
+
+
+def describe(config: dict, weights: dict[str, torch.Tensor], timm: bool, folder: Path) -> tuple[ModelConfig, dict]:
+    """The shape and the task, from the weights as far as they tell."""
+    T, width = weights["trunk.positions.weight"].shape
+    _, channels, patch, _ = weights["trunk.tokens.layers.0.weight"].shape
+    n_layer = len({name.split(".")[2] for name in weights if name.startswith("trunk.blocks.")})
+    cfg = ModelConfig(
+        vocab_size=1, vocab_multiple=1, block_size=T, n_layer=n_layer, n_embd=width, causal=False, position="learned",
+        n_head=width // 64 if timm else config["num_attention_heads"], norm="layernorm", qk_norm=False, bias=True,
+        norm_eps=1e-6 if timm else config["layer_norm_eps"], activation="gelu", embed_norm=False,
+        n_hidden=len(weights["trunk.blocks.0.mlp.fc.weight"]))
+    if config.get("hidden_act", "gelu") != "gelu" or check_model(cfg):
+        raise ValueError("; ".join(check_model(cfg)) or f"the activation {config['hidden_act']!r}")
+    given = config.get("pretrained_cfg", {})
+    if (folder / "preprocessor_config.json").exists():
+        given = {name.removeprefix("image_"): value
+                 for name, value in read_json(folder / "preprocessor_config.json").items()}
+    names = config.get("id2label") or given.get("label_names") or {}
+    names = list(names) if isinstance(names, list) else [names[number] for number in sorted(names, key=int)]
+    n_labels = len(weights.get("task_head.bias", names or range(2)))
+    labels = names if len(names) == n_labels else [f"LABEL_{i}" for i in range(n_labels)]
+    picture = {"size": round((T - 1) ** 0.5) * patch, "channels": channels, "patch": patch, "stem": "linear",
+               "cls": True} | {name: [255.0 * x for x in given.get(key, [0.5] * channels)]
+                               for name, key in (("mean", "mean"), ("deviation", "std"))}
+    if images.n_tokens(picture) != T:
+        raise ValueError(f"{T} positions are no square and one")
+    return cfg, {"kind": "image", "labels": labels, "metric": "accuracy", "pool": "cls", "max_length": T,
+                 "head_dropout": 0.0, "picture": picture}
