@@ -23,20 +23,7 @@ from nanoft import UserError, checkpoint, config, distributed, files, kernels, l
 from nanoft.inspect import mistakes, pictures
 from nanoft.inspect.watch import Watch
 from nanoft.model import check_model
-from nanoft.tasks import (
-    baselines,
-    collate,
-    examples,
-    features,
-    freezing,
-    images,
-    linear,
-    lora,
-    metrics,
-    predict,
-    start,
-    sweep,
-)
+from nanoft.tasks import baselines, collate, examples, features, freezing, linear, lora, metrics, predict, start, sweep
 from nanoft.tasks.heads import TaskModel
 
 
@@ -79,7 +66,6 @@ class Config:
     token_mask: float = 0.0            # fraction of them replaced by <|mask|>
     image_size: int = 0                # side of the pictures in pixels, 0 = as they are stored; of files 64
     patch: int = 4                     # side of a patch of a picture, which becomes a token
-    stem: Literal["conv", "linear"] = "conv"  # how it does: by a few convolutions, or as in ViT by one matrix
     augment: str = ""                  # pictures changed each epoch: flip,crop,rotate,cutout,mixup
 
     n_layer: int = -1                  # blocks of a model from scratch (for generate a GPT); -1 = chosen
@@ -118,15 +104,11 @@ class Config:
 
 def check(cfg):
     """Sentences on options that cannot be, or cannot go together."""
-    problems = check_model(start.scratch_shape(cfg)) + config.run_problems(cfg)
+    problems = check_model(start.scratch_shape(cfg)) + config.run_problems(cfg) + start.picture_problems(cfg)
     problems += config.at_least(cfg, 1, "batch_size", "log_interval", "doc_stride")
     problems += config.at_least(cfg, 0, "seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr",
                                 "muon_lr", "patience", "weight_decay", "grad_clip", "eval_interval", "unfreeze_every",
                                 "lora_rank", "watch_interval", "image_size")
-    problems += config.at_least(cfg, 2, "patch")
-    if unknown := set(filter(None, cfg.augment.split(","))) - set(images.AUGMENTATIONS):
-        problems.append(f"augment={cfg.augment}: {', '.join(sorted(unknown))} is none of "
-                        f"{', '.join(images.AUGMENTATIONS)}")
     problems += config.fraction(cfg, "token_drop", "token_mask", "dropout", "head_dropout", "average",
                                 "val_fraction", one=False)
     problems += config.fraction(cfg, "warmup", "layer_decay")
@@ -342,10 +324,7 @@ def open_data(cfg, dist, source, path):
         if cfg.resume:
             start.check_same_task(source, path, task)
     task |= start.positive_label(cfg, task, rows["train"])
-    collate.check_augmentation(cfg, task, tokenizer)
-    encoded = {split: features.encode(some, task, tokenizer) for split, some in rows.items()}
-    if "picture" in task and "mean" not in task["picture"]:
-        task["picture"] |= images.statistics(encoded["train"])  # type: ignore[arg-type]
+    encoded = start.encode(cfg, rows, task, tokenizer)
     if dist.main:
         n_tokens = {split: some.n_tokens.tolist() for split, some in encoded.items()}
         examples.report(task, rows, n_tokens, task["max_length"])
@@ -388,8 +367,6 @@ def evaluate(run, data):
     found = predict.predictions(data.task, data.rows["val"], data.features["val"], out)
     scores, matrix = predict.scores(data.task, data.rows["val"], found, data.features["val"], out)
     mistakes.show(run.log, run.step, data.task, data.rows["val"], found, data.features["val"], out, scores, matrix)
-    if data.task["kind"] == "image":
-        pictures.show(run.log, run.step, data.task, data.rows["val"], found, data.features["val"])
     return scores
 
 
@@ -411,9 +388,7 @@ def describe(run, data, steps):
     for line in lines + freezing.describe_unfreezing(run.optimizers, steps / per_epoch):
         run.log.say(line)
     padding = collate.padding_fraction(lengths, data.order(0))
-    if run.cfg.augment and run.log.board:
-        batch = data.make_batch(np.arange(min(16, run.cfg.batch_size)))
-        pictures.log_sheet(run.log, run.step, "pictures/augmented", batch["ids"], [[]] * len(batch["ids"]))
+    pictures.show_augmented(run.log, run.step, data)
     run.log.say(f"run    {steps:,} steps, {per_epoch:,} an epoch, {padding:.1%} of the tokens padding; "
                 f"{run.describe('features')}")
 

@@ -44,7 +44,7 @@ def test_augmented_tokens_are_a_pure_function_of_seed_epoch_and_number():
 
     def augment(ids, drop, mask, seed, epoch, number):
         cfg = SimpleNamespace(token_drop=drop, token_mask=mask, seed=seed)
-        return collate.augmentation(cfg, tokenizer, epoch)(ids, number)
+        return collate.augmentation(cfg, {"kind": "classify"}, tokenizer, epoch)(ids, number)
 
     once = augment(ids, 0.1, 0.1, 1, 2, 3)
     assert (once == augment(ids, 0.1, 0.1, 1, 2, 3)).all()
@@ -52,7 +52,7 @@ def test_augmented_tokens_are_a_pure_function_of_seed_epoch_and_number():
     for key in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
         assert once.tolist() != augment(ids, 0.1, 0.1, *key).tolist()
     assert len(augment(np.array([300, 5, 301]), 0.99, 0, 1, 1, 1)) == 3  # something stays
-    assert collate.augmentation(SimpleNamespace(token_drop=0, token_mask=0), tokenizer, 1) is None
+    assert collate.augmentation(SimpleNamespace(token_drop=0, token_mask=0), {"kind": "pair"}, tokenizer, 1) is None
 
 
 def test_types_mark_the_tokens_that_both_texts_have(tokenizer):

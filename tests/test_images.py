@@ -408,7 +408,7 @@ def test_texts_and_pictures_are_not_confused(trained, folder, tmp_path, call):
         call(finetune, f"--train_file={table}", "--augment=flip", f"--out_dir={tmp_path / 'b'}")
     with pytest.raises(UserError, match="flop is none of flip"):
         call(finetune, f"--train_file={folder}", "--kind=image", "--augment=flop", f"--out_dir={tmp_path / 'c'}")
-    with pytest.raises(UserError, match="multiple of the patch"):
+    with pytest.raises(UserError, match="no multiple of patch=4"):
         call(finetune, f"--train_file={folder}", "--kind=image", "--image_size=30", f"--out_dir={tmp_path / 'd'}")
     with pytest.raises(UserError, match="--text means nothing"):
         call(sample, f"--checkpoint={trained}", "--text=hello")

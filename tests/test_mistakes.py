@@ -15,7 +15,8 @@ from test_story_train import load, losses, result
 from test_watch import scalar, text, written
 
 import finetune
-from nanoft.inspect.mistakes import FONT, confusion_picture, mistakes_table, one_against_the_rest, png, worst_rows
+from nanoft.inspect.mistakes import confusion_picture, mistakes_table, one_against_the_rest, worst_rows
+from nanoft.inspect.pictures import FONT, png
 from nanoft.pages import run_report
 
 OF_KIND = {  # what TensorBoard gets beside f1/, and the classes of pr/

@@ -4,13 +4,12 @@
     confusion            how often each class was predicted for which: a picture and a text
     pr/CLASS             the precision-recall curve of each class against the rest
     hardest mistakes     a table of the rows furthest from the truth, which the report of a run shows, too
+    pictures/            of kind image: examples with label and prediction, the worst ones, and augmented ones
     projector            (at the end) what the head reads of each text, or of each tagged word, with its label
 
 Shapes: N features (a long row may have several), K classes, C = n_embd, T tokens.
 """
 
-import struct
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,8 @@ import torch
 
 from nanoft import distributed, files
 from nanoft.batches import IGNORE
+from nanoft.inspect import pictures
+from nanoft.inspect.pictures import FONT, png, write
 from nanoft.tasks import collate, metrics
 from nanoft.tasks.features import Encoded
 from nanoft.tasks.predict import by_row, length_batches, log_softmax
@@ -27,12 +28,6 @@ MAX_CLASSES = 20       # that get curves and a picture
 MAX_MISTAKES = 20      # rows of the table
 MAX_VECTORS = 500      # features in the projector; for tags a fifth, because each has many words
 MAX_TOKENS = 2**17     # that the model reads for them
-
-# digits and capitals of 3 x 5 dots, each row an octal digit: pictures need no drawing package
-FONT = dict(zip("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ-._%", (
-    "75557 26227 71747 71717 55711 74717 74757 71222 75757 75717 25755 65656 34443 65556 74647 74644 34553 55755 72227 "
-    "11152 55655 44447 57755 65555 25552 65644 25563 65655 34216 72222 55557 55552 55775 55255 55222 71247 00700 00002 "
-    "00007 51245").split()))
 
 PALE, DARK = np.array([240, 244, 250]), np.array([8, 48, 107])
 
@@ -54,8 +49,11 @@ def show(log, step: int, task: dict, rows: list[dict], guesses: list[dict], enco
         for k, label in enumerate(labels):
             if truth[:, k].any():
                 log.board.add_pr_curve(f"pr/{label}", truth[:, k], probability[:, k], step)
-    head, lines = mistakes_table(task, worst_rows(task, rows, guesses))
+    worst = worst_rows(task, rows, guesses)
+    head, lines = mistakes_table(task, worst)
     log.table("hardest mistakes", [head, *lines], step)
+    if task["kind"] == "image":
+        pictures.show(log, step, rows, guesses, encoded, [mistake.row for mistake in worst])
 
 
 def one_against_the_rest(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray):
@@ -169,28 +167,6 @@ def confusion_picture(matrix: np.ndarray, labels: list, dot: int = 3) -> np.ndar
             image[y:y + height - 1, x:x + width - 1] = (1 - share) * PALE + share * DARK
             write(image, y + 3, x + (width - 4 * len(str(count))) // 2, str(count), 255 if share > 0.5 else 0)
     return image.repeat(dot, 0).repeat(dot, 1)
-
-
-def write(image: np.ndarray, y: int, x: int, text: str, shade: int = 0) -> None:
-    """Write a text into an image (height, width, 3), its upper left corner at (y, x), in place."""
-    for letter in text:
-        for i, row in enumerate(FONT.get(letter, "00000")):
-            for j in range(3):
-                if int(row) >> (2 - j) & 1 and x + j < image.shape[1]:
-                    image[y + i, x + j] = shade
-        x += 4
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """An image, uint8 (height, width, 3), or 4 with opacity, as a PNG file (RFC 2083)."""
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width, channels = pixels.shape
-    rows = np.pad(pixels.reshape(height, -1), ((0, 0), (1, 0)))  # (H, W, channels) -> (H, 1 + W * channels): filter 0
-    header = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}[channels], 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9))
-            + chunk(b"IEND", b""))
 
 
 # ---- the projector -----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import torch
 
 from nanoft import UserError
 from nanoft.inspect import explain, pictures
-from nanoft.inspect.mistakes import png
+from nanoft.inspect.pictures import png
 from nanoft.inspect.targets import Subject, Target, label, text_units, token_name, unit_maps, unit_sums, window
 from nanoft.pages import html, plots
 

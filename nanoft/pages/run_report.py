@@ -268,7 +268,7 @@ def errors(run: Run, task: dict) -> list[str]:
         raise UserError(f"{run.folder}/predictions.jsonl is of another task, it lacks {error}; remove it") from None
     if worst and task["kind"] == "image":
         parts += [f"<h2>The worst pictures ({split})</h2>", '<p class="dim">Below each: truth, and prediction.</p>',
-                  pictures.worst_as_html(task, predictions, worst)]
+                  pictures.worst_as_html(task, [predictions[mistake.row] for mistake in worst[:16]])]
     if worst:
         parts += [f"<h2>Furthest from the truth ({split})</h2>", table(*mistakes.mistakes_table(task, worst))]
     return parts

@@ -99,10 +99,7 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
             chosen = tables.choose_columns(path, header, {name: options[name] for name in names},
                                            "pair" if kind == "regress" else "", [[*row.values()] for _, row in rows])
             print(f"{path}: {tables.describe(chosen)}")
-        located[split] = [(where, named_row(row, where, kind, chosen, separator)) for where, row in rows]
-        if kind == "image":
-            located[split] = [(where, row | {"image": str(Path(path).parent / str(row["image"]))})
-                              for where, row in located[split]]
+        located[split] = [(where, named_row(row, where, kind, chosen, separator, path)) for where, row in rows]
     if not val_file:
         n_rows = len(located["train"])
         located |= split_off_validation(located["train"], val_fraction, salt="1", row_of=lambda item: item[1])
@@ -125,8 +122,11 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
     return task, check_splits(task, {split: located[split] for split in SPLITS if split in located})
 
 
-def named_row(raw: dict, where: str, kind: str, chosen: dict[str, list[str]], separator: str) -> dict:
-    """A table's row with our names for its columns, and its label as the kind needs it. Raises UserError."""
+def named_row(raw: dict, where: str, kind: str, chosen: dict[str, list[str]], separator: str, path) -> dict:
+    """A row of the table `path` with our names for its columns, and label and picture as the kind needs them.
+
+    Raises UserError.
+    """
     row = {}
     for name, columns in chosen.items():
         for column in columns:
@@ -135,6 +135,8 @@ def named_row(raw: dict, where: str, kind: str, chosen: dict[str, list[str]], se
             if len(columns) > 1 and not is_text(raw[column]):
                 raise UserError(f"{where}: {column} is {raw[column]!r:.60}, not a text")
         row[name] = " ".join(raw[column] for column in columns) if len(columns) > 1 else raw[columns[0]]
+    if kind == "image" and is_text(row["image"]):
+        row["image"] = str(Path(path).parent / row["image"])
     if kind == "regress":
         try:
             row["label"] = float(row["label"])

@@ -2,8 +2,9 @@
 
 A row names its picture: `train.npy:17`, the 18th in a file of NumPy's, uint8 (N, channels, size, size), which stays on
 disk and is mapped; or a .png, .jpg, ... file, which Pillow reads (the extra `images`). What the model reads is in
-task["picture"]: size and channels; patch, the side of a patch in pixels; stem, how a patch becomes an embedding; cls,
-whether a learned token stands before the patches; mean and deviation of each channel over the training pictures.
+task["picture"]: size and channels; patch, the side of a patch in pixels; stem, how a patch becomes an embedding (ours:
+conv, ViT's: linear); cls, whether a learned token stands before the patches, as in ViT; mean and deviation of each
+channel over the training pictures.
 
 Shapes: B pictures of C channels, S x S pixels, G x G patches of them, T = G * G tokens (and one for cls).
 """
@@ -117,10 +118,9 @@ def picture_of(cfg, source_task: dict, first: str) -> dict:
     path, _ = split_name(first)
     channels, size = open_pixels(path).shape[1:3] if path else (3, SIZE)
     size = cfg.image_size or size
-    if size % cfg.patch or cfg.patch & (cfg.patch - 1) and cfg.stem == "conv":
-        raise UserError(f"image_size={size} and patch={cfg.patch}: the size must be a multiple of the patch, and this, "
-                        "for stem=conv, a power of 2; give others")
-    return {"size": size, "channels": channels, "patch": cfg.patch, "stem": cfg.stem, "cls": False}
+    if size % cfg.patch:
+        raise UserError(f"image_size={size} is no multiple of patch={cfg.patch}; give another")
+    return {"size": size, "channels": channels, "patch": cfg.patch, "stem": "conv", "cls": False}
 
 
 def n_tokens(picture: dict) -> int:

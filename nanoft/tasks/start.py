@@ -14,7 +14,7 @@ from nanoft import UserError, bpe, checkpoint, distributed, files
 from nanoft.distributed import Dist
 from nanoft.model import ModelConfig
 from nanoft.published.source import open_checkpoint
-from nanoft.tasks import examples, features, images, linear, lora, metrics, predict
+from nanoft.tasks import collate, examples, features, images, linear, lora, metrics, predict
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import prepare, vocabulary
 
@@ -214,6 +214,24 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
         raise UserError(f"class_weights=balanced needs one class an example, which a {kind} task "
                         f"{'with several labels ' * bool(task.get('multi_label'))}has not; leave it out")
     return task
+
+
+def picture_problems(cfg) -> list[str]:
+    """Sentences on the options of pictures that cannot be."""
+    unknown = sorted(set(filter(None, cfg.augment.split(","))) - set(images.AUGMENTATIONS))
+    problems = [f"augment={cfg.augment}: {unknown[0]} is none of {', '.join(images.AUGMENTATIONS)}"] if unknown else []
+    if cfg.patch < 2 or cfg.patch & (cfg.patch - 1):
+        problems.append(f"patch={cfg.patch} must be a power of 2, for every convolution halves the sides")
+    return problems
+
+
+def encode(cfg, rows: dict[str, list[dict]], task: dict, tokenizer) -> dict[str, features.Encoded]:
+    """The features of every split. Where the task lacks the statistics of its pictures, it gets those of training."""
+    collate.check_augmentation(cfg, task, tokenizer)
+    encoded = {split: features.encode(some, task, tokenizer) for split, some in rows.items()}
+    if "picture" in task and "mean" not in task["picture"]:
+        task["picture"] |= images.statistics(encoded["train"])  # type: ignore[arg-type]
+    return encoded
 
 
 def positive_label(cfg, task: dict, rows: list[dict]) -> dict[str, str]:

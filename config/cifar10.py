@@ -1,0 +1,20 @@
+# CIFAR-10: 50,000 pictures of 32 x 32 pixels in ten classes, 5,000 of them for validation. data/cifar10/prepare.py
+# fetches the archive, or takes it from --source.
+data = "cifar10"
+out_dir = "out/cifar10"
+
+n_layer = 2
+n_head = 4
+n_embd = 128
+patch = 4
+augment = "flip,crop"
+batch_size = 128
+epochs = 16
+dropout = 0.0
+head_dropout = 0.0
+lr = 2e-3
+muon_lr = 0.02
+head_lr = 0.01
+weight_decay = 0.01
+average = 0.99
+log_interval = 50
