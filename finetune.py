@@ -384,9 +384,8 @@ def save_best(run, task):
 def describe(run, data, steps):
     """The first lines of the log: which parameters are trained and when, and the run."""
     per_epoch, lengths = data.steps_per_epoch, data.features["train"].lengths
-    lines = freezing.describe_parameters(run.model)
-    for line in lines + freezing.describe_unfreezing(run.optimizers, steps / per_epoch):
-        run.log.say(line)
+    thaws = freezing.describe_unfreezing(run.optimizers, steps / per_epoch)
+    run.log.say("\n".join(freezing.describe_parameters(run.model) + thaws))
     padding = collate.padding_fraction(lengths, data.order(0))
     pictures.show_augmented(run.log, run.step, data)
     run.log.say(f"run    {steps:,} steps, {per_epoch:,} an epoch, {padding:.1%} of the tokens padding; "
