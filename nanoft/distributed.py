@@ -106,8 +106,8 @@ def to_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, t
     """A batch of NumPy arrays, by name, as tensors on the device. A GPU fetches them itself: nobody waits for the copy.
     """
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-    if device.type == "cuda":  # only from pinned memory, which the system never moves, does it copy by itself
-        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    if device.type == "cuda":  # only from pinned memory in one piece, which the system never moves, does it copy itself
+        tensors = {name: tensor.contiguous().pin_memory() for name, tensor in tensors.items()}
     return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nanoft import UserError, checkpoint, distributed, files, kernels
+from nanoft import UserError, checkpoint, distributed, files, kernels, optim
 from nanoft.distributed import Dist
 from nanoft.runlog import RunLog, clock, lock
 
@@ -110,6 +110,9 @@ class Run:
 
         try_it(net): one forward and backward pass; length: tokens a sequence.
         """
+        for optimizer in self.optimizers if compile and self.dist.device.type == "cuda" else ():
+            if isinstance(optimizer, optim.Muon):
+                optimizer.orthogonalize = torch.compile(optim.orthogonalize, dynamic=False)
         if compile and distributed.is_sharded(self.model):  # its communication stays outside
             for block in self.model.trunk.blocks:
                 block.forward = torch.compile(block.forward, dynamic=False)

@@ -48,6 +48,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype=torch.float32, world_size=1, rank=0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
         self.dtype, self.world_size, self.rank = dtype, world_size, rank
+        self.orthogonalize = orthogonalize  # loop.Run puts the compiled function there
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -64,7 +65,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 ahead = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))  # (N, rows, columns)
                 if self.world_size == 1:
-                    ahead = orthogonalize(ahead, dtype=self.dtype)
+                    ahead = self.orthogonalize(ahead, dtype=self.dtype)
                 elif weights[0] is params[0]:
                     ahead = self.orthogonalize_share(ahead)
                 else:
@@ -79,7 +80,7 @@ class Muon(torch.optim.Optimizer):
         N, share = len(m), -(-len(m) // self.world_size)
         mine = m[self.rank * share:(self.rank + 1) * share]
         mine = F.pad(mine, (0, 0, 0, 0, 0, share - len(mine)))  # the last may have fewer, or none
-        mine = orthogonalize(mine, dtype=self.dtype).to(self.dtype)
+        mine = self.orthogonalize(mine, dtype=self.dtype).to(self.dtype)
         gathered = mine.new_empty(share * self.world_size, *mine.shape[1:])
         torch.distributed.all_gather_single(gathered, mine)
         return gathered[:N].to(m.dtype)
@@ -93,7 +94,7 @@ class Muon(torch.optim.Optimizer):
         most = -(-rows // world)  # the last processes may have fewer rows, or none
         x = F.pad(m, (0, 0, 0, most - own, 0, world * share - len(m))).to(self.dtype)  # (world * share, most, columns)
         x = exchange(x).unflatten(0, (world, share)).transpose(0, 1).flatten(1, 2)     # (share, world * most, columns)
-        x = F.pad(orthogonalize(x[:, :rows], dtype=self.dtype), (0, 0, 0, world * most - rows))
+        x = F.pad(self.orthogonalize(x[:, :rows], dtype=self.dtype), (0, 0, 0, world * most - rows))
         x = exchange(x.unflatten(1, (world, most)).transpose(0, 1).flatten(0, 1))      # (world * share, most, columns)
         return x[:len(m), :own].to(m.dtype)
 

@@ -202,7 +202,8 @@ def test_every_kind_has_the_losses_of_the_cpu_and_is_used(name, home, tmp_path, 
     (tmp_path / "rows.jsonl").write_text(row + "\n", encoding="utf-8")
     call(sample, f"--checkpoint={tmp_path / 'gpu'}", *ON, f"--input={tmp_path / 'rows.jsonl'}",
          f"--output={tmp_path / 'out.jsonl'}")
-    assert {"prediction", "text"} & json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()[0]).keys()
+    written = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert "prediction" in written or "text" in written
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
