@@ -1,7 +1,7 @@
 """MNIST (LeCun et al. 1998): 70,000 handwritten digits of 28 x 28 pixels, and all that comes in the same files.
 
     python data/mnist/prepare.py
-    python data/mnist/prepare.py --source=FOLDER --out=data/fashion --labels=NAME,NAME,...   # Fashion-MNIST, too
+    python data/mnist/prepare.py --source=FOLDER --out=data/fashion --labels=NAME,NAME,...   # Fashion-MNIST, as well
 
 Writes train.npy and test.npy (uint8, mapped), and the rows that name their pictures with the labels (train.jsonl,
 val.jsonl, test.jsonl, task.json). The last 5,000 training pictures are for validation.
