@@ -412,6 +412,22 @@ def test_texts_and_pictures_are_not_confused(trained, folder, tmp_path, call):
         call(finetune, f"--train_file={folder}", "--kind=image", "--image_size=30", f"--out_dir={tmp_path / 'd'}")
     with pytest.raises(UserError, match="--text means nothing"):
         call(sample, f"--checkpoint={trained}", "--text=hello")
+    with pytest.raises(UserError, match="reads no texts"):
+        call(sample, f"--checkpoint={trained}", "--text=hello", "--embed")
+
+
+def test_a_server_opens_no_files_and_the_page_on_texts_is_for_texts(trained, tmp_path, call):
+    from nanoft.pages import data_report
+    from nanoft.serve import server
+
+    with pytest.raises(UserError, match="would open any file that a client names"):
+        call(server, trained, "--port=0")
+    np.save(tmp_path / "train.npy", some_pixels(4))
+    rows = [{"image": f"train.npy:{i}", "label": str(i % 2)} for i in range(4)]
+    finetune.examples.save_task(tmp_path, {"kind": "image", "labels": ["0", "1"], "metric": "accuracy"},
+                                {"train": rows[:2], "val": rows[2:]})
+    with pytest.raises(UserError, match="holds pictures"):
+        call(data_report, tmp_path)
 
 
 @pytest.mark.slow

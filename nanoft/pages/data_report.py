@@ -91,6 +91,8 @@ def main():
             task, rows = examples.from_table(path, cfg.kind, cfg.text_column, cfg.pair_column, cfg.label_column,
                                              separator=cfg.separator, columns=cfg.columns, encoding=cfg.encoding
                                              ) if is_file else examples.load_task(path)
+        if task["kind"] == "image":
+            raise UserError(f"{path} holds pictures, and this page is about texts; finetune.py shows pictures")
         unit, tokenizer = "row", find_tokenizer(cfg, path.parent if is_file else path, rows["train"])
         splits = {split: statistics.from_rows(rows_of, tokenizer) for split, rows_of in rows.items()}
         about_rows(page, task, rows, splits)

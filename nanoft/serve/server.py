@@ -66,6 +66,8 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, options: Options, models: dict[str, Model]):
         """models: by the name that clients call them. Raises UserError where the address cannot be listened on."""
+        for model in models.values():
+            model.need(model.kind != "image", "would open any file that a client names", "use sample.py --image=FILE")
         self.options, self.room = options, threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.page, self.created = Path(__file__).with_name("page.html").read_bytes(), int(time.time())
         self.address_family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
