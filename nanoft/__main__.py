@@ -25,6 +25,7 @@ TOOLS = {  # name: (module with a main(), what it does)
     "report": ("nanoft.pages.run_report", "a page on a run, or on several: report out/x; report --compare out/x out/y"),
     "pretrained": ("nanoft.published.convert", "published weights in and out: pretrained FOLDER --out=out/bert"),
     "serve": ("nanoft.serve.server", "a local page and endpoint for models: serve out/wikitext out/sst2"),
+    "quantize": ("nanoft.quantize", "weights of 8 bits, a quarter of the file: quantize out/x out/x_int8"),
     "ensemble": ("nanoft.tasks.sweep", "the mean of several models: ensemble out/x/seed1 out/x/seed2"),
 }
 

@@ -3,6 +3,7 @@
 A checkpoint is one plain dictionary: `model` (weights by name, no wrapper's prefix), `model_config`, `optimizer`
 (a list), `step`, `evaluated` (the step of the last evaluation), `seed`, `config`, `best_val_loss`, `seconds` spent,
 and the `fingerprints` of the tokenizer and of the data that it was trained on.
+A file of nanoft.quantize has int8 matrices and their `scales`; load() makes them floats.
 Fine-tuning adds the `task`, the `averaged` weights, the `best` score and how many evaluations were `worse` since.
 Random numbers need no entry: batches and dropout are drawn from (seed, step).
 """
@@ -39,7 +40,8 @@ TASK = {"kind": {*NEEDS}, "metric?": str, "pool?": {"mean", "cls", "last"}, "max
 FORM = {"model": {str: Tensor}, "step": int, "task?": TASK, "config?": {str: object}, "fingerprints?": {str: str},
         "model_config": {f"{f.name}?": {*get_args(f.type)} or f.type for f in fields(ModelConfig)},
         "optimizer?": [{"state": dict}], "scaler?": dict, "evaluated?": int, "seconds?": float, "worse?": int,
-        "best?": (Real, None), "best_val_loss?": Real, "averaged?": {str: Tensor}, "rank?": int, "alpha?": float}
+        "best?": (Real, None), "best_val_loss?": Real, "averaged?": {str: Tensor}, "rank?": int, "alpha?": float,
+        "scales?": {str: Tensor}}
 
 
 def save(path, state: dict) -> None:
@@ -78,6 +80,8 @@ def load(path, device="cpu") -> dict:
     if not isinstance(state, dict) or not {"model", "model_config", "step"} <= state.keys():
         raise UserError(f"{path} is not a nanoft checkpoint: it lacks model, model_config or step")
     check_state(state, path)
+    for name, scale in state.pop("scales", {}).items():  # of nanoft.quantize: floats again
+        state["model"][name] = state["model"][name].float() * scale[:, None]
     return state
 
 
@@ -95,6 +99,9 @@ def check_state(state: dict, path) -> None:
             problem = "its head_dropout does not lie between 0 and 1"
         if cfg.n_layer > len(state["model"]) and "rank" not in state:  # an adapter has some weights only
             problem = "its model has more blocks than weights"
+        if any(name not in state["model"] or state["model"][name].shape[:1] != scale.shape
+               or state["model"][name].dim() != 2 for name, scale in state.get("scales", {}).items()):
+            problem = "its scales are not those of its weights"
     if problem:
         raise UserError(f"{path} is not a whole nanoft checkpoint ({problem}); give another, or train again")
 

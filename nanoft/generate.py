@@ -119,7 +119,7 @@ class Batch:
     """Rows that are being continued: their texts so far, and what chooses the next tokens."""
 
     def __init__(self, model: GPT, prompts: Sequence[Tensor], n: int, rules: Sampling, seeds: Sequence[int], best: int):
-        B, cfg, device = len(prompts), model.cfg, model.head.weight.device
+        B, cfg, device = len(prompts), model.cfg, model.trunk.tokens.weight.device
         self.model, self.rules, self.block_size = model, rules, cfg.block_size
         self.lengths = [len(prompt) for prompt in prompts]  # known to the host, too, which therefore need not ask
         self.starts = [-1] * B                              # of the windows in the cache

@@ -182,6 +182,34 @@ class CPULinear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
+# ---- one token at a time -----------------------------------------------------------------------------------------
+
+
+class OneRowLinear(nn.Linear):
+    """nn.Linear that takes the matrix-vector product for a single row: in bf16 half as fast again as the matrix one."""
+
+    def forward(self, x):
+        """x: (..., in_features) -> (..., out_features)."""
+        if x.numel() != self.in_features:
+            return super().forward(x)
+        y = self.weight.mv(x.view(-1)) if self.bias is None else self.bias.addmv(self.weight, x.view(-1))
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+def tune_generation(model: nn.Module, dtype: torch.dtype) -> None:
+    """Prepare a model in place for generation: its weights in dtype, on CPUs laid out for products with single rows.
+
+    Reading the weights is most of a token's cost, so they are halved where bf16 is fast.
+    """
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            p.data = p.data.to(dtype)
+            if type(module) is nn.Linear and name == "weight" and p.device.type == "cpu" and dtype == torch.float32:
+                p.data = p.data.t().contiguous().t()  # the same matrix, its columns together in memory
+        if type(module) is nn.Linear and module.weight.device.type == "cpu" and dtype != torch.float32:
+            module.__class__ = OneRowLinear
+
+
 # ---- torch.compile -----------------------------------------------------------------------------------------------
 
 

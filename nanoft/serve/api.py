@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanoft import UserError, checkpoint, distributed, generate, kernels
+from nanoft import UserError, checkpoint, distributed, generate, kernels, quantize
 from nanoft.inspect import explain, targets
 from nanoft.model import make_model
 from nanoft.published.source import open_checkpoint
@@ -42,7 +42,7 @@ class Model:
 
         Raises UserError where there is no model, or not its tokenizer.
         """
-        self.dist = distributed.start(device, dtype)
+        self.dist = distributed.start(device, "float32" if dtype == "int8" else dtype)
         if self.dist.reason:
             print(self.dist.reason, file=sys.stderr)
         if self.dist.device.type == "cpu":
@@ -59,9 +59,10 @@ class Model:
         make = partial(TaskModel, task=self.task) if self.predicts else make_model
         self.net = checkpoint.load_model(state, self.path, make, self.dist.device).requires_grad_(False)
         self.writes = self.net.cfg.causal and not self.predicts
-        if self.writes:  # reading the weights is most of a token's cost: halve them where bf16 is fast
-            for p in self.net.parameters():
-                p.data = p.data.to(self.dist.dtype)
+        if dtype == "int8":
+            quantize.compute_in_int8(self.net)
+        elif self.writes:
+            kernels.tune_generation(self.net, self.dist.dtype)
 
     def need(self, can: bool, what: str, instead: str) -> None:
         """Raise UserError for what this model cannot do."""
