@@ -19,8 +19,9 @@ import csv
 import io
 import json
 import math
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ import nanoft
 from nanoft import UserError, config, files, generate
 from nanoft.inspect import targets
 from nanoft.pages import explain_page
+from nanoft.sampling import Sampling
 from nanoft.serve.api import END, Model
 from nanoft.tasks import inputs, predict
 
@@ -67,11 +69,21 @@ class Config:
     temperature: float = 0.8           # below 1 safer, above 1 wilder, 0 always the likeliest token
     top_k: int = 0                     # choose among the k likeliest tokens, 0 = all; for a mask: how many to show
     top_p: float = 0.95                # choose among the likeliest tokens that reach this probability together
-    repetition_penalty: float = 1.0    # above 1: tokens already in the context become less likely
+    min_p: float = 0.0                 # leave out tokens below this share of the likeliest one's probability
+    repetition_penalty: float = 1.0    # above 1: tokens of the prompt and the text so far become less likely
+    frequency_penalty: float = 0.0     # taken from a token's logit for each time that it was written
+    no_repeat_ngram: int = 0           # no run of so many tokens twice, 0 = allowed
+    stop: tuple = ()                   # a text that ends a continuation, and is left out; may be given several times
+    beams: int = 0                     # above 0: not drawn, but the likeliest texts of a search this wide
+    logprobs: int = 0                  # show each token's log-probability, and those of so many likely ones
+    batch_size: int = 32               # continuations at once, with output
+    resume: bool = False               # go on with an output (.jsonl) that was not finished, after its lines
+    unique: bool = False               # leave out texts that are in the output already
+    min_length: int = 0                # leave out shorter texts, in characters
     pseudo_perplexity: bool = False    # of an encoder: how well it predicts each token of the prompt from the others
     seed: int = 1                      # the same seed, the same samples
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of weights and products; auto: bf16 if native
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of products; auto: bf16 if native
 
 
 def given(cfg: Config) -> list[str]:
@@ -81,8 +93,8 @@ def given(cfg: Config) -> list[str]:
 
 def check(cfg: Config) -> list[str]:
     """Sentences on options that cannot be, or cannot go together."""
-    problems = config.at_least(cfg, 0, "temperature", "top_k")
-    problems += config.at_least(cfg, 1, "num_samples", "max_new_tokens", "drawn_tokens", "ig_steps")
+    problems = config.at_least(cfg, 0, "temperature", "top_k", "no_repeat_ngram", "beams", "logprobs", "min_length")
+    problems += config.at_least(cfg, 1, "num_samples", "max_new_tokens", "drawn_tokens", "ig_steps", "batch_size")
     if not any({*given(cfg)} <= group for group in ({"input"}, {"prompt"}, {"text", "pair"}, {"question", "context"},
                                                     {"image"})):
         problems.append(f"{' and '.join(given(cfg))} do not go together; give an input, a prompt, texts (with a pair) "
@@ -91,6 +103,11 @@ def check(cfg: Config) -> list[str]:
         problems.append(f"{' and '.join(names)} say how to read an input; give --input, or leave them out")
     if not 1e-6 <= cfg.top_p <= 1:
         problems.append(f"top_p={cfg.top_p} must be above 0 (1e-6, say) and at most 1")
+    problems += config.fraction(cfg, "min_p")
+    if cfg.beams and cfg.num_samples > cfg.beams:
+        problems.append(f"num_samples={cfg.num_samples} are more than beams={cfg.beams} find; raise beams")
+    if cfg.resume and not cfg.output.endswith(".jsonl"):
+        problems.append("resume goes on with an output; give the --output=....jsonl that was begun")
     if cfg.repetition_penalty <= 0:
         problems.append(f"repetition_penalty={cfg.repetition_penalty} must be above 0; 1 is none")
     if cfg.embed and cfg.output and not cfg.output.endswith((".npy", ".jsonl")):
@@ -124,6 +141,8 @@ def main():
     # ---- the model's answers, printed at once unless they go into a file
     if cfg.embed:
         return embed(model, rows, whole, cfg)
+    if model.writes and cfg.output.endswith(".jsonl"):
+        return write_lines(model, rows, whole, cfg)
     results = (predict_rows if model.predicts else answer_prompts)(model, rows, whole, cfg)
 
     # ---- a page that explains them, or the file
@@ -164,35 +183,102 @@ def as_csv(results: list[dict], separator: str) -> str:
 
 def answer_prompts(model: Model, rows: list[dict], whole: list[dict], cfg: Config) -> list:
     """The whole rows with a GPT's continuations of the prompts, or an encoder's tokens for masks. explain: Subjects."""
-    results: list = []
-    for number, row in enumerate(rows):
-        if not model.writes:
-            answers: list = [fill_masks(model, row["prompt"], cfg)]
-        elif cfg.explain:
-            answers = [explain_continuation(model, row["prompt"], cfg, cfg.seed + number)]
-        else:
-            seeds = range(cfg.seed + number * cfg.num_samples, cfg.seed + (number + 1) * cfg.num_samples)
-            answers = [continue_text(model, row["prompt"], cfg, seed) for seed in seeds]
-        results += answers if cfg.explain else [whole[number] | answer for answer in answers]
-    return results
+    if cfg.explain and model.writes:
+        return [explain_continuation(model, row["prompt"], cfg, cfg.seed + i) for i, row in enumerate(rows)]
+    if model.writes:
+        return [line for lines in continuations(model, rows, whole, cfg) for line in lines]
+    answers = [fill_masks(model, row["prompt"], cfg) for row in rows]
+    return answers if cfg.explain else [row | answer for row, answer in zip(whole, answers)]
 
 
 def rules(cfg: Config) -> dict:
     """The options on how the next token is chosen, as Model.generate takes them."""
-    return {name: getattr(cfg, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
+    return {f.name: getattr(cfg, f.name) for f in fields(Sampling) if hasattr(cfg, f.name)}
 
 
-def continue_text(model: Model, prompt: str, cfg: Config, seed: int) -> dict:
-    """One continuation of a prompt by a GPT: {prompt, text}; without an output printed as it is written."""
-    written = model.generate(prompt, cfg.max_new_tokens, stream=True, seed=seed, **rules(cfg))
+def continuations(model: Model, rows: list[dict], whole: list[dict], cfg: Config, first: int = 0):
+    """Continuations of the prompts, num_samples each, from number `first` on: lists of {prompt, text, seed, ...}.
+
+    Without an output they are printed, one after the other; with one they are written batch_size at a time.
+    """
+    prompts, size = [model.prompt_text(row["prompt"]) for row in rows], cfg.batch_size if cfg.output else 1
+    for row in rows:  # all are looked at before anything is written
+        model.prompt_ids(row["prompt"])
+    total = len(rows) * cfg.num_samples
+    for at in range(first // size * size, total, size):
+        numbers = range(at, min(at + size, total))
+        which, seeds = [n // cfg.num_samples for n in numbers], [cfg.seed + n for n in numbers]
+        if cfg.beams:
+            found = {i: model.beams(rows[i]["prompt"], cfg.max_new_tokens, cfg.beams) for i in set(which)}
+            answers = [found[i][n % cfg.num_samples] for i, n in zip(which, numbers)]
+        elif cfg.output or cfg.logprobs:
+            answers = model.texts([rows[i]["prompt"] for i in which], cfg.max_new_tokens, seeds, cfg.stop, cfg.logprobs,
+                                  **rules(cfg))
+        else:
+            answers = [{"text": print_text(model, rows[which[0]]["prompt"], cfg, seeds[0])}]
+        if not cfg.output and (cfg.beams or cfg.logprobs):
+            print_answer(prompts[which[0]], answers[0])
+        lines = [whole[i] | {"prompt": prompts[i]} | answer | {"seed": seed}
+                 for i, answer, seed in zip(which, answers, seeds)]
+        yield [line for line, n in zip(lines, numbers) if n >= first]
+
+
+def print_text(model: Model, prompt: str, cfg: Config, seed: int) -> str:
+    """One continuation of a prompt by a GPT, printed as it is written."""
+    written = model.generate(prompt, cfg.max_new_tokens, stream=True, seed=seed, stop=cfg.stop, **rules(cfg))
     prompt, pieces = model.prompt_text(prompt), []
     for number, piece in enumerate(written):
         pieces.append(piece)
-        if not cfg.output:
-            print(prompt * (number == 0 and prompt != END) + piece, end="", flush=True)
-    if not cfg.output:
-        print("\n---")
-    return {"prompt": prompt, "text": "".join(pieces)}
+        print(prompt * (number == 0 and prompt != END) + piece, end="", flush=True)
+    print("\n---")
+    return "".join(pieces)
+
+
+def print_answer(prompt: str, answer: dict) -> None:
+    """A continuation with what is known of its probability: of all of it, or of each token."""
+    print((prompt if prompt != END else "") + answer["text"])
+    if "logprob" in answer:
+        print(f"    log-probability {answer['logprob']}")
+    for token in answer.get("tokens", ()):
+        best = "   ".join(f"{text!r} {p:.2f}" for text, p in token["best"].items())
+        print(f"    {token['token']!r:16} {token['logprob']:8.2f}   {best}")
+    print("---")
+
+
+def write_lines(model: Model, rows: list[dict], whole: list[dict], cfg: Config) -> None:
+    """Continuations into a file of JSON lines, a batch at a time, each line whole: --resume goes on after the last."""
+    path, lines = Path(cfg.output), []
+    if cfg.resume and path.exists():
+        data = path.read_bytes()
+        data = data[:data.rfind(b"\n") + 1]  # a line that was cut off is written again
+        try:
+            lines = [json.loads(line) for line in data.splitlines()]
+            first = lines[-1]["seed"] - cfg.seed + 1 if lines else 0
+            fits = 0 <= first <= len(rows) * cfg.num_samples and all(
+                line["prompt"] == model.prompt_text(rows[(line["seed"] - cfg.seed) // cfg.num_samples]["prompt"])
+                for line in lines)
+        except (ValueError, KeyError, IndexError, TypeError):
+            fits = False
+        if not fits:
+            raise UserError(f"{path} holds other lines than this command writes; give another output, or the same "
+                            "prompts, seed and num_samples")
+        os.truncate(path, len(data))
+    texts, begun, first = {line["text"] for line in lines}, len(lines), first if lines else 0
+    answers, file, left_out = continuations(model, rows, whole, cfg, first), None, 0
+    for batch in answers:
+        kept = []
+        for line in batch:
+            if len(line["text"]) >= cfg.min_length and not (cfg.unique and line["text"] in texts):
+                kept.append(line)
+                texts.add(line["text"])
+        left_out += len(batch) - len(kept)
+        file = file or open(path, "ab" if cfg.resume else "wb")
+        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept).encode())
+        file.flush()
+        begun += len(kept)
+    if file:
+        file.close()
+    print(f"{begun} results written to {path}" + f", {left_out} left out" * (left_out > 0))
 
 
 def explain_continuation(model: Model, prompt: str, cfg: Config, seed: int) -> targets.Subject:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from nanoft import UserError, checkpoint, config
 
+HAS_KERNELS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The int8 tensor (N, K) and the scales (N,) whose product comes closest to weight: floats (N, K)."""
@@ -28,29 +30,21 @@ class Int8Linear(nn.Module):
     So a row's result does not depend on the rows beside it.
     """
 
-    def __init__(self, linear: nn.Linear, engine: str):
+    def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.bias, self.scale_itself = linear.bias, engine != "onednn"
-        integers, scale = rounded(linear.weight)
-        weight = torch._make_per_channel_quantized_tensor(integers, scale.double(), torch.zeros_like(scale).long(), 0)
-        before, torch.backends.quantized.engine = torch.backends.quantized.engine, engine
-        self.packed = torch.ops.quantized.linear_prepack(weight, None)
-        torch.backends.quantized.engine = before
+        integers, self.scale = rounded(linear.weight)
+        self.packed, self.bias = torch.ops.onednn.qlinear_prepack(integers, None), linear.bias
+        self.zeros = torch.zeros(len(integers), dtype=torch.long)  # the integers of 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """x: float32 (..., K) -> (..., N)."""
-        if self.scale_itself and x.numel() == x.size(-1):  # one row, whose scale may be a number: fewer operations
-            size = max(x.abs().max().item(), 1e-12)
-            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, size / 127, 128, self.packed)
-            return y if self.bias is None else y + self.bias
-        sizes = x.abs().amax(-1, keepdim=True).clamp(min=1e-12)  # (..., 1)
-        rows = (x / sizes).flatten(0, -2)
-        if self.scale_itself:
-            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows, 1 / 127, 128, self.packed)
-        else:  # it takes the range of all rows, which now is that of each
-            y = torch.ops.quantized.linear_dynamic(rows, self.packed, False)
-        y = y.view(*x.shape[:-1], -1)
-        return y * sizes if self.bias is None else torch.addcmul(self.bias, y, sizes)
+        rows = x.flatten(0, -2)  # (M, K)
+        sizes = rows.abs().amax(-1, keepdim=True).clamp(min=1e-12)  # (M, 1)
+        integers = (rows * (127 / sizes)).round().to(torch.int8)
+        y = torch.ops.onednn.qlinear_pointwise(integers, 1 / 127, 0, self.packed, self.scale, self.zeros, None, 1.0, 0,
+                                               torch.float32, "none", [], "")  # (M, N)
+        y = y * sizes if self.bias is None else torch.addcmul(self.bias, y, sizes)
+        return y.view(*x.shape[:-1], -1)
 
 
 def compute_in_int8(model) -> None:
@@ -58,15 +52,13 @@ def compute_in_int8(model) -> None:
 
     Raises UserError where torch has no kernels for it.
     """
-    causal = model.trunk.cfg.causal
-    engine = "x86" if causal else "onednn"  # measured: the faster one for single rows, and for many (LOG.md)
-    if next(model.parameters()).device.type != "cpu" or engine not in torch.backends.quantized.supported_engines:
-        raise UserError("dtype=int8 is for CPUs of the x86 family; use --dtype=auto")
+    if next(model.parameters()).device.type != "cpu" or not HAS_KERNELS:
+        raise UserError("dtype=int8 is for CPUs, with a torch that has oneDNN; use --dtype=auto")
     model.float()
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and (name.startswith("trunk.") or name == "head" and causal):
+        if type(module) is nn.Linear and (name.startswith("trunk.") or name == "head" and model.trunk.cfg.causal):
             parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, Int8Linear(module, engine))
+            setattr(model.get_submodule(parent), last, Int8Linear(module))
 
 
 # ---- the file ----------------------------------------------------------------------------------------------------

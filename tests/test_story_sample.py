@@ -60,7 +60,9 @@ def test_each_of_these_is_the_likeliest_token(say, options):
     assert say("--prompt=def ", "--top_p=1", *options) == say("--prompt=def ", "--temperature=0")
 
 
-@pytest.mark.parametrize("options", [["--repetition_penalty=1.3"], ["--top_k=100000"], ["--max_new_tokens=1"],
+@pytest.mark.parametrize("options", [["--repetition_penalty=1.3"], ["--min_p=0.1"],
+                                     ["--frequency_penalty=0.5", "--no_repeat_ngram=2"], ["--top_k=100000"],
+                                     ["--max_new_tokens=1"],
                                      ["--dtype=bfloat16"], ["--temperature=1000"]])
 def test_the_other_rules_give_text_too(say, options):
     assert say("--prompt=def ", *options).startswith("def ")
@@ -101,6 +103,84 @@ def test_a_stream_that_ends_inside_a_character_says_so_once():
     assert "".join(api.text_pieces([*"a🙂".encode()[:-1], end], tokenizer)) == "a\ufffd"
 
 
+# --- many continuations into a file
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_what_was_stopped_goes_on_to_the_same_file(say, tmp_path):
+    options = ["--prompt=def ", "--num_samples=11", "--batch_size=4", "--max_new_tokens=8", "--temperature=0.9"]
+    say(*options, f"--output={tmp_path / 'whole.jsonl'}")
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    assert [line["seed"] for line in lines_of(tmp_path / "whole.jsonl")] == list(range(1, 12))
+    begun = tmp_path / "begun.jsonl"
+    for size in (0, 1, whole.index(b"\n") + 1, len(whole) * 2 // 3, len(whole)):
+        begun.write_bytes(whole[:size])  # killed while it wrote
+        assert say(*options, f"--output={begun}", "--resume").startswith("11 results")
+        assert begun.read_bytes() == whole
+    begun.unlink()
+    say(*options, f"--output={begun}", "--resume")  # a command that is repeated until it is done may always say so
+    assert begun.read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", [
+    '{"prompt": "class ", "text": "", "seed": 1}', '{"prompt": "def ", "text": ""}', "{no",
+    '{"prompt": "def ", "text": "", "seed": 99}', '{"seed": []}'])
+def test_another_file_is_not_gone_on_with(say, tmp_path, line):
+    (tmp_path / "other.jsonl").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="other lines"):
+        say("--prompt=def ", f"--output={tmp_path / 'other.jsonl'}", "--resume")
+    assert (tmp_path / "other.jsonl").read_text(encoding="utf-8") == line + "\n"
+
+
+def test_doubles_and_short_texts_are_left_out(say, tmp_path):
+    common = ["--prompt=def ", "--num_samples=30", "--max_new_tokens=3", "--batch_size=7", "--top_k=3"]
+    say(*common, f"--output={tmp_path / 'all.jsonl'}")
+    every = [line["text"] for line in lines_of(tmp_path / "all.jsonl")]
+    least = min(map(len, every)) + 1
+    said = say(*common, "--unique", f"--min_length={least}", f"--output={tmp_path / 'some.jsonl'}")
+    expected = list(dict.fromkeys(text for text in every if len(text) >= least))
+    assert [line["text"] for line in lines_of(tmp_path / "some.jsonl")] == expected
+    assert said.startswith(f"{len(expected)} results") and f"{30 - len(expected)} left out" in said
+    assert 0 < len(expected) < len(set(every)) < 30
+
+
+# --- other ways to see them
+
+
+@pytest.mark.parametrize("more", [[], ["--logprobs=2"], ["--output={tmp}/out.jsonl"]])
+def test_a_stop_text_ends_it(say, tmp_path, more):
+    common, out = ["--prompt=def ", "--temperature=0"], tmp_path / "out.jsonl"
+    say(*common, f"--output={out}")
+    whole = lines_of(out)[0]["text"]
+    stop = whole[9:12]
+    out.unlink()
+    said = say(*common, f"--stop={stop}", "--stop=never written", *[x.replace("{tmp}", str(tmp_path)) for x in more])
+    expected = whole[:whole.index(stop)]
+    assert lines_of(out)[0]["text"] == expected if out.exists() else said.startswith(f"def {expected}\n")
+
+
+def test_logprobs_of_each_token(say, trained, tmp_path):
+    say("--prompt=def ", "--temperature=0", "--logprobs=3", "--max_new_tokens=5", f"--output={tmp_path / 'out.jsonl'}")
+    line, = lines_of(tmp_path / "out.jsonl")
+    assert "".join(token["token"] for token in line["tokens"]) == line["text"] and len(line["tokens"]) == 5
+    for token in line["tokens"]:  # the greedy one is the likeliest of all
+        assert len(token["best"]) == 3 and next(iter(token["best"].items())) == (token["token"], token["logprob"])
+        assert list(token["best"].values()) == sorted(token["best"].values(), reverse=True)
+    shown = say("--prompt=def ", "--temperature=0", "--logprobs=3", "--max_new_tokens=5")
+    assert shown.startswith("def " + line["text"]) and shown.count("\n    ") >= 5 and shown.endswith("---\n")
+
+
+def test_beams(say, tmp_path):
+    say("--prompt=def ", "--beams=4", "--num_samples=3", "--max_new_tokens=6", f"--output={tmp_path / 'out.jsonl'}")
+    found = lines_of(tmp_path / "out.jsonl")
+    assert len({line["text"] for line in found}) == 3
+    assert [line["logprob"] for line in found] == sorted((line["logprob"] for line in found), reverse=True)
+    assert say("--prompt=def ", "--beams=4", "--max_new_tokens=6").startswith("def " + found[0]["text"])
+
+
 # --- rows
 
 
@@ -129,6 +209,9 @@ def test_prompts_may_be_texts_or_stand_in_jsonl_for_a_model_that_was_taught_to_r
     (["--top_k=-1"], "top_k"),
     (["--num_samples=0"], "num_samples"),
     (["--repetition_penalty=0"], "repetition_penalty"),
+    (["--min_p=2"], "min_p"),
+    (["--beams=2", "--num_samples=3"], "num_samples=3 are more than beams=2"),
+    (["--resume"], "resume"),
     (["--input={tmp}/latin.txt", "--text=a"], "input and text do not go together"),
     (["--input={tmp}/latin.txt", "--pair=a"], "input and pair do not go together"),
     (["--prompt=a", "--text=b"], "prompt and text do not go together"),

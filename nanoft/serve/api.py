@@ -115,6 +115,42 @@ class Model:
             else:
                 yield [Token(i) for i in step.tolist()]
 
+    def texts(self, prompts: list[str], max_new_tokens: int, seeds: list[int], stop: tuple[str, ...] = (),
+              logprobs: int = 0, **rules) -> list[dict]:
+        """What a GPT writes after each of many prompts, all together: [{text}], as `generate` with their seeds.
+
+        logprobs: adds the `tokens`, each {token, logprob, best}, best: {token: log-probability} of so many.
+        """
+        rows: list[list[Token]] = [[] for _ in prompts]
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        for step in self.tokens(ids, max_new_tokens, seeds, logprobs=logprobs, **rules):
+            for row, token in zip(rows, step):
+                row.append(token)
+            if stop and len(rows[0]) % 16 == 0 and all(END in text or any(s in text for s in stop) for text in (
+                    self.tokenizer.decode([token.id for token in row]) for row in rows)):
+                break
+        return [self.text_of(row, stop, logprobs) for row in rows]
+
+    def text_of(self, row: list[Token], stop: tuple[str, ...], logprobs: int) -> dict:
+        """One of `texts`: its tokens, up to its end, become {text} and {tokens}."""
+        text = "".join(until(text_pieces([token.id for token in row], self.tokenizer), stop))
+        if not logprobs:
+            return {"text": text}
+        tokens, length = [], 0
+        for token in row:
+            if length >= len(text.encode()):
+                break
+            length += len(self.tokenizer.decode_bytes([token.id]))
+            tokens.append({"token": self.tokenizer.decode([token.id]), "logprob": round(token.logprob, 4),
+                           "best": {self.tokenizer.decode([i]): round(p, 4) for i, p in token.best}})
+        return {"text": text, "tokens": tokens}
+
+    def beams(self, prompt: str, max_new_tokens: int, beams: int) -> list[dict]:
+        """The likeliest continuations that a search with so many beams finds: [{text, logprob}], likeliest first."""
+        found = generate.beam_search(self.net, self.tensor(self.prompt_ids(prompt)), max_new_tokens, beams,
+                                     (self.tokenizer.special[END],))
+        return [{"text": "".join(text_pieces(ids, self.tokenizer)), "logprob": round(p, 4)} for ids, p in found]
+
     # ---- an encoder --------------------------------------------------------------------------------------------------
 
     def fill(self, text: str, k: int = 5) -> list[list[tuple[str, float]]]:
