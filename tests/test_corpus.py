@@ -147,19 +147,23 @@ def test_a_killed_preparation_goes_on(source, whole, tmp_path):
     assert files(tmp_path) == files(whole)
 
 
-def test_a_source_file_that_has_changed_is_read_again(small, source, whole, tmp_path):
-    mine = tmp_path / "source"
-    mine.mkdir()
-    for path in source.iterdir():
-        (mine / path.name).write_bytes(path.read_bytes())
-    good = (mine / "1.jsonl").read_bytes()
-    (mine / "1.jsonl").write_bytes(good[:len(good) // 2])  # its last line is cut
-    cfg = options(mine, tmp_path / "out")
-    with pytest.raises(UserError, match="1.jsonl: line"):
-        corpus.prepare_corpus(cfg, {}, tmp_path)
-    (mine / "1.jsonl").write_bytes(good)
-    corpus.prepare_corpus(cfg, {}, tmp_path)
-    assert files(tmp_path / "out") == files(whole)
+def test_a_source_file_that_has_changed_is_read_again(small, whole, tmp_path):
+    """From its beginning: what came of it before is cut off, even if it was more."""
+    rows = [json.dumps({"text": text}) + "\n" for text in DOCUMENTS[:500]]
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "0.jsonl").write_text("".join(rows[:100]), encoding="utf-8")
+    path = tmp_path / "source" / "1.jsonl"
+    path.write_text("".join(rows[100:]) + '{"te', encoding="utf-8")
+    others = {"tokenizer": str(whole / "tokenizer.json"), "shard_tokens": 10**6}
+    with pytest.raises(UserError, match="1.jsonl: line 401"):
+        corpus.prepare_corpus(options(tmp_path / "source", tmp_path / "out", **others), {}, tmp_path)
+    state = json.loads((tmp_path / "out" / ".preparing" / "state.json").read_text(encoding="utf-8"))
+    assert state["file"] == 1 and state["documents"] > 300
+    path.write_text("".join(rows[100:200]), encoding="utf-8")
+    for out in ("out", "fresh"):
+        corpus.prepare_corpus(options(tmp_path / "source", tmp_path / out, **others), {}, tmp_path)
+    assert files(tmp_path / "out") == files(tmp_path / "fresh")
+    assert sorted(documents(tmp_path / "out", "train") + documents(tmp_path / "out", "val")) == sorted(DOCUMENTS[:200])
 
 
 def test_other_options_and_a_second_preparation_are_refused(source, whole, tmp_path, monkeypatch):
@@ -189,6 +193,9 @@ def test_other_options_and_a_second_preparation_are_refused(source, whole, tmp_p
     assert contents(tmp_path / "out") == before
     corpus.prepare_corpus(options(source, tmp_path / "out", shard_tokens=10**6, overwrite=True), {}, tmp_path)
     assert sorted(os.listdir(tmp_path / "out")) == ["tokenizer.json", "train.bin", "val.bin"]
+    (tmp_path / "out" / "val.bin").write_bytes(bytes(100))  # of nanoGPT, say
+    with pytest.raises(UserError, match="val.bin exists and is an input, or was not written by nanoft"):
+        corpus.prepare_corpus(options(source, tmp_path / "out", overwrite=True), {}, tmp_path)
 
 
 @pytest.mark.parametrize("name, content, others, words", [
