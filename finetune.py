@@ -339,7 +339,7 @@ def build_model(cfg, data, source, path, dist):
     if source and not cfg.resume:
         start.take_weights(model, source, path, dist)
     if model.ngrams is not None and not cfg.resume:
-        model.ngrams = data.fitted
+        model.ngrams.load_state_dict(data.fitted.state_dict())  # a copy: data.fitted stays on the CPU
     freezing.freeze(model, cfg)
     if cfg.resume:
         checkpoint.load_weights(model, source["model"], path)

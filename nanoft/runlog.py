@@ -131,15 +131,20 @@ def append_row(file, row: dict) -> None:
 
 
 def drop_rows(path: Path, step: int) -> None:
-    """Remove the rows past this step from a JSONL file (for step 0 all), and a line that a crash has cut."""
+    """Remove the rows past this step from a JSONL file (for step 0 all), and a line that a crash has cut.
+
+    So are those of a run's end, test metrics and final sample: a run that is resumed comes to its end again.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_bytes().splitlines(keepends=True) if step else ():
         try:
-            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+            row = json.loads(line)
+            is_end = row.get("tag") == "final sample" or any(name.startswith("test_") for name in row)
+            if line.endswith(b"\n") and row["step"] <= step and not is_end:
                 kept.append(line)
-        except (ValueError, LookupError, TypeError, RecursionError):  # cut by a crash, or damaged
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # cut by a crash, or damaged
             pass
     write_whole(path, lambda file: file.writelines(kept))
 

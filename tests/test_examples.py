@@ -228,9 +228,10 @@ def test_labels_of_every_kind(tmp_path):
     assert task == {"kind": "regress", "metric": "pearson", "columns": {
         "text": ["sentence1"], "label": ["score"], "pair": ["sentence2"]}}
     assert set(splits["val"][0]) == {"text", "pair", "label"} and type(splits["val"][0]["label"]) is float
+    rows = [(text, pair, label.partition(".")[0]) for text, pair, label in rows]
     task, splits = table("s.csv", ("premise", "hypothesis", "label"), rows, "pair", val_fraction=0.3,
                          val_file=tmp_path / "s.csv")
-    assert len(task["labels"]) == 40 and splits["val"] == splits["train"]
+    assert len(task["labels"]) == 10 and splits["val"] == splits["train"]
     rows = [(text, label) for text, label in REVIEWS]
     task, splits = table("g.csv", ("Instruction", "Output"), rows, "generate")
     assert task.pop("columns") == {"prompt": ["Instruction"], "response": ["Output"]}

@@ -157,7 +157,7 @@ def integrated_gradients(trunk: Transformer, score: Callable, ids: Tensor, base_
     """
     text, base = embed(trunk, ids, types), embed(trunk, base_ids, types)
     points = np.polynomial.legendre.leggauss(steps)  # nodes in (-1, 1) and their weights
-    nodes, weights = (torch.from_numpy(x).to(text.x.dtype).to(text.x.device) / 2 for x in points)
+    nodes, weights = (torch.from_numpy(x.astype(np.float32)).to(text.x) / 2 for x in points)
     way, mean = text.x - base.x, torch.zeros_like(text.x)
     batch_size = max(1, BATCH_TOKENS // len(text.x))
     for node, weight in zip((nodes + 0.5).split(batch_size), weights.split(batch_size)):

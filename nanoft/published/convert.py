@@ -24,7 +24,7 @@ from nanoft.bpe import Tokenizer
 from nanoft.model import ModelConfig
 from nanoft.pretokenize import PATTERNS
 from nanoft.published import gguf, layouts, onnx, safetensors
-from nanoft.published.source import open_checkpoint
+from nanoft.published.source import open_model
 from nanoft.text import vocabulary
 from nanoft.text.wordpiece import WordPiece
 
@@ -50,8 +50,7 @@ def main():
                         "always float32; give another dtype")
     if target.suffix == ".onnx" and target.parent.exists() and any(target.parent.iterdir()):
         raise UserError(f"{target.parent} is not empty, and the tokenizer's files go there too; give a new folder")
-    state, path = open_checkpoint(source)
-    tokenizer = vocabulary.of_checkpoint(path)
+    state, path, tokenizer = open_model(source)
     if cfg.pair and state.get("task", {}).get("kind") == "classify":
         state["task"]["kind"] = "pair"
     if cfg.out:

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 from nanoft import UserError, checkpoint
+from nanoft.bpe import Tokenizer
 from nanoft.published import layouts
+from nanoft.text import vocabulary
+from nanoft.text.wordpiece import WordPiece
 
 
 def open_checkpoint(path: str | Path) -> tuple[dict, Path]:
@@ -24,3 +27,11 @@ def open_checkpoint(path: str | Path) -> tuple[dict, Path]:
         checkpoint.check_state(state, file)
         return state, file
     return checkpoint.load(file), file
+
+
+def open_model(path: str | Path) -> tuple[dict, Path, Tokenizer | WordPiece]:
+    """open_checkpoint, and the tokenizer beside it. Raises UserError if it was trained with another one."""
+    state, file = open_checkpoint(path)
+    tokenizer = vocabulary.of_checkpoint(file)
+    checkpoint.check_tokenizer(state, tokenizer, file)
+    return state, file, tokenizer

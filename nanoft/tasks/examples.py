@@ -100,6 +100,8 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
                                            "pair" if kind == "regress" else "", [[*row.values()] for _, row in rows])
             print(f"{path}: {tables.describe(chosen)}")
         located[split] = [(where, named_row(row, where, kind, chosen, separator, path)) for where, row in rows]
+    if kind in LABELLED:
+        check_variety(train_file, kind, chosen, [labels_of(row) for _, row in located["train"]])
     if not val_file:
         n_rows = len(located["train"])
         located |= split_off_validation(located["train"], val_fraction, salt="1", row_of=lambda item: item[1])
@@ -184,6 +186,16 @@ def labels_of(row: dict) -> list[str]:
     """The labels of a row of any kind; values that are no label are left out, for check_row to name."""
     labels = row["tags"] if "tags" in row else row["labels"] if "labels" in row else [row.get("label")]
     return [label for label in labels if isinstance(label, str) and label] if isinstance(labels, list) else []
+
+
+def check_variety(path, kind: str, chosen: dict | None, labels_of_rows: list[list[str]]) -> None:
+    """Raise UserError where no label occurs in two rows: it is a number of the row, or a text, but no class."""
+    counts = Counter(label for labels in labels_of_rows for label in set(labels))
+    if len(counts) > 9 and max(counts.values()) == 1:
+        column = "" if not chosen else f" (column {', '.join(chosen['label'])})"
+        raise UserError(f"{path}: each of the {len(counts):,} labels{column} occurs in one row only, as a row's number "
+                        "or id does; name the column of the classes by --label_column" + (
+                            ", or learn numbers by --kind=regress" if kind == "classify" else ""))
 
 
 def order_labels(labels) -> list[str]:
@@ -297,27 +309,44 @@ def fix_answers(splits):
     return splits
 
 
+UNITS = (("utf-32-le", 4), ("utf-16-le", 2), ("utf-8", 1))  # what offsets may count: characters, UTF-16's units, bytes
+
+
+def characters_before(context: str, start: int, unit: tuple[str, int]) -> int:
+    """An offset that counts these units as one that counts characters."""
+    code, size = unit
+    return start if context.isascii() or start < 0 else len(
+        context.encode(code)[:start * size].decode(code, "ignore"))
+
+
 def fix_offsets(rows, split):
     """Answers that are not at their offset are looked up in the context: moved to the nearest occurrence, or dropped.
 
-    A training question that loses all its answers is left out; other splits keep such answers, for scores count them.
-    Prints how many there were, if any.
+    Offsets count what most of the split's answers fit, of UNITS. A training question that loses all its answers is left
+    out; other splits keep such answers, for scores count them. Prints how many there were, if any, and where an answer
+    could be another occurrence.
     """
-    fixed, moved, missing = [], 0, 0
+    def places(row, answer, units):  # where the answer stands by its offset in these units
+        text, context, start = answer["text"], row["context"], answer["start"]
+        found = [characters_before(context, start, unit) for unit in units]
+        return [at for at in found if text and at >= 0 and context.startswith(text, at)]
+
+    fits = Counter(unit for row in rows for answer in row["answers"] for unit in UNITS if places(row, answer, [unit]))
+    units = sorted(UNITS, key=lambda unit: -fits[unit])  # equal ones stay in their order
+    fixed, moved, missing, several = [], 0, 0, []  # several: the ids of questions whose answer could lie elsewhere
     for row in rows:
         answers = []
         for answer in row["answers"]:
-            text, start = answer["text"], answer["start"]
-            if text and 0 <= start and row["context"].startswith(text, start):
+            text, start, at = answer["text"], answer["start"], places(row, answer, units)
+            if at[:1] == [start]:
                 answers.append(answer)
                 continue
             starts = [match.start() for match in re.finditer(re.escape(text), row["context"])] if text else []
             moved, missing = moved + bool(starts), missing + (not starts)
-            if starts:  # some programs count UTF-16's units, or bytes
-                exact = [len(row["context"].encode(code)[:start * size].decode(code, "ignore"))
-                         for code, size in (("utf-16-le", 2), ("utf-8", 1)) if start >= 0]
-                answers.append({"text": text, "start": next((at for at in exact if at in starts), min(
-                    (abs(at - start), at) for at in starts)[1])})
+            if starts:
+                nearest = min((abs(other - start), other) for other in starts)[1]
+                answers.append({"text": text, "start": at[0] if at else nearest})
+                several += [row["id"]] * (len(starts) > 1 and not at)
             elif split != "train":
                 answers.append(answer)
         if answers or not row["answers"]:
@@ -325,6 +354,10 @@ def fix_offsets(rows, split):
     if moved or missing:
         print(f"{split}: {moved + missing:,} answers not at their offset: {moved:,} found elsewhere in the context, "
               f"{missing:,} not in it; {len(rows) - len(fixed):,} questions left out")
+    if several:
+        print(f"{split}: {len(several):,} of these answers occur more than once in their context, and the nearest to "
+              f"the offset is taken (questions {', '.join(several[:5])}{', ...' * (len(several) > 5)}); mend "
+              "their offsets if it is another")
     return fixed
 
 

@@ -123,7 +123,7 @@ def naive_bayes(Xt: Tensor, is_class: Tensor) -> Tensor:
 def outputs(model: NGramLinear, encoded: Encoded) -> np.ndarray:
     """The logits of all features, (N, K), as predict.outputs gives them for a whole model."""
     used = torch.arange(model.n_buckets)
-    return (matrix(model, *count_all(model, encoded), len(encoded), used) @ model.table).double().numpy()
+    return (matrix(model, *count_all(model, encoded), len(encoded), used) @ model.table).numpy().astype(float)
 
 
 def count_all(model: NGramLinear, encoded: Encoded, size: int = 256) -> tuple[Tensor, Tensor, Tensor]:

@@ -82,6 +82,8 @@ def open_data(cfg, dist: Dist, source: dict | None, path: Path | None) -> tuple[
     if home := path or folder:
         tokenizer = vocabulary.of_checkpoint(home) if path else vocabulary.load(home)
         checkpoint.check_tokenizer(source or {}, tokenizer, path)
+        if source and source.get("task", {}).get("leading_space"):  # as this tokenizer was learned
+            task |= {"leading_space": True}
         return task, rows, tokenizer
     return task | {"leading_space": True}, rows, learn_tokenizer(rows["train"])
 
@@ -276,7 +278,7 @@ def has_unanswered(rows: dict[str, list[dict]]) -> bool:
 
 def check_same_task(source: dict, path: Path, task: dict) -> None:
     """Raises UserError where a run to be resumed had another task: its head would be read wrongly."""
-    for name in ("kind", "labels", "multi_label", "mean", "deviation", "v2", "pool", "match_types"):
+    for name in ("kind", "labels", "multi_label", "mean", "deviation", "v2", "pool", "match_types", "leading_space"):
         before, now = source["task"].get(name), task.get(name)
         if (before or None) != (now or None):  # older runs lack what was not there yet
             raise UserError(f"{path} is of a run with other data or options ({name} was {before!r:.80}, now "

@@ -25,11 +25,11 @@ from nanoft import UserError, checkpoint, config, distributed, files
 from nanoft.bins import Tokens
 from nanoft.evaluate import causal_metrics, described
 from nanoft.model import GPT, ModelConfig
-from nanoft.published.source import open_checkpoint
+from nanoft.published.source import open_model
 from nanoft.tasks import metrics, tables
 from nanoft.tasks.examples import ONE_LABEL
 from nanoft.tasks.start import AUTO
-from nanoft.text import prepare, vocabulary
+from nanoft.text import prepare
 
 # ---- the runs of finetune.py --seeds and --grid, and their table -------------------------------------------------
 
@@ -177,8 +177,7 @@ def average_gpts(folders: list) -> dict:
     dist = distributed.start()
     models: list = []
     for folder in folders:
-        state, path = open_checkpoint(folder)
-        tokenizer = vocabulary.of_checkpoint(path)
+        state, path, tokenizer = open_model(folder)
         shape = ModelConfig.from_saved(state["model_config"], path)
         if not shape.causal or "task" in state or "data" not in state.get("config", {}):
             raise UserError(f"{folder} is no GPT of train.py; give such runs, or fine-tuned ones that have a "

@@ -12,7 +12,7 @@ from nanoft import UserError, batches, checkpoint, distributed, evaluate, files
 from nanoft.bins import Tokens, write_split
 from nanoft.distributed import Dist
 from nanoft.model import make_model
-from nanoft.published.source import open_checkpoint
+from nanoft.published.source import open_model
 from nanoft.tasks.metrics import NO_SPACES
 from nanoft.text import prepare, vocabulary
 from nanoft.text.pairs import Pairs
@@ -27,7 +27,7 @@ def measure(cfg, dist: Dist) -> None:
     cfg: the options of train.py. The metrics are those of evaluate.py, in windows of the model's own context. They are
     written only to an out_dir that is not the model's: its eval.json. Raises UserError.
     """
-    state, path = open_checkpoint(cfg.init_from)
+    state, path, tokenizer = open_model(cfg.init_from)
     if "task" in state:
         raise UserError(f"{path} is fine-tuned on a task; measure it by finetune.py --eval_only")
     if "transform.weight" in state.get("new", ()):  # of published weights
@@ -35,8 +35,6 @@ def measure(cfg, dist: Dist) -> None:
     out_dir = None if Path(cfg.out_dir).resolve() == path.parent.resolve() else Path(cfg.out_dir)
     if out_dir and checkpoint.find(out_dir):
         raise UserError(f"out_dir={out_dir} holds a run; give a new folder for eval.json, or none")
-    tokenizer = vocabulary.of_checkpoint(path)
-    checkpoint.check_tokenizer(state, tokenizer, path)
     model = checkpoint.load_model(state, path, make_model, dist.device)
     context = model.cfg.block_size
     result = {"model": str(path), "text": cfg.text_file or cfg.data, "context": context, "stride": context}
