@@ -187,9 +187,12 @@ def run_problems(cfg) -> list[str]:
     source = Path(cfg.init_from)
     is_source = cfg.out_dir and out_dir.resolve() == (source.parent if source.is_file() else source).resolve()
     holds = f"holds the model to begin from, init_from={source}" * bool(is_source and source.exists())
-    models = [name for name in ("best.pt", "model.safetensors", "pytorch_model.bin") if (out_dir / name).exists()]
+    models = [path.name for form in ("best.pt", "*.safetensors", "pytorch_model*.bin") for path in out_dir.glob(form)]
     if models and not (out_dir / "latest.pt").exists():
         holds = holds or f"holds a model ({', '.join(models)}) that is no run"
+        if "best.pt" in models and (out_dir / "metrics.jsonl").exists():
+            holds = ("holds the best.pt of a run without its latest.pt (it was killed as it first saved, or that file "
+                     "was removed; without best.pt the run starts anew)")
     if holds and not cfg.resume and not getattr(cfg, "eval_only", False):
         problems.append(f"out_dir={cfg.out_dir} {holds}, which this run would replace; give a new folder")
     ranks, micro = torchrun()[1], max(cfg.micro_batch_size, 1)

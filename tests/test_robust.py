@@ -21,7 +21,9 @@ import sample
 import train
 from nanoft import UserError, bins, bpe, checkpoint, config, distributed, files, loop
 from nanoft.bins import Tokens, write_split
-from nanoft.tasks import examples, predict
+from nanoft.bpe import Tokenizer
+from nanoft.published import convert
+from nanoft.tasks import examples, features, predict, sweep
 from nanoft.text import vocabulary
 
 SHORT = [word for word in TINY if not word.startswith(("--n_embd", "--n_layer", "--max_steps"))] + [
@@ -34,6 +36,10 @@ def gpt(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpt") / "run"
     run("train.py", f"--data={corpus}", f"--out_dir={folder}", *SHORT)
     return folder
+
+
+class Crash(BaseException):
+    """The end of a process, as far as its files can tell."""
 
 
 def flip(path, rng):
@@ -96,11 +102,20 @@ def test_a_large_file_is_verified_on_request_and_an_old_one_still_opens(tmp_path
         tokens.read(0, len(tokens))
 
 
-def test_another_tokenizer_beside_a_checkpoint_is_told(gpt, tmp_path, call):
+@pytest.mark.parametrize("tool, words", [
+    (sample, ["--checkpoint={run}", "--device=cpu"]), (sample, ["--checkpoint={run}", "--device=cpu", "--explain"]),
+    (sweep, ["{gpt}", "{run}"]), (convert, ["{run}", "--out={run}/new"]), (convert, ["{run}", "--export={run}/new"]),
+    (train, ["--eval_only", "--init_from={run}", "--text_file={run}/config.json", "--device=cpu"]),
+    (train, ["--init_from={run}", "--data={corpus}", "--out_dir={run}/new", *SHORT]),
+    (finetune, ["--init_from={run}", "--train_file={run}/rows.csv", "--val_file={run}/rows.csv", "--out_dir={run}/new",
+                "--device=cpu"])])
+def test_another_tokenizer_beside_a_checkpoint_is_told(tool, words, gpt, corpus, tmp_path, call):
     shutil.copytree(gpt, tmp_path / "run")
     bpe.train(["some other text"] * 9, 400, progress=False).save(tmp_path / "run" / "tokenizer.json")
+    (tmp_path / "run" / "rows.csv").write_text("text,label\n" + "a cat,a\nsome dogs,b\n" * 9 + "the log,a\nno,b\n" * 9)
     with pytest.raises(UserError, match="another tokenizer"):
-        call(sample, f"--checkpoint={tmp_path / 'run'}", "--device=cpu", "--max_new_tokens=2")
+        call(tool, *(word.format(run=tmp_path / "run", gpt=gpt, corpus=corpus) for word in words))
+    assert not (tmp_path / "run" / "new").exists()
 
 
 # ---- a run and its folder ----------------------------------------------------------------------------------------
@@ -159,7 +174,7 @@ def test_moments_of_another_shape_are_refused(gpt, corpus, tmp_path, call):
         call(train, f"--data={corpus}", f"--out_dir={tmp_path / 'run'}", *SHORT, "--max_steps=6", "--resume")
 
 
-@pytest.mark.parametrize("name", ["best.pt", "model.safetensors"])
+@pytest.mark.parametrize("name", ["best.pt", "model.safetensors", "model-00001-of-00002.safetensors"])
 def test_a_folder_with_a_model_is_no_place_for_a_run(name, corpus, tmp_path, call):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / name).write_bytes(b"weights")
@@ -183,6 +198,113 @@ def test_inputs_and_foreign_files_are_not_overwritten(gpt, tmp_path, call):
     done = run("nanoft tokenizer", tmp_path / "a.txt", "--vocab_size=270", f"--out={tmp_path / 'package.json'}",
                check=False)
     assert done.returncode == 2 and contents(tmp_path) == before
+
+
+def test_a_run_killed_between_its_first_best_and_latest_is_told_how_to_begin_again(corpus, tmp_path, call, monkeypatch):
+    words = [f"--data={corpus}", f"--out_dir={tmp_path / 'run'}", *SHORT]
+    save = checkpoint.save
+
+    def save_then_crash(path, state):
+        save(path, state)
+        raise Crash
+
+    monkeypatch.setattr(checkpoint, "save", save_then_crash)
+    with pytest.raises(Crash):
+        call(train, *words)
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(UserError, match=r"no latest.pt to resume; run without --resume"):
+        call(train, *words, "--resume")
+    with pytest.raises(UserError, match=r"killed as it first saved.* without best.pt the run starts anew"):
+        call(train, *words)
+    (tmp_path / "run" / "best.pt").unlink()
+    call(train, *words)
+
+
+def test_a_run_from_a_table_alone_resumes_bit_for_bit_and_a_run_at_its_end_ends_again(tmp_path, call, monkeypatch):
+    """Its tokenizer is learned from the rows, with a space before each text: so it is read in the resumed run, too."""
+    rows = [f"{'good' if i % 3 else 'bad'} film number {i},{'pos' if i % 3 else 'neg'}\n" for i in range(60)]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(rows))
+    words = [f"--train_file={tmp_path / 'rows.csv'}", f"--test_file={tmp_path / 'rows.csv'}", "--device=cpu",
+             "--dtype=float32", "--n_layer=1", "--n_head=2", "--n_embd=16", "--max_length=16", "--linear=false",
+             "--epochs=2", "--batch_size=8", "--eval_interval=3", "--log_interval=1", "--lr=0.01"]
+    call(finetune, *words, f"--out_dir={tmp_path / 'whole'}")
+    save = checkpoint.save
+
+    def save_then_crash(path, state):
+        save(path, state)
+        if path.name == "latest.pt" and state["step"] == 6:
+            raise Crash
+
+    monkeypatch.setattr(checkpoint, "save", save_then_crash)
+    with pytest.raises(Crash):
+        call(finetune, *words, f"--out_dir={tmp_path / 'run'}")
+    monkeypatch.setattr(checkpoint, "save", save)
+    for _ in range(2):  # the second time, the run has ended already
+        call(finetune, f"--out_dir={tmp_path / 'run'}", "--resume")
+        whole, resumed = (checkpoint.load(tmp_path / name / "latest.pt") for name in ("whole", "run"))
+        assert all(torch.equal(p, resumed["model"][name]) for name, p in whole["model"].items())
+        counts = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("whole", "run")]
+        assert counts[0] == counts[1]
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, options", [("classify", {"label_column": "id"}), ("pair", {"label_column": "id"}),
+                                           ("classify", {"label_column": "id", "separator": "|"})])
+def test_ids_as_labels_are_told_at_once(kind, options, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("id,text,pair,label\n" + "".join(f"r{i},text {i},other,{i % 2}\n" for i in range(30)))
+    with pytest.raises(UserError, match=r"each of the 30 labels \(column id\) occurs in one row only"):
+        examples.from_table(path, kind, **options)
+    assert examples.from_table(path, "classify", label_column="label")[0]["labels"] == ["0", "1"]
+
+
+def test_an_answer_that_could_be_another_occurrence_is_told(capsys):
+    def fixed(context, *starts):
+        rows = [{"id": f"q{i}", "context": context, "answers": [{"text": "12", "start": start}]}
+                for i, start in enumerate(starts)]
+        return [row["answers"][0]["start"] for row in examples.fix_offsets(rows, "train")], capsys.readouterr().out
+
+    assert fixed("12 met 12 of 12", 0, 7, 13) == ([0, 7, 13], "")
+    found, said = fixed("12 met 12 of 12", 7, -1, 9)
+    assert found == [7, 0, 7] and "2 of these answers occur more than once" in said and "questions q1, q2" in said
+    # offsets that count UTF-16's units or bytes are known by most of them, though single ones fit by chance
+    found, said = fixed("\U0001f680\U0001f680\U0001f680 12 12 123 12", 7, 10, 13, 17)
+    assert found == [4, 7, 10, 14] and "more than once" not in said
+    assert fixed("\u5317\u4eac 12 12 12 in 12", 7, 10, 13, 19)[0] == [3, 6, 9, 15]
+
+
+def test_special_tokens_in_a_prompt_are_read_as_in_training(corpus, gpt, tmp_path, call, monkeypatch):
+    """A task reads them as plain text, in training as in sample.py; a language model reads them as tokens."""
+    tokenizer = vocabulary.load(corpus)
+    row = {"prompt": "end <|endoftext|> here", "response": "x <|sep|>"}
+    task = {"kind": "generate", "max_length": 64, "long_text": "head"}
+    special = set(tokenizer.special.values())
+    (ids,) = (features.encode([row], task, tokenizer).ids.tolist(),)
+    assert special & {*ids} == {tokenizer.special["<|endoftext|>"]} and ids.count(ids[-1]) == 1  # the end, once
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"response": f"x {i}"}) + "\n" for i in range(30)))
+    (tmp_path / "more.jsonl").write_text(json.dumps(row | {"prompt": "another"}) + "\n")
+    files_of = [f"--{split}_file={tmp_path / name}" for split, name in (("train", "rows.jsonl"), ("val", "more.jsonl"))]
+    call(finetune, "--kind=generate", *files_of, f"--init_from={gpt}", f"--out_dir={tmp_path / 'run'}", "--device=cpu",
+         "--dtype=float32", "--max_steps=1")
+
+    def ids_read(folder):
+        """The ids that sample.py makes of the prompt."""
+        encode, read = Tokenizer.encode, []
+
+        def encode_and_note(self, text, **options):
+            read.append(encode(self, text, **options))
+            return read[-1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Tokenizer, "encode", encode_and_note)
+            call(sample, f"--checkpoint={folder}", f"--prompt={row['prompt']}", "--device=cpu", "--max_new_tokens=1")
+        return read[0]
+
+    as_task, as_text = ids_read(tmp_path / "run"), ids_read(gpt)
+    assert as_task == ids[:len(as_task)] and not special & {*as_task}
+    assert special & {*as_text} == {tokenizer.special["<|endoftext|>"]}
 
 
 # ---- scores ------------------------------------------------------------------------------------------------------
@@ -220,6 +342,27 @@ def test_a_sweep_goes_on_after_a_run_that_diverged(corpus, gpt, tmp_path, call, 
     assert stopped.value.code == 1 and "1 diverged" in out and "val accuracy" in out and "nan at step 3" in err
     (entry,) = json.loads((tmp_path / "run" / "result.json").read_text())
     assert entry["seeds"] == [2, 3]
+
+
+# ---- two processes -------------------------------------------------------------------------------------------------
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+@pytest.mark.parametrize("script, words", [("train.py", ["--data={damaged}"]), pytest.param(
+    "finetune.py", ["--train_file={corpus}/none.csv", "--device=cpu"], marks=pytest.mark.slow)])
+def test_an_error_under_torchrun_is_one_sentence_and_ends_both(script, words, corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "data")
+    flip(tmp_path / "data" / "val.bin", random.Random(3))
+    words = [word.format(corpus=corpus, damaged=tmp_path / "data") for word in words]
+    began = time.monotonic()
+    done = run(script, *(SHORT if script == "train.py" else []), *words, f"--out_dir={tmp_path / 'run'}", check=False,
+               launcher=TORCHRUN)
+    told = {line for line in done.stderr.splitlines() if line.startswith("error:")}
+    assert done.returncode and len(told) == 1, done.stderr
+    assert "Traceback (most recent call last)" not in done.stderr.partition("error:")[0]
+    assert "exitcode  : 2" in done.stderr and time.monotonic() - began < 60
 
 
 # ---- the machine -------------------------------------------------------------------------------------------------

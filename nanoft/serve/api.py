@@ -18,11 +18,10 @@ from torch import Tensor
 from nanoft import UserError, checkpoint, distributed, generate, kernels, quantize
 from nanoft.inspect import explain, targets
 from nanoft.model import make_model
-from nanoft.published.source import open_checkpoint
+from nanoft.published.source import open_model
 from nanoft.sampling import Sampling
 from nanoft.tasks import features, inputs, predict
 from nanoft.tasks.heads import TaskModel
-from nanoft.text import vocabulary
 
 END = "<|endoftext|>"
 
@@ -47,12 +46,10 @@ class Model:
             print(self.dist.reason, file=sys.stderr)
         if self.dist.device.type == "cpu":
             kernels.keep_memory()
-        state, self.path = open_checkpoint(path)
+        state, self.path, self.tokenizer = open_model(path)
         if {"rank", "alpha"} <= state.keys():
             raise UserError(f"{self.path} is an adapter, not a whole model; give the best.pt beside it, which has it "
                             "merged")
-        self.tokenizer = vocabulary.of_checkpoint(self.path)
-        checkpoint.check_tokenizer(state, self.tokenizer, self.path)
         self.task: dict = state.get("task", {})      # of a fine-tuned model
         self.kind: str = self.task.get("kind", "")   # classify, pair, regress, tag, answer or generate
         self.predicts = self.kind not in ("", "generate")
