@@ -281,8 +281,8 @@ def test_special_tokens_in_a_prompt_are_read_as_in_training(corpus, gpt, tmp_pat
     row = {"prompt": "end <|endoftext|> here", "response": "x <|sep|>"}
     task = {"kind": "generate", "max_length": 64, "long_text": "head"}
     special = set(tokenizer.special.values())
-    (ids,) = (features.encode([row], task, tokenizer).ids.tolist(),)
-    assert special & {*ids} == {tokenizer.special["<|endoftext|>"]} and ids.count(ids[-1]) == 1  # the end, once
+    ids = features.encode([row], task, tokenizer).ids.tolist()
+    assert not special & {*ids[:-1]}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"response": f"x {i}"}) + "\n" for i in range(30)))
     (tmp_path / "more.jsonl").write_text(json.dumps(row | {"prompt": "another"}) + "\n")
     files_of = [f"--{split}_file={tmp_path / name}" for split, name in (("train", "rows.jsonl"), ("val", "more.jsonl"))]
