@@ -100,8 +100,6 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
                                            "pair" if kind == "regress" else "", [[*row.values()] for _, row in rows])
             print(f"{path}: {tables.describe(chosen)}")
         located[split] = [(where, named_row(row, where, kind, chosen, separator, path)) for where, row in rows]
-    if kind in LABELLED:
-        check_variety(train_file, kind, chosen, [labels_of(row) for _, row in located["train"]])
     if not val_file:
         n_rows = len(located["train"])
         located |= split_off_validation(located["train"], val_fraction, salt="1", row_of=lambda item: item[1])
@@ -188,16 +186,6 @@ def labels_of(row: dict) -> list[str]:
     return [label for label in labels if isinstance(label, str) and label] if isinstance(labels, list) else []
 
 
-def check_variety(path, kind: str, chosen: dict | None, labels_of_rows: list[list[str]]) -> None:
-    """Raise UserError where no label occurs in two rows: it is a number of the row, or a text, but no class."""
-    counts = Counter(label for labels in labels_of_rows for label in set(labels))
-    if len(counts) > 9 and max(counts.values()) == 1:
-        column = "" if not chosen else f" (column {', '.join(chosen['label'])})"
-        raise UserError(f"{path}: each of the {len(counts):,} labels{column} occurs in one row only, as a row's number "
-                        "or id does; name the column of the classes by --label_column" + (
-                            ", or learn numbers by --kind=regress" if kind == "classify" else ""))
-
-
 def order_labels(labels) -> list[str]:
     """Each label once: whole numbers by size; else O first, then by name, B-x beside I-x."""
     labels = set(labels)
@@ -207,7 +195,16 @@ def order_labels(labels) -> list[str]:
 
 
 def print_oddities(task: dict, labels_of_rows: list[list[str]]):
-    """Print the scheme of tags, or that they have none (then accuracy is the metric); and labels that look alike."""
+    """Print the scheme of tags, or that they have none (then accuracy is the metric); and labels that look alike.
+
+    Raises UserError where no label occurs in two rows: it is a number of the row, or a text, but no class.
+    """
+    counts = Counter(label for labels in labels_of_rows for label in set(labels))
+    if len(counts) > 9 and max(counts.values()) == 1:
+        raise UserError(f"each of the {len(counts):,} labels of training (column "
+                        f"{', '.join(task.get('columns', {}).get('label', ['of tags']))}) occurs in one row only, as a "
+                        "row's number or id does; name the column of the classes by --label_column, or learn numbers "
+                        "by --kind=regress")
     if task["kind"] == "tag":
         scheme = metrics.tag_scheme(labels_of_rows)
         task["metric"] = "f1" if scheme else "accuracy"
