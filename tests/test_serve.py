@@ -181,6 +181,12 @@ def test_rows_vectors_and_masks_are_those_of_the_library(served, models):
             ] == models["masks"].fill("one <|mask|> two <|mask|>", 3)
 
 
+@pytest.mark.parametrize("path", ["embeddings", "classify", "fill"])
+def test_a_text_that_is_none_spoils_no_batch(served, path):
+    status, answer = ask(served, f"/v1/{path}", {"model": "masks" if path != "classify" else path, "input": "\ud800"})
+    assert status == 400 and "not JSON" in answer["error"]["message"] and not served.workers["masks"].waiting
+
+
 def test_words_say_what_they_add(served):
     status, answer = ask(served, "/v1/classify", {"model": "classify", "input": TEXT, "explain": True})
     words = answer["data"][0]["words"]

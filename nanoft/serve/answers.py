@@ -40,6 +40,7 @@ def read(data: bytes, form: dict) -> dict:
     """The JSON object of a body, in this form, its values in RANGES; null is as if it were left out. Raises Refused."""
     try:
         body = json.loads(data.decode("utf-8"))
+        json.dumps(body, ensure_ascii=False).encode("utf-8")  # fails for a half of a character, "\\ud800"
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is not JSON ({str(error)[:100]}); mend it") from None
     if isinstance(body, dict):
