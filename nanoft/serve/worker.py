@@ -33,21 +33,19 @@ class Request:
         self.done = self.exhausted = False
 
     def result(self, alive: Callable):
-        """The next result. alive() is called while it waits: what that raises gives the request up."""
-        try:
-            while True:
+        """The next result. alive() is called while it waits; it raises ConnectionError where the client has gone."""
+        while True:
+            try:
                 alive()
-                try:
-                    result = self.answer.get(timeout=0.2)
-                    break
-                except queue.Empty:
-                    pass
+                result = self.answer.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            except ConnectionError:
+                self.done = True
+                raise
             if isinstance(result, Exception):
                 raise result
             return result
-        except BaseException:
-            self.done = True
-            raise
 
     def tokens(self, alive: Callable) -> Iterator:
         """The results of `generate`. exhausted: whether they came to their limit."""
