@@ -77,6 +77,13 @@ def test_fine_tuned_models_predict_rows_or_texts(load):
     assert isinstance(load("regress").predict([{"text": "one", "pair": "two"}])[0]["prediction"], float)
 
 
+def test_words_are_not_explained_in_int8_which_has_no_gradients(load, runs):
+    assert len(load("classify").explain({"text": TEXT})) > 3
+    for model in (nanoft.load(runs["classify"], "cpu", "int8"), load("tag")):
+        with pytest.raises(UserError, match="not in int8"):
+            model.explain({"text": TEXT})
+
+
 @pytest.mark.parametrize("name, ask, words", [
     ("gpt", lambda m: m.predict(["a"]), "was not fine-tuned"), ("gpt", lambda m: m.fill("<|mask|>"), "fills no masks"),
     ("gpt", lambda m: m.embed(["a"]), "give an encoder"), ("gpt", lambda m: m.generate(""), "has no tokens"),

@@ -79,7 +79,7 @@ def classify(worker: Worker, body: dict, rows: list, ask: Callable) -> dict:
     data = [{"index": i} | guess for i, guess in enumerate(ask(Request("predict", rows)))]
     if worker.model.kind == "tag":
         data = [row | item for row, item in zip(whole, data)]  # with the words and their offsets
-    if body.get("explain") and worker.model.kind in ("classify", "pair", "regress"):
+    if body.get("explain") and worker.model.explains:
         data[0]["words"] = ask(Request("call", lambda model: model.explain(rows[0])))
     return {"data": data}
 

@@ -56,6 +56,7 @@ class Model:
         make = partial(TaskModel, task=self.task) if self.predicts else make_model
         self.net = checkpoint.load_model(state, self.path, make, self.dist.device).requires_grad_(False)
         self.writes = self.net.cfg.causal and not self.predicts
+        self.explains = self.kind in ("classify", "pair", "regress") and dtype != "int8"  # which has no gradients
         if dtype == "int8":
             quantize.compute_in_int8(self.net)
         elif self.writes:
@@ -222,6 +223,8 @@ class Model:
         """The words of a checked row of classify, pair or regress, each with what it adds to the score of the
         prediction (integrated gradients, see inspect/explain.py).
         """
+        if not self.explains:
+            raise UserError("only the words of classify, pair and regress are explained, and not in int8")
         guesses, encoded, out = self.outputs([row])
         subject = targets.subject_from_row(self.net, self.task, self.tokenizer, row, guesses[0], "", 0, encoded, out)
         base = explain.baseline(subject.ids, self.tokenizer, self.net.cfg.causal)

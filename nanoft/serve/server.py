@@ -44,7 +44,7 @@ class Options:
     port: int = 8000         # 0 takes any that is free
     token: str = ""          # a secret: programs send "Authorization: Bearer TOKEN", the page asks for it
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # as in sample.py
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # as in sample.py
 
 
 def check(options: Options) -> list[str]:
