@@ -59,7 +59,6 @@ def main():
         write_bundle(state, tokenizer, cfg.export, getattr(torch, cfg.dtype))
     elif target.suffix == ".gguf":
         content, weights, _ = published(state, tokenizer, path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         gguf.write(target, content, weights, tokenizer, cfg.dtype)
         print(f"{target}: {content['architectures'][0]} in {cfg.dtype}, with its tokenizer, for llama.cpp")
     elif target.suffix == ".onnx":
@@ -91,14 +90,9 @@ def write_bundle(state: dict, tokenizer: Tokenizer | WordPiece, path: str | Path
 
 def write_onnx(state: dict, tokenizer: Tokenizer | WordPiece, path: Path) -> None:
     """Write an encoder as ONNX, and its tokenizer's files beside it."""
-    made = not path.parent.exists()
+    data, inputs = onnx.converted(state)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        inputs = onnx.write(path, state)
-    except UserError:
-        if made:
-            path.parent.rmdir()
-        raise
+    files.write_whole(path, lambda file: file.write(data))
     names = write_vocabulary(tokenizer, path.parent, {"model_type": "roberta" if tokenizer.separators > 1 else "onnx"})
     space = "; each text begins with a space" * state.get("task", {}).get("leading_space", False)
     print(f"{path}: takes {', '.join(inputs)}, int64 (batch, length up to {state['model_config']['block_size']}), "
@@ -145,7 +139,7 @@ def find_family(cfg: ModelConfig, task: dict | None, tokenizer: Tokenizer | Word
         return None
     if cfg.causal and cfg.position == "rope":
         return "qwen3" if (cfg.norm == "rmsnorm" and cfg.qk_norm and cfg.activation == "swiglu" and not cfg.bias
-                           and not cfg.n_types and cfg.norm_eps > 0) else None
+                           and not cfg.n_types) else None
     if not (cfg.position == "learned" and cfg.norm == "layernorm" and cfg.bias and cfg.activation.startswith("gelu")
             and not cfg.qk_norm and cfg.n_kv_head in (0, cfg.n_head)):
         return None

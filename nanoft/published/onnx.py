@@ -4,6 +4,7 @@
              token types token_type_ids; each int64 (batch, length)
     output   logits: (batch, labels); for tag (batch, length, labels), answer (batch, length, 2), masked words
              (batch, length, vocabulary); for regress (batch, 1), in the labels' units
+    metadata labels, a list as JSON, and longest, the largest length
 """
 
 import importlib
@@ -11,14 +12,12 @@ import json
 import logging
 import warnings
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanoft import UserError, checkpoint
-from nanoft.files import write_whole
 from nanoft.model import make_model
 from nanoft.tasks.heads import TaskModel
 
@@ -48,8 +47,8 @@ def attend(q, k, v, is_causal=False, **options):
     return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal is not False, **options)
 
 
-def write(path: Path, state: dict) -> list[str]:
-    """Write the model of a checkpoint's dictionary; returns the names of its inputs.
+def converted(state: dict) -> tuple[bytes, list[str]]:
+    """The content of an ONNX file for the model of a checkpoint's dictionary, and the names of its inputs.
 
     Raises UserError for a model that writes text, and where the extra is missing.
     """
@@ -59,8 +58,8 @@ def write(path: Path, state: dict) -> list[str]:
         raise UserError("--export=FILE.onnx wants two packages more: pip install onnx onnxscript") from None
     task = state.get("task")
     if task["kind"] == "generate" if task else state["model_config"].get("causal", True):
-        raise UserError(f"{path}: ONNX is for encoders and classifiers; a model that writes goes out as FILE.gguf")
-    model = checkpoint.load_model(state, path, partial(TaskModel, task=task) if task else make_model)
+        raise UserError("ONNX is for encoders and classifiers; a model that writes text goes out as FILE.gguf")
+    model = checkpoint.load_model(state, "the model", partial(TaskModel, task=task) if task else make_model)
     names = INPUTS[:2 + bool(model.cfg.n_types)]
     # one tensor for each input: the converter would take the same tensor twice for one input
     example = tuple(torch.ones(2, min(9, model.cfg.block_size), dtype=torch.long) for _ in names)
@@ -70,8 +69,6 @@ def write(path: Path, state: dict) -> list[str]:
         program = torch.onnx.export(Exported(model), example, input_names=names, output_names=["logits"], verbose=False,
                                     dynamic_shapes=({0: "batch", 1: "length"},) * len(names), dynamo=True)
     assert program is not None  # with dynamo
-    about = {"kind": task["kind"] if task else "masked words", "labels": task.get("labels", []) if task else [],
-             "longest": model.cfg.block_size}
-    program.model.metadata_props.update({f"nanoft.{name}": json.dumps(value) for name, value in about.items()})
-    write_whole(path, lambda file: file.write(program.model_proto.SerializeToString()))
-    return list(names)
+    labels = json.dumps(task.get("labels", []) if task else [])
+    program.model.metadata_props.update({"labels": labels, "longest": str(model.cfg.block_size)})
+    return program.model_proto.SerializeToString(), list(names)
