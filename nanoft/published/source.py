@@ -30,8 +30,10 @@ def open_checkpoint(path: str | Path) -> tuple[dict, Path]:
 
 
 def open_model(path: str | Path) -> tuple[dict, Path, Tokenizer | WordPiece]:
-    """open_checkpoint, and the tokenizer beside it. Raises UserError if it was trained with another one."""
+    """open_checkpoint of a whole model, and its tokenizer. Raises UserError if it was trained with another one."""
     state, file = open_checkpoint(path)
+    if {"rank", "alpha"} <= state.keys():
+        raise UserError(f"{file} is an adapter, not a whole model; give the best.pt beside it, which has it merged")
     tokenizer = vocabulary.of_checkpoint(file)
     checkpoint.check_tokenizer(state, tokenizer, file)
     return state, file, tokenizer

@@ -47,9 +47,6 @@ class Model:
         if self.dist.device.type == "cpu":
             kernels.keep_memory()
         state, self.path, self.tokenizer = open_model(path)
-        if {"rank", "alpha"} <= state.keys():
-            raise UserError(f"{self.path} is an adapter, not a whole model; give the best.pt beside it, which has it "
-                            "merged")
         self.task: dict = state.get("task", {})      # of a fine-tuned model
         self.kind: str = self.task.get("kind", "")   # classify, pair, regress, tag, answer or generate
         self.predicts = self.kind not in ("", "generate")
