@@ -15,6 +15,7 @@ from conftest import ROOT, read_page, run
 from test_story_train import assert_equal, load, result
 
 import finetune
+import nanoft
 import sample
 from nanoft import UserError
 from nanoft.model import ModelConfig, Transformer
@@ -171,6 +172,9 @@ def test_convolutions_give_as_many_tokens_as_patches(patch):
     images.put_patches(trunk, picture)
     assert trunk(torch.from_numpy(some_pixels(2))).shape == (2, (16 // patch) ** 2, 24)
     assert len({*map(tuple, trunk.cos[:, 0].round(decimals=4).tolist())}) == (16 // patch) ** 2  # each its own position
+    side, row_part, column_part = 16 // patch, trunk.sin[:, 0, :3], trunk.sin[:, 0, 3:]
+    assert torch.equal(row_part[0], row_part[side - 1]) and not torch.equal(row_part[0], row_part[side])
+    assert torch.equal(column_part[0], column_part[side]) and not torch.equal(column_part[0], column_part[1])
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
@@ -334,6 +338,17 @@ def test_a_folder_is_learned_predicted_and_shown(trained, folder, tmp_path, call
     assert "Options" in read_page(trained / "report.html")
 
 
+def test_the_mirror_image_has_half_a_say(trained, folder):
+    model = nanoft.load(trained, "cpu", "float32")
+    rows = [{"image": str(folder / "red" / f"{i}.png")} for i in (1, 2)]
+    _, encoded, out = model.outputs(rows)
+    x = torch.from_numpy(encoded.pixels)
+    with torch.no_grad():
+        plain, mirrored = model.net.logits(x), model.net.logits(x.flip(-1))
+    assert not torch.allclose(plain, mirrored, atol=1e-3)
+    np.testing.assert_allclose(out, (plain + mirrored).numpy() / 2, atol=1e-5)
+
+
 def tags(folder):
     from tensorboardX.proto.event_pb2 import Event
 
@@ -484,8 +499,6 @@ def test_a_published_vit_is_timms(tmp_path):
 
 
 def compare(folder, x, wanted, labels):
-    import nanoft
-
     model = nanoft.load(folder, "cpu", "float32")
     assert model.kind == "image" and model.task["labels"] == labels
     with torch.no_grad():
