@@ -12,6 +12,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import fields
 from numbers import Real
 from pathlib import Path
@@ -72,8 +73,8 @@ def find(place) -> Path | None:
 def load(path, device="cpu") -> dict:
     """The dictionary of a checkpoint file. Raises UserError if it is none, or if a bit of it has changed."""
     try:
-        check_sums(path)
-        state = torch.load(path, map_location=device, weights_only=True)
+        with checked_sums(path):
+            state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever a foreign or broken file can raise
         raise UserError(f"{path} is not a checkpoint, or is damaged ({type(error).__name__}); "
                         "give another, or train again") from None
@@ -106,20 +107,25 @@ def check_state(state: dict, path) -> None:
         raise UserError(f"{path} is not a whole nanoft checkpoint ({problem}); give another, or train again")
 
 
-def check_sums(path) -> None:
-    """Raise zipfile.BadZipFile where the bytes of a file of torch.save, a zip archive, are not those that were written.
+@contextmanager
+def checked_sums(path):
+    """Around the reading of a file of torch.save, a zip archive, which takes as long: other threads check its bytes.
 
-    torch writes the archive's CRC-32 of each tensor, and never reads them.
+    torch writes the archive's CRC-32 of each tensor, and never reads them. Raises zipfile.BadZipFile where the bytes
+    are not those that were written.
     """
     def check(member):
-        if member.compress_type:  # torch compresses nothing: it might unpack to any size
-            raise zipfile.BadZipFile(member.filename)
         with archive.open(member) as file:
-            while file.read(2**22):  # raises where the sum is another
+            while file.read(2**18):  # which a core's cache holds; raises where the sum is another
                 pass
 
     with zipfile.ZipFile(path) as archive, ThreadPoolExecutor(available_cores()) as pool:
-        deque(pool.map(check, archive.infolist()), maxlen=0)
+        members = archive.infolist()
+        if packed := [member.filename for member in members if member.compress_type]:
+            raise zipfile.BadZipFile(f"{packed[0]} is compressed")  # not by torch: it might unpack to any size
+        checks = pool.map(check, members)
+        yield
+        deque(checks, maxlen=0)
 
 
 def check_resumable(state: dict, optimizers: list, path) -> None:

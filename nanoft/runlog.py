@@ -55,9 +55,9 @@ class RunLog:
     def row(self, step, **values):
         """One JSON line, and a scalar for each value. Names that begin with val_ or test_ go into that group.
 
-        A value that is not finite is null, which JSON has, and no scalar.
+        A value that is not finite is null, which JSON has, and no scalar. A row of the time alone is left out.
         """
-        if not self.main:
+        if not self.main or values.keys() <= {"seconds"}:
             return
         values = {name: value if math.isfinite(value) else None for name, value in values.items()}
         append_row(self.file, {"step": step, **values})
