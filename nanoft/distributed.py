@@ -188,9 +188,13 @@ def total(numbers, dist: Dist, op: str = "sum") -> list[float]:
 
 
 def shorten_timeout() -> None:
-    """From here on a process that waits ten minutes for another gives up: one of them is lost or hangs."""
+    """From here on a process that waits ten minutes for another gives up: one of them is lost or hangs.
+
+    The environment's NANOFT_TIMEOUT is another number of seconds.
+    """
     if torch.distributed.is_initialized():
-        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(minutes=10))
+        seconds = int(os.environ.get("NANOFT_TIMEOUT", 600))
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
 
 
 def barrier(dist: Dist) -> None:
