@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nanoft import UserError, checkpoint, config
 
 HAS_KERNELS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+ROWS = 256  # measured: twice as fast as all of 8,192 rows at once
 
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,13 +38,18 @@ class Int8Linear(nn.Module):
         self.zeros = torch.zeros(len(integers), dtype=torch.long)  # the integers of 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: float32 (..., K) -> (..., N)."""
+        """x: float32 (..., K) -> (..., N). A few rows at a time, which stay in the processor's cache."""
         rows = x.flatten(0, -2)  # (M, K)
-        sizes = rows.abs().amax(-1, keepdim=True).clamp(min=1e-12)  # (M, 1)
-        integers = (rows * (127 / sizes)).round().to(torch.int8)
-        y = torch.ops.onednn.qlinear_pointwise(integers, 1 / 127, 0, self.packed, self.scale, self.zeros, None, 1.0, 0,
-                                               torch.float32, "none", [], "")  # (M, N)
-        y = y * sizes if self.bias is None else torch.addcmul(self.bias, y, sizes)
+        y = x.new_empty(len(rows), len(self.scale))
+        for part, out in zip(rows.split(ROWS), y.split(ROWS)):
+            sizes = part.abs().amax(-1, keepdim=True).clamp_(min=1e-12)  # (m, 1)
+            integers = (part * (127 / sizes)).round_().to(torch.int8)
+            product = torch.ops.onednn.qlinear_pointwise(integers, 1 / 127, 0, self.packed, self.scale, self.zeros,
+                                                         None, 1.0, 0, torch.float32, "none", [], "")  # (m, N)
+            if self.bias is None:
+                torch.mul(product, sizes, out=out)
+            else:
+                torch.addcmul(self.bias, product, sizes, out=out)
         return y.view(*x.shape[:-1], -1)
 
 
