@@ -366,14 +366,14 @@ def transformers_classifier(lengths, pad):
 # ---- sampling ----------------------------------------------------------------------------------------------------
 
 
-def sampling(who, size, dtype, prompt=16, checkout=""):
-    """One sequence from a GPT-2 with random weights of this dtype. `sample` answers with the seconds for n tokens."""
+def sampling(who, size, dtype, prompt=16, sequences=1, checkout=""):
+    """Sequences from a GPT-2 with random weights of this dtype. `sample` answers with the seconds for n tokens each."""
     import torch
 
     torch.manual_seed(0)
-    dtype, rules = getattr(torch, dtype), dict(temperature=0.8, top_k=200)
+    eight, dtype, rules = dtype == "int8", getattr(torch, dtype), dict(temperature=0.8, top_k=200)
     if who == "nanoft":
-        from nanoft import generate, kernels
+        from nanoft import generate, kernels, quantize
         from nanoft.model import CLASSIC, ModelConfig, make_model
         from nanoft.sampling import Sampling
 
@@ -382,7 +382,8 @@ def sampling(who, size, dtype, prompt=16, checkout=""):
         model = make_model(ModelConfig(**size, **CLASSIC["gpt2"]))
 
         def sample(ids, n):
-            return sum(1 for _ in generate.generate(model, ids, n, Sampling(**rules)))
+            made = list(generate.generate(model, ids, n, Sampling(**rules)))
+            return len(made) * (made[-1].tolist() != [])  # the list waits for the device
     elif who == "nanogpt":
         sys.path.insert(0, checkout)
         from model import GPT, GPTConfig
@@ -401,9 +402,14 @@ def sampling(who, size, dtype, prompt=16, checkout=""):
             return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=True,
                                   eos_token_id=None, pad_token_id=0, **rules).size(1) - ids.size(1)
     model.to(DEVICE).eval()
-    for p in model.parameters():  # as sample.py does
-        p.data = p.data.to(dtype)
-    ids = torch.randint(0, size["vocab_size"], (1, prompt)).to(DEVICE)
+    n_bytes = product_weights(model) * dtype.itemsize
+    if who != "nanoft":
+        model.to(dtype)
+    elif eight:
+        quantize.compute_in_int8(model)
+    else:
+        kernels.tune_generation(model, dtype)
+    ids = torch.randint(0, size["vocab_size"], (sequences, prompt)).to(DEVICE)
 
     def timed_sample(n):
         start = time.perf_counter()
@@ -414,7 +420,7 @@ def sampling(who, size, dtype, prompt=16, checkout=""):
 
     def warm():
         timed_sample(8)
-        return {"bytes": product_weights(model) * dtype.itemsize}
+        return {"bytes": n_bytes}
 
     return {"warm": warm, "sample": timed_sample}
 

@@ -233,29 +233,50 @@ def tokenize(cfg, machine: dict) -> dict:
 # ---- sampling ----------------------------------------------------------------------------------------------------
 
 
-def generate(cfg, machine: dict, size: dict = GPT2, tokens: int = 200) -> dict:
-    """Tokens per second of one sequence from a GPT-2 with random weights; its limit is to read all weights per token.
+SAMPLING = {"": dict(), ", 16 sequences": dict(sequences=16), ", 64 sequences": dict(sequences=64),
+            ", reading 512": dict(prompt=512)}
 
-    The dtype in a contender's name is that of its weights, also for the peers.
+
+def generate(cfg, machine: dict, size: dict = GPT2, tokens: int = 200) -> dict:
+    """Tokens per second from a GPT-2 with random weights. One sequence's limit is to read all weights per token.
+
+    The dtype in a contender's name is that of its weights, also for the peers. Many sequences write a quarter of the
+    tokens each; the last one reads a prompt and writes one token, and the prompt's tokens are counted.
     """
     checkout = {"checkout": os.path.abspath(cfg.nanogpt)}
     who = {"nanoft": {}} | ({"nanoGPT": checkout} if cfg.nanogpt else {})
     who |= {name: {} for name in present(cfg, "transformers")}
-    specs = {f"{name} {SHORT[dtype]}": dict(make="sampling", who=name.lower(), dtype=dtype, size=size, **more)
-             for dtype in ["bfloat16"] * machine["native_bf16"] + ["float32"] for name, more in who.items()}
+    specs = {f"{name} {SHORT[dtype]}{title}": dict(make="sampling", who=name.lower(), dtype=dtype, size=size,
+                                                   **more, **form)
+             for title, form in SAMPLING.items()
+             for dtype in ["bfloat16"] * machine["native_bf16"] + ["float32"] + ["int8"] * (cfg.device == "cpu")
+             for name, more in who.items() if name == "nanoft" or dtype != "int8"}
     specs = {name: specs[name] for name in wanted(cfg, specs)}
+    values, facts, limit = {}, {}, 0.0
+    for form in SAMPLING.values():  # one after the other: so many models at once may not fit
+        alike = {name: spec for name, spec in specs.items() if form.items() <= spec.items() and (
+            form or not {"prompt", "sequences"} & spec.keys())}
+        if not alike:
+            continue
+        rates, n_bytes = sampling_rates(cfg, alike, form, tokens)
+        read = median(rates.pop("memory read"))
+        limit, values = limit or read, values | rates
+        for name, size in n_bytes.items():
+            facts[name] = {"dtype": alike[name]["dtype"], "peer": alike[name]["who"] != "nanoft", "bytes": size}
+            if not form:
+                facts[name] |= {"share": median(rates[name]) / (read * 1e9 / size), "share_of": "memory read"}
+    return measured(f"sampling {tokens} tokens, 124M parameters", "tokens/s", True, values, facts,
+                    ["nanoft bf16", "nanoft fp32"], {"memory read": limit})
+
+
+def sampling_rates(cfg, specs: dict, form: dict, tokens: int) -> tuple[dict, dict]:
+    """{contender: tokens/s in each round}, with the memory's GB/s, and {contender: bytes of its weights}."""
+    reads, rows = form.get("prompt", 0), form.get("sequences", 1)
+    n = 1 if reads else tokens if rows == 1 else tokens // 4
     with ExitStack() as stack:
         started = start_all(specs, stack)
         machine_child = stack.enter_context(Child(make="machine"))
         ways = {"memory read": lambda: machine_child.ask("read")["gb_s"]}
-        ways |= {name: lambda child=child: tokens / child.ask("sample", n=tokens)["seconds"]
+        ways |= {name: lambda child=child: (reads or n * rows) / child.ask("sample", n=n)["seconds"]
                  for name, (child, _) in started.items()}
-        values = in_turn(ways, cfg.rounds, cfg.minutes)
-    limits = {"memory read": median(values.pop("memory read"))}
-    facts = {}
-    for name, (_, warm) in started.items():
-        limit = limits["memory read"] * 1e9 / warm["bytes"]  # tokens/s
-        facts[name] = {"dtype": specs[name]["dtype"], "peer": specs[name]["who"] != "nanoft", "bytes": warm["bytes"],
-                       "share": median(values[name]) / limit, "share_of": "memory read"}
-    return measured(f"sampling {tokens} tokens, 124M parameters", "tokens/s", True, values, facts,
-                    ["nanoft bf16", "nanoft fp32"], limits)
+        return in_turn(ways, cfg.rounds, cfg.minutes), {name: warm["bytes"] for name, (_, warm) in started.items()}

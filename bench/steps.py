@@ -9,7 +9,7 @@ from bench.turns import Child, Gone, in_turn, measured, median, present, start_a
 
 SIZE = dict(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=16, vocab_size=4096)
 GPT2 = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=32, vocab_size=50304)  # of a GPU
-SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
 LEAD = ["nanoft bf16 compiled", "nanoft fp32 compiled"]  # the rows that peers are compared with
 
 
