@@ -96,6 +96,8 @@ def check_state(state: dict, path) -> None:
     if not problem:
         cfg = ModelConfig.from_saved(state["model_config"], path)
         problem = "; ".join(check_model(cfg))
+        if "task" in state:  # what older tasks lack
+            state["task"] = {"max_length": cfg.block_size, "long_text": "head", "doc_stride": 128} | state["task"]
         if not 0 <= state.get("task", {}).get("head_dropout", 0) < 1:
             problem = "its head_dropout does not lie between 0 and 1"
         if cfg.n_layer > len(state["model"]) and "rank" not in state:  # an adapter has some weights only

@@ -134,7 +134,7 @@ def report(run: Run) -> list[str]:
         parts += ["<h2>Model</h2>", '<div class="wide"><pre style="white-space:pre;width:max-content">'
                   f"{escape(summary.describe(shape, cfg, task))}</pre></div>"]
     options = [(name, str(value)) for name, value in run.config.items()]
-    third = -(-len(options) // 3)
+    third = max(1, -(-len(options) // 3))
     parts += ["<h2>Options</h2>", '<div class="row">',
               *(table(("", ""), options[i:i + third]) for i in range(0, len(options), third)), "</div>",
               "<h2>Command and environment</h2>"]
