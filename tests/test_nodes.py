@@ -15,8 +15,6 @@ import torch
 from conftest import ROOT, TINY, run
 from test_story_train import load, losses, rows
 
-STEPS = 200
-
 
 def ip(*words, check=True):
     return subprocess.run(["ip", *words], check=check, capture_output=True, text=True)
@@ -70,10 +68,9 @@ def sizes(folder):
 
 @pytest.mark.slow
 def test_a_node_that_is_cut_off_and_comes_back_changes_nothing(nodes, corpus, tmp_path):
-    options = [*TINY, f"--max_steps={STEPS}", "--eval_interval=20", "--log_interval=20", "--dtype=float32",
-               f"--data={corpus}", "--resume=auto"]
-    words = [str(ROOT / "train.py"), *options, f"--out_dir={tmp_path / 'run'}"]
-    run("train.py", *options, f"--out_dir={tmp_path / 'whole'}")
+    options = [*TINY, "--batch_size=64", "--eval_interval=20", "--log_interval=20", f"--data={corpus}", "--resume=auto",
+               "--schedule=constant", "--warmup=0", "--lr=1e-4", "--embed_lr=1e-3", "--muon_lr=1e-4"]
+    words = [str(ROOT / "train.py"), *options, f"--out_dir={tmp_path / 'run'}", "--max_steps=1000000"]
     with open(tmp_path / "log", "w") as log:
         running = [start_node(name, number, log, *words) for number, name in enumerate(nodes, start=1)]
         try:
@@ -83,11 +80,14 @@ def test_a_node_that_is_cut_off_and_comes_back_changes_nothing(nodes, corpus, tm
             running[1].kill()
             ip("-n", nodes[1], "link", "set", "cable", "up")
             running.append(start_node(nodes[1], 2, log, *words))
-            assert running[0].wait(timeout=200) == 0, (tmp_path / "log").read_text()[-3000:]
+            wait_for(lambda: sizes(tmp_path / "run")[-1] == 2, running)  # both again
+            time.sleep(5)
+            running[0].terminate()
+            running[0].wait(timeout=100)
         finally:
             for process in running:
                 process.kill()
-    a, b = (load(tmp_path / name / "latest.pt") for name in ("whole", "run"))
-    assert a["step"] == b["step"] == STEPS
-    torch.testing.assert_close(losses(tmp_path / "run"), losses(tmp_path / "whole"), atol=2e-2, rtol=0)
+    step = load(tmp_path / "run" / "latest.pt")["step"]
+    run("train.py", *options, f"--out_dir={tmp_path / 'whole'}", f"--max_steps={step}")
     assert [row["step"] for row in rows(tmp_path / "run")[0]] == [row["step"] for row in rows(tmp_path / "whole")[0]]
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(tmp_path / "whole"), atol=1e-3, rtol=0)
