@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_model import CLASSIC, TINY, filled
 
-from nanoft import generate
+from nanoft import generate, kernels
 from nanoft.model import ModelConfig
 from nanoft.sampling import Sampling
 
@@ -55,6 +55,20 @@ def test_sampling_is_seeded_and_a_longer_text_begins_as_a_shorter_one():
     a, b, c = (tokens(model, ids, 30, seeds=seed) for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert torch.equal(tokens(model, ids, 12, seeds=1), a[:, :12])
+
+
+@pytest.mark.parametrize("options", [{}, CLASSIC])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_laid_out_for_single_rows_say_the_same(options, dtype):
+    plain, tuned = model_of(**options).to(dtype), model_of(**options)
+    kernels.tune_generation(tuned, dtype)
+    assert (tuned.head.weight.stride(0) == 1) == (dtype == torch.float32)  # transposed in memory
+    assert isinstance(tuned.head, kernels.OneRowLinear) == (dtype == torch.bfloat16)
+    if options:  # tied
+        assert tuned.head.weight is tuned.trunk.tokens.weight
+    for ids in (prompt(1, 1), prompt(3, 9)):
+        with torch.no_grad():
+            torch.testing.assert_close(tuned(ids), plain(ids), rtol=0.05, atol=1e-5 if dtype == torch.float32 else 0.05)
 
 
 def test_a_gpu_would_record_steps_of_few_shapes(monkeypatch):
