@@ -3,6 +3,7 @@
 NANOFT_TEST_DEVICE=cpu runs these tests on the CPU, to see that they run at all.
 """
 
+import copy
 import io
 import json
 import os
@@ -15,15 +16,18 @@ from conftest import TINY
 from test_explain import KINDS as SHAPES
 from test_explain import classifier, text
 from test_finetune import write_base, write_folder
+from test_model import TINY as SMALL
+from test_model import filled
 from test_story_finetune import FAST, KINDS
 from test_story_train import load, losses, result, rows
 
 import finetune
 import sample
 import train
-from nanoft import UserError, distributed, kernels, loop
+from nanoft import UserError, distributed, generate, kernels, loop
 from nanoft.inspect import explain
 from nanoft.model import CLASSIC, GPT, ModelConfig
+from nanoft.sampling import Sampling
 
 DEVICE = os.environ.get("NANOFT_TEST_DEVICE", "cuda")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(),
@@ -253,3 +257,17 @@ def test_a_batch_on_its_way_is_the_batch():
     batch = {"ids": torch.arange(12).view(3, 4).numpy(), "targets": torch.arange(3).numpy()}
     for name, tensor in distributed.to_device(batch, torch.device(DEVICE)).items():
         assert tensor.device.type == DEVICE and tensor.cpu().numpy().tolist() == batch[name].tolist()
+
+
+# ---- generation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, dict(n_kv_head=1, n_gram=3), CLASSIC["gpt2"], dict(block_size=200)])
+def test_a_recorded_step_says_what_reading_all_anew_says(options):
+    model = filled(ModelConfig(**{**SMALL, **options})).eval().to(DEVICE)
+    prompts = [torch.arange(n) % 100 for n in (9, 1, 16, 40, 5)]
+    for rules in (Sampling(temperature=0), Sampling(1.3, 0.5, 3, temperature=0.9, top_p=0.9, stop_ids=(7,))):
+        graph, anew, cpu = (torch.stack(list(generate.generate(net, prompts, 150, rules, cached=c)), dim=1).tolist()
+                            for net, c in ((model, True), (model, False), (copy.deepcopy(model).cpu(), True)))
+        short = min(map(len, (graph[0], anew[0], cpu[0])))  # on a GPU the end is noticed up to seven tokens later
+        assert [row[:short] for row in graph] == [row[:short] for row in anew] == [row[:short] for row in cpu]
