@@ -248,6 +248,13 @@ def test_a_client_that_goes_away_stops_its_generation(served, models, monkeypatc
     assert ask(served, "/v1/models")[0] == 200
 
 
+def test_a_body_that_is_too_large_is_refused_and_the_client_gets_to_know(served):
+    status, answer = ask(served, "/v1/embeddings", {"model": "masks", "input": "a" * 2_000_000})
+    assert status == 413 and "262,144 bytes" in answer["error"]["message"]
+    status, answer = ask(served, "/v1/embeddings", {"model": "masks", "input": ["a"] * 257})
+    assert status == 400 and "1 to 256" in answer["error"]["message"]
+
+
 def test_what_takes_too_long_ends_or_is_refused(served, monkeypatch):
     monkeypatch.setattr(worker, "MAX_SECONDS", -1)
     status, answer = ask(served, "/v1/completions", {"model": "gpt", "max_tokens": 4000})
