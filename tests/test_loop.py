@@ -5,14 +5,17 @@ import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from conftest import DIST, TINY
 
 import finetune
 import train
-from nanoft import checkpoint, distributed, kernels, loop
-from nanoft.model import GPT, ModelConfig, training_flops
+from nanoft import batches, checkpoint, distributed, evaluate, kernels, loop
+from nanoft.bins import Tokens
+from nanoft.model import GPT, ModelConfig, make_model, training_flops
+from nanoft.text import vocabulary
 
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "__array__")
 
@@ -234,3 +237,44 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch,
         run.save("latest.pt", model=run.model.state_dict())
         assert large
         run.save("latest.pt", model=run.model.state_dict())  # tells of the one before
+
+
+# ---- evaluation --------------------------------------------------------------------------------------------------
+
+
+class FixedShapes:
+    """A model as torch.compile gives it, which would be compiled anew for each shape: notes those that it meets."""
+
+    def __init__(self, model):
+        self._orig_mod, self.cfg, self.shapes = model, model.cfg, set()
+
+    def __call__(self, **batch):
+        self.shapes.add((batch["ids"].shape, batch.get("capacity")))
+        return self._orig_mod(**batch)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_evaluation_gives_compiled_code_one_shape_and_the_same_metrics(corpus, causal):
+    tokens, tokenizer = Tokens.open(corpus, "train"), vocabulary.load(corpus)
+    torch.manual_seed(0)
+    model = make_model(ModelConfig(vocab_size=400, block_size=16, n_layer=1, n_head=2, n_embd=16, causal=causal)).eval()
+    torch.nn.init.normal_(model.head.weight)
+    masking = batches.masking(tokenizer, 0.15)
+
+    def metrics(net, dist):
+        if causal:
+            return evaluate.causal_metrics(net, tokens, 20_000, 0, dist)
+        return evaluate.masked_metrics(net, tokens, 20_000, masking, {}, dist)
+
+    whole, net = metrics(model, DIST), FixedShapes(model)
+    assert metrics(net, DIST) == pytest.approx(whole, rel=1e-5)
+    assert len(net.shapes) == 1  # of three groups, of which the last is filled up
+
+
+def test_every_rank_has_as_many_groups_and_every_window_counts_once():
+    model = types.SimpleNamespace(cfg=types.SimpleNamespace(vocab_size=100, block_size=2048), _orig_mod=None)
+    for windows, ranks in ((9, 2), (3, 4), (17, 3), (1, 2)):
+        found = [list(evaluate.chunks(np.arange(windows), model, distributed.Dist(rank, ranks, torch.device("cpu"))))
+                 for rank in range(ranks)]
+        assert len({tuple(len(group) for group, _ in own) for own in found}) == 1
+        assert sorted(int(x) for own in found for group, n in own for x in group[:n]) == list(range(windows))
