@@ -1,5 +1,5 @@
 # CIFAR-10: 50,000 pictures of 32 x 32 pixels in ten classes, 5,000 of them for validation. data/cifar10/prepare.py
-# fetches the archive, or takes it from --source. Seen on one core: with --epochs=1 58.9 % of the test pictures after two
+# fetches the archive, or takes it from --source. Seen on one core: with --epochs=1 58.9 % of the test pictures after 2
 # minutes of the processor, on JPEG copies of the pictures (LOG.md). These 16 epochs: not measured.
 data = "cifar10"
 out_dir = "out/cifar10"
