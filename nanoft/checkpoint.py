@@ -33,7 +33,7 @@ NEEDS = {"classify": {"labels": [str]}, "pair": {"labels": [str]}, "tag": {"labe
              "size": int, "channels": int, "patch": int, "stem": {"conv", "linear"}, "cls": bool, "mean": [float],
              "deviation": [float]}},
          "regress": {"mean": float, "deviation": float}, "answer": {"v2": bool, "max_answer?": int}}
-TASK = {"kind": {*NEEDS}, "metric?": str, "pool?": {"mean", "cls", "last"}, "max_length?": int, "head_dropout?": float,
+TASK = {"kind": {*NEEDS}, "metric?": str, "pool": {"mean", "cls", "last"}, "max_length?": int, "head_dropout": float,
         "long_text?": {"head", "tail", "head_tail", "windows"}, "doc_stride?": int, "multi_label?": bool,
         "linear?": bool, "linear_share?": float, "mirror?": bool, "match_types?": bool, "leading_space?": bool,
         "positive?": str, "thresholds?": {str: float}, "separator?": str, "columns?": {str: [str]},

@@ -134,6 +134,8 @@ class Run:
         if self.step == 0:
             self.watch.look(0, watched)
         self.model.train()
+        if self.dist.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.dist.device)  # in a sweep, the peak of the run before is not ours
         self.began = time.monotonic() - self.spent
         self.line = (time.monotonic(), self.step)  # when and where the last status line stood
         self.paused, self.tokens = 0.0, 0  # seconds of evaluation, tokens trained on, since that line

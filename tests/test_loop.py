@@ -197,6 +197,17 @@ def test_the_share_of_the_peak_is_told(corpus, tmp_path, call, capsys):
     assert '"mfu": ' in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
+def test_the_peak_of_memory_is_of_one_run_of_a_sweep(monkeypatch):
+    reset = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    for name in ("cuda", "cpu"):
+        device = torch.device(name)
+        run = bare_run(dist=distributed.Dist(0, 1, device), model=torch.nn.Linear(1, 1), spent=0.0, step=1)
+        run.start({})
+        run.release_signals()
+        assert reset == [torch.device("cuda")]
+
+
 def out_of_memory(net):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
