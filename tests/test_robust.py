@@ -1,10 +1,12 @@
 """Kinds of damage and of use that once gave a wrong result in silence, or a traceback: each is told, or harmless."""
 
 import gzip
+import itertools
 import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -106,12 +108,15 @@ def test_a_large_file_is_verified_on_request_and_an_old_one_still_opens(tmp_path
     (sample, ["--checkpoint={run}", "--device=cpu"]), (sample, ["--checkpoint={run}", "--device=cpu", "--explain"]),
     (sweep, ["{gpt}", "{run}"]), (convert, ["{run}", "--out={run}/new"]), (convert, ["{run}", "--export={run}/new"]),
     (train, ["--eval_only", "--init_from={run}", "--text_file={run}/config.json", "--device=cpu"]),
-    (train, ["--init_from={run}", "--data={corpus}", "--out_dir={run}/new", *SHORT]),
+    (train, ["--init_from={run}", "--data={run}", "--out_dir={run}/new", *SHORT]),  # its data has the tokenizer, too
     (finetune, ["--init_from={run}", "--train_file={run}/rows.csv", "--val_file={run}/rows.csv", "--out_dir={run}/new",
                 "--device=cpu"])])
 def test_another_tokenizer_beside_a_checkpoint_is_told(tool, words, gpt, corpus, tmp_path, call):
     shutil.copytree(gpt, tmp_path / "run")
-    bpe.train(["some other text"] * 9, 400, progress=False).save(tmp_path / "run" / "tokenizer.json")
+    other = bpe.train(["some other text"] * 9, 400, progress=False)
+    other.save(tmp_path / "run" / "tokenizer.json")
+    for split in ("train", "val"):
+        write_split(tmp_path / "run", split, ["some other text "] * 99, other)
     (tmp_path / "run" / "rows.csv").write_text("text,label\n" + "a cat,a\nsome dogs,b\n" * 9 + "the log,a\nno,b\n" * 9)
     with pytest.raises(UserError, match="another tokenizer"):
         call(tool, *(word.format(run=tmp_path / "run", gpt=gpt, corpus=corpus) for word in words))
@@ -245,6 +250,16 @@ def test_a_run_from_a_table_alone_resumes_bit_for_bit_and_a_run_at_its_end_ends_
         assert all(torch.equal(p, resumed["model"][name]) for name, p in whole["model"].items())
         counts = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("whole", "run")]
         assert counts[0] == counts[1]
+
+
+def test_a_clock_that_jumps_changes_no_run(corpus, tmp_path, call, monkeypatch):
+    hours = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 3600.0 * next(hours))
+    call(train, f"--data={corpus}", f"--out_dir={tmp_path / 'run'}", *SHORT, "--max_minutes=1", "--log_interval=1")
+    state = checkpoint.load(tmp_path / "run" / "latest.pt")
+    assert next(hours) and state["step"] == 4 and 0 < state["seconds"] < 60
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < row["seconds"] < 60 for row in rows)
 
 
 # ---- rows --------------------------------------------------------------------------------------------------------
@@ -394,10 +409,12 @@ def test_ranks_that_torchrun_did_not_set(given, monkeypatch):
         distributed.start("cpu", "float32")
 
 
-def test_stderr_may_be_closed():
-    words = "exec 2>&-; " + " ".join(command("nanoft bins", "/none.bin"))
-    done = subprocess.run(words, shell=True, cwd=ROOT)
-    assert done.returncode == 2
+def test_stderr_may_be_closed(tmp_path):
+    """Python's sys.stderr is None then, of which a progress bar would ask whether it is a terminal."""
+    (tmp_path / "a.txt").write_text("a cat sat on a mat. " * 99)
+    words = command("nanoft tokenizer", tmp_path / "a.txt", "--vocab_size=270", f"--out={tmp_path / 'tokenizer.json'}")
+    done = subprocess.run("exec 2>&-; " + shlex.join(map(str, words)), shell=True, cwd=ROOT)
+    assert done.returncode == 0 and (tmp_path / "tokenizer.json").exists()
 
 
 def test_sighup_saves_like_sigterm_unless_it_is_ignored():
