@@ -464,3 +464,10 @@ def test_rare_labels_stay_in_training(tmp_path, capsys):
                                        "classify", val_fraction=0.2)
     assert "once" in task["labels"] and all(row["label"] != "once" for row in splits["val"])
     assert "1 rows with labels" in capsys.readouterr().out
+
+
+def test_columns_without_a_name_are_let_be(tmp_path):
+    (tmp_path / "a.csv").write_text("label,text,,\n" + "".join(f"{label},{label} {i},,\n" for i in range(20)
+                                                               for label in ("ham", "spam")), encoding="utf-8")
+    task, rows = examples.from_table(tmp_path / "a.csv", "classify")
+    assert task["labels"] == ["ham", "spam"] and set(rows["train"][0]) == {"text", "label"}

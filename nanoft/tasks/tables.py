@@ -80,6 +80,7 @@ def read_table(path, names: str = "", encoding: str = "") -> tuple[list[str], li
     header = [column.strip() for column in names.split(",")] if names else []
     if numbered and header in ([], [column.strip() for column in numbered[0][1]]):
         header = [column.strip() for column in numbered.pop(0)[1]]
+        header = [column or f"column{i}" for i, column in enumerate(header, 1)]
     if not numbered:
         raise UserError(f"{path}: no rows{'' if names else ' under a line with the names of the columns'}; give a file "
                         "with text in it")
