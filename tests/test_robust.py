@@ -467,6 +467,18 @@ def test_forms():
         assert words in files.difference(value, form)
 
 
+@pytest.mark.parametrize("given", [{"metric": ["f1"]}, {"multi_label": "yes"}, {"labels": "ab"}, {"kind": []}])
+def test_a_task_json_of_another_form(given, tmp_path):
+    for split in ("train", "val"):
+        files.write_jsonl(tmp_path / f"{split}.jsonl", [{"text": f"{split} {x}", "label": x} for x in "abab"])
+    task = {"kind": "classify", "labels": ["a", "b"], "metric": "accuracy"}
+    files.write_json(tmp_path / "task.json", task)
+    examples.load_task(tmp_path)
+    files.write_json(tmp_path / "task.json", task | given)
+    with pytest.raises(UserError, match=rf"task.json: .*{next(iter(given))}"):
+        examples.load_task(tmp_path)
+
+
 def test_a_source_that_is_named_twice(tmp_path):
     (tmp_path / "a.txt").write_text("a cat sat on a mat. " * 200)
     done = run("data/text/prepare.py", f"--source={tmp_path},{tmp_path / 'a.txt'}", f"--out={tmp_path / 'out'}",
