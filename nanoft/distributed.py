@@ -207,6 +207,9 @@ def stop(dist: Dist) -> None:
     """Shut down after a barrier: a process that leaves early can abort another that is still connected."""
     if dist.world_size > 1:
         torch.distributed.barrier()
+        # A thread of gloo's frees the barrier's tensor, for which it needs Python's lock. If the last owner of the
+        # group, a DDP model, is deleted before, it holds that lock and waits for the thread, and both for ever.
+        time.sleep(0.2)
         torch.distributed.destroy_process_group()
 
 

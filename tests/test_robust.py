@@ -380,6 +380,30 @@ def test_an_error_under_torchrun_is_one_sentence_and_ends_both(script, words, co
     assert "exitcode  : 2" in done.stderr and time.monotonic() - began < 60
 
 
+def test_processes_end_where_a_ddp_model_is_the_last_to_hold_their_group(tmp_path):
+    """Gloo's thread and the end of the model waited for each other, in one of a dozen ends."""
+    code = """
+import sys, torch
+from nanoft import distributed
+rank = int(sys.argv[1])
+dist = distributed.Dist(rank, 2, torch.device("cpu"))
+def end(i):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}{i}", rank=rank, world_size=2)
+    net = distributed.wrap(torch.nn.Linear(2, 2), dist)
+    net(torch.ones(1, 2)).sum().backward()
+    distributed.stop(dist)
+for i in range(25):
+    end(i)
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(rank), tmp_path / "store"], cwd=ROOT)
+                 for rank in range(2)]
+    try:
+        assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 # ---- the machine -------------------------------------------------------------------------------------------------
 
 
