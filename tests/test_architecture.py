@@ -78,7 +78,7 @@ def test_no_circle():
 def test_lengths():
     """Budgets: what is added is paid for by what goes. The path without the ground floor, and all of nanoft/.
 
-    nanoft/ is meant to have 10,000 lines at most with everything that is planned; what lies above is owed.
+    The design means 2,600 and, with everything that is planned, 10,000; what lies above is owed.
     """
     main = {"main": 90, "fine_tune": 90}
     long = [f"{where} {name}: {length}" for where, name, length in functions()
@@ -86,5 +86,5 @@ def test_lengths():
     long += [f"{module}: {lines(path)}" for module, path in FILES.items() if lines(path) > 450]
     path = lines(*(FILES[f"nanoft.{name}"] for name in PATH))
     whole = lines(*(path for module, path in FILES.items() if module not in SCRIPTS))
-    long += [f"the path: {path}"] * (path > 3150) + [f"nanoft/: {whole}"] * (whole > 14_000)
+    long += [f"the path: {path}"] * (path > 3150) + [f"nanoft/: {whole}"] * (whole > 13_700)
     assert not long, "\n".join(long)
