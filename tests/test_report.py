@@ -82,7 +82,8 @@ def test_fine_tuned_runs(name, tmp_path, call):
     row, task, _ = KINDS[name]
     rng = random.Random(name)
     data = write_folder(tmp_path / "data", *([row(rng) for _ in range(n)] for n in (60, 24, 24)), **task)
-    shape = ["--n_layer=1", "--n_embd=16", "--n_head=2", "--max_length=48", "--max_steps=3", "--dtype=float32"]
+    shape = ["--n_layer=1", "--n_embd=16", "--n_head=2", "--max_length=48", "--max_steps=3", "--dtype=float32",
+             "--linear=false"]  # with it no row is wrong
     call(finetune, f"--data={data}", f"--out_dir={tmp_path / 'run'}", *shape, "--device=cpu")
     call(run_report, tmp_path / "run")
     text = read_page(tmp_path / "run" / "report.html")
