@@ -471,3 +471,12 @@ def test_columns_without_a_name_are_let_be(tmp_path):
                                                                for label in ("ham", "spam")), encoding="utf-8")
     task, rows = examples.from_table(tmp_path / "a.csv", "classify")
     assert task["labels"] == ["ham", "spam"] and set(rows["train"][0]) == {"text", "label"}
+
+
+def test_an_id_that_stands_twice_in_the_test_questions_is_told(tmp_path):
+    questions = [(f"q{i}", [("Ada", 0)]) for i in range(20)]
+    for name, some in (("a", questions), ("b", [*questions, questions[0]])):
+        paragraphs = [squad(question, context=f"Ada {i} wrote.") for i, question in enumerate(some)]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"data": paragraphs}), encoding="utf-8")
+    with pytest.raises(UserError, match="two test questions have the same id"):
+        examples.from_table(tmp_path / "a.json", "answer", val_file=tmp_path / "a.json", test_file=tmp_path / "b.json")

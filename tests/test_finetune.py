@@ -106,6 +106,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(what, home, tmp_path, call):
         call(finetune, *(option.format(home=home) for option in options), f"--out_dir={tmp_path / 'run'}",
              "--device=cpu")
     assert len(str(caught.value)) < 400
+    assert not list(tmp_path.rglob("metrics.jsonl"))  # it is told before the first step
 
 
 def test_f1_names_the_label_that_it_is_of(home, tmp_path, call, capsys):
