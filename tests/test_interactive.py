@@ -60,7 +60,7 @@ def test_what_cannot_be_is_said_and_the_loop_goes_on(typed, runs, line, words):
 
 def test_the_turns_are_kept_of_a_model_that_was_taught_to_respond(typed, runs, tmp_path):
     state = torch.load(runs["gpt"] / "best.pt", weights_only=True)
-    torch.save(state | {"task": {"kind": "generate"}}, tmp_path / "best.pt")
+    torch.save(state | {"task": {"kind": "generate", "pool": "last", "head_dropout": 0.0}}, tmp_path / "best.pt")
     (tmp_path / "tokenizer.json").write_bytes((runs["gpt"] / "tokenizer.json").read_bytes())
     model = nanoft.load(tmp_path, "cpu", "float32")
     first = model.generate("one", 2, temperature=0)
