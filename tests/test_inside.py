@@ -32,7 +32,8 @@ def runs(corpus, tmp_path_factory):
         rng, (row, task, _) = random.Random(0), KINDS[name]
         data = write_folder(folder / f"{name}_data", *([row(rng) for _ in range(n)] for n in (60, 40)), **task)
         sys.argv = ["finetune.py", f"--data={data}", f"--out_dir={folder / name}", "--n_layer=1", "--n_embd=16",
-                    "--linear=false", "--n_head=2", "--max_length=48", "--max_steps=3", "--device=cpu", "--dtype=float32"]
+                    "--linear=false", "--n_head=2", "--max_length=48", "--max_steps=3", "--device=cpu",
+                    "--dtype=float32"]
         finetune.main()
     sys.argv = before
     return folder
