@@ -11,6 +11,7 @@ learned positions work, and a token costs little on average.
 Shapes: B rows, T tokens, S places of the cache, K key-value heads of D numbers, V vocabulary.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -199,7 +200,10 @@ def one_token(model, cache: Cache, ids: Tensor, seen: int, masked: bool) -> Tens
     return cache.step(model, ids, seen, masked)
 
 
-compiled_one_token = torch.compile(one_token, dynamic=False)  # nothing is compiled before the first call
+@functools.cache
+def compiled_one_token():
+    """one_token compiled, at its first call. Not made before it is wanted: importing the compiler takes a second."""
+    return torch.compile(one_token, dynamic=False)
 
 
 def context_start(length: int, block_size: int) -> int:
@@ -222,7 +226,7 @@ def generate(model: GPT, prompts: Tensor | Sequence[Tensor], max_new_tokens: int
     batch = Batch(model, list(prompts), max_new_tokens, rules, seeds, min(logprobs, model.cfg.vocab_size))
     on_gpu = batch.ids.device.type == "cuda"
     graphs: dict | None = {} if on_gpu and not torch.is_autocast_enabled("cuda") else None
-    one = compiled_one_token if compile else one_token
+    one = compiled_one_token() if compile else one_token
     for t in range(max_new_tokens):
         starts = [context_start(length, model.cfg.block_size) for length in batch.lengths]
         stale = [row for row, start in enumerate(starts) if not cached or start != batch.starts[row]]
