@@ -186,7 +186,7 @@ def test_beams(say, tmp_path):
 
 def test_prompts_may_be_texts_or_stand_in_jsonl_for_a_model_that_was_taught_to_respond(trained, call, tmp_path, capsys):
     state = torch.load(trained / "best.pt", weights_only=True)
-    torch.save(state | {"task": {"kind": "generate"}}, tmp_path / "best.pt")
+    torch.save(state | {"task": {"kind": "generate", "pool": "last", "head_dropout": 0.0}}, tmp_path / "best.pt")
     (tmp_path / "tokenizer.json").write_bytes((trained / "tokenizer.json").read_bytes())
     (tmp_path / "in.jsonl").write_text('{"prompt": "def f", "id": 7}\n\n{"prompt": "class"}\n', encoding="utf-8")
     here = [f"--checkpoint={tmp_path}", "--device=cpu", "--dtype=float32", "--max_new_tokens=4", "--temperature=0"]
