@@ -24,7 +24,7 @@ from nanoft.inspect import mistakes, pictures
 from nanoft.inspect.watch import Watch
 from nanoft.model import check_model
 from nanoft.tasks import baselines, collate, examples, features, freezing, linear, lora, metrics, predict, start, sweep
-from nanoft.tasks.heads import TaskModel
+from nanoft.tasks.heads import TaskModel, mixed
 
 
 @dataclass
@@ -272,6 +272,7 @@ class Data:
 
     def __post_init__(self):
         self.order = functools.lru_cache(maxsize=2)(self.group_epoch)
+        self.second_opinion = functools.cache(lambda: linear.outputs(self.fitted, self.features["val"]))  # (N, K)
         self.steps_per_epoch = -(-len(self.features["train"]) // self.cfg.batch_size)
         self.multiple = 64 if self.cfg.compile == "true" else 1  # compiled code is made anew for each length
         balanced = self.cfg.class_weights == "balanced"
@@ -293,7 +294,7 @@ class Data:
     def fitted(self):
         """A linear model of the training rows, seconds, or None for a kind without one."""
         train, val = self.features["train"], self.features["val"]
-        return linear.fit(self.task, train, val) if self.task["kind"] in linear.KINDS else None
+        return linear.fit(self.task, train, val) if self.task["kind"] in features.WHOLE_TEXT else None
 
     def tokens_of(self, step):
         """How many tokens the batch of a step holds, without padding."""
@@ -353,20 +354,21 @@ def build_model(cfg, data, source, path, dist):
 
 def evaluate(run, data):
     """The scores of the validation rows; TensorBoard gets the mistakes."""
+    task, rows, encoded = data.task, data.rows["val"], data.features["val"]
     run.model.eval()
-    data.task["linear_share"] = 0.0  # first of the head alone
-    out = predict.outputs(run.model, data.features["val"], data.task, data.tokenizer, run.dist)
+    if task["linear"]:
+        task["linear_share"] = 0.0  # first the head alone
+    out = predict.outputs(run.model, encoded, task, data.tokenizer, run.dist)
     run.model.train()
     run.check_finite(out.sum(), "validation")
-    if data.task["linear"]:
-        simple = linear.outputs(data.fitted, data.features["val"])
-        data.task["linear_share"] = predict.best_share(data.task, data.rows["val"], data.features["val"], out, simple)
-        out = predict.mixed(out, simple, data.task)
-    if data.task.get("multi_label"):
-        data.task["thresholds"] = predict.best_thresholds(data.task, data.rows["val"], data.features["val"], out)
-    found = predict.predictions(data.task, data.rows["val"], data.features["val"], out)
-    scores, matrix = predict.scores(data.task, data.rows["val"], found, data.features["val"], out)
-    mistakes.show(run.log, run.step, data.task, data.rows["val"], found, data.features["val"], out, scores, matrix)
+    if task["linear"]:
+        task["linear_share"] = predict.best_share(task, rows, encoded, out, data.second_opinion())
+        out = mixed(out, data.second_opinion(), task)
+    if task.get("multi_label"):
+        task["thresholds"] = predict.best_thresholds(task, rows, encoded, out)
+    found = predict.predictions(task, rows, encoded, out)
+    scores, matrix = predict.scores(task, rows, found, encoded, out)
+    mistakes.show(run.log, run.step, task, rows, found, encoded, out, scores, matrix)
     return scores
 
 
@@ -408,8 +410,6 @@ def final_metrics(state, path, data, dist, result, started):
     result |= {"best_step": state["step"], "kind": task["kind"], "metric": task["metric"]}
     result |= {name: task[name] for name in ("positive", "thresholds") if name in task}
     lines, written = [], []
-    truth = {"answer": "answers", "tag": "tags", "generate": "response"}.get(
-        task["kind"], "labels" if task.get("multi_label") else "label")
     if dist.main:
         out_dir.mkdir(parents=True, exist_ok=True)
     for split in [split for split in ("val", "test") if split in data.rows]:
@@ -434,8 +434,8 @@ def final_metrics(state, path, data, dist, result, started):
         written.append(f"predictions{'_val' * (split == 'val' and 'test' in data.rows)}{ending}.jsonl")
         if dist.main:
             files.write_jsonl(out_dir / written[-1], [
-                {"row": i, **{name: row[name] for name in examples.INPUTS if name in row and name != "context"},
-                 truth: row[truth]} | guess for i, (row, guess) in enumerate(zip(rows, found))])
+                {"row": i} | {name: row[name] for name in (*examples.INPUTS, *examples.TARGETS) if name in row and
+                              name != "context"} | guess for i, (row, guess) in enumerate(zip(rows, found))])
     result["seconds"] = time.monotonic() - started
     if dist.main:  # of the last split
         print(f"\n--- {split} ---\n{metrics.report(scores)}")

@@ -101,7 +101,7 @@ class RunLog:
     def close(self):
         if self.main:
             self.file.close()
-            LOCKS.pop(self.path.parent.resolve(), None)  # closed, and thereby free
+            unlock(self.path.parent)
         if self.board:
             self.board.close()
 
@@ -109,20 +109,24 @@ class RunLog:
 LOCKS: dict[Path, object] = {}  # by folder: the open file whose lock this process holds
 
 
-def lock(folder: Path) -> None:
-    """Hold a run's folder until RunLog.close, or the end of the process. Raises UserError if another process has it."""
+def lock(folder: Path, advice: str = "give another --out_dir") -> None:
+    """Hold a folder until unlock(), or the end of the process. Raises UserError if another process has it."""
     if fcntl is None:
         return
-    LOCKS.pop(folder.resolve(), None)  # of a run of this process that ended by an error
+    unlock(folder)  # of a run of this process that ended by an error
     file = open(folder / ".lock", "ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{folder} is in use by another process that trains there; wait for its end, or give another "
-                        "--out_dir") from None
+        raise UserError(f"{folder} is in use by another process that writes there; wait for its end, or {advice}"
+                        ) from None
     except OSError:  # some network file systems have no locks
         pass
     LOCKS[folder.resolve()] = file
+
+
+def unlock(folder: Path) -> None:
+    LOCKS.pop(folder.resolve(), None)  # the file is closed, and its lock thereby free
 
 
 def append_row(file, row: dict) -> None:

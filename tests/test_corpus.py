@@ -16,6 +16,7 @@ from conftest import ROOT, contents
 from nanoft import UserError, bins
 from nanoft.bins import Tokens, find_shards
 from nanoft.bpe import train
+from nanoft.runlog import unlock
 from nanoft.text import corpus, prepare, vocabulary
 
 WORDS = (ROOT / "nanoft" / "bins.py").read_text(encoding="utf-8").replace("<|endoftext|>", "").split()
@@ -182,7 +183,10 @@ def test_other_options_and_a_second_preparation_are_refused(source, whole, tmp_p
     for others, words in ({"vocab_size": 310}, "with vocab_size=300; give"), ({"files": 2}, "with other files"):
         with pytest.raises(UserError, match=words):
             corpus.prepare_corpus(options(source, tmp_path / "out", **others), {}, tmp_path)
-    with corpus.hold(work), pytest.raises(UserError, match="another preparation"):
+    fcntl = pytest.importorskip("fcntl")
+    unlock(work)  # as at the end of the process that was interrupted
+    with open(work / ".lock", "ab") as file, pytest.raises(UserError, match="in use by another process"):
+        fcntl.flock(file, fcntl.LOCK_EX)  # as another process would
         corpus.prepare_corpus(cfg, {}, tmp_path)
     assert contents(tmp_path / "out") == before
     corpus.prepare_corpus(options(source, tmp_path / "out", files=2, overwrite=True), {}, tmp_path)

@@ -293,6 +293,7 @@ CLASSIFY = {"kind": "classify", "labels": ["bad", "good", "so so"], "pool": "mea
 ENCODERS = {
     "a published classifier": (CLASSIC["bert"] | {"n_types": 2}, CLASSIFY | {"pool": "cls"}),
     "n-grams": ({"n_gram": 3, "n_buckets": 100}, CLASSIFY | {"linear": True}),
+    "two texts": ({}, CLASSIFY | {"kind": "pair", "linear": True}),  # the linear model alone reads types, 0 to 3
     "a causal classifier": ({"causal": True, "n_kv_head": 2}, CLASSIFY | {"pool": "last"}),
     "numbers": ({}, {"kind": "regress", "pool": "mean", "head_dropout": 0.1, "mean": 3.0, "deviation": 2.0}),
     "tags": ({}, CLASSIFY | {"kind": "tag"}), "answers": ({"n_types": 2}, CLASSIFY | {"kind": "answer"}),
@@ -323,12 +324,13 @@ def test_onnxruntime_computes_the_same(name, tokenizers, tmp_path, capsys):
     rng = random.Random(0)
     for _ in range(12):
         n, length = rng.randint(1, 9), rng.randint(1, 64)
-        ids, types = torch.randint(0, 600, (n, length)), torch.randint(0, 2, (n, length))
+        ids, types = torch.randint(0, 600, (n, length)), torch.randint(0, 4 if name == "two texts" else 2, (n, length))
         mask = torch.arange(length) < torch.randint(1, length + 1, (n, 1))
         inputs = {"input_ids": ids, "attention_mask": mask.long(), "token_type_ids": types}
-        if not model.cfg.n_types:
+        if "token_type_ids" not in [x.name for x in session.get_inputs()]:
             del inputs["token_type_ids"], types
             types = None
+        assert (types is not None) == (bool(model.cfg.n_types) or name == "two texts")
         found = torch.tensor(session.run(None, {name: x.numpy() for name, x in inputs.items()})[0])
         with torch.no_grad():
             if task:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import finetune
+import nanoft
 import sample
 from nanoft import bpe, checkpoint
 from nanoft.tasks import baselines, collate, features, linear, predict, start
@@ -148,6 +149,9 @@ def test_words_of_a_linear_model_are_explained(tmp_path, call, capsys):
     score, base = (float(x) for x in re.findall(r"-?\d+\.\d+", line)[:2])
     assert score > 0.1 and base == 0.0 and line.index("lovely +") < line.index("film")
     assert "delta" in (tmp_path / "run" / "explain" / "index.html").read_text(encoding="utf-8")
+    found = nanoft.load(tmp_path / "run", "cpu").explain({"text": "a lovely warm film"})
+    words = {text.strip(): x for text, x in found}
+    assert words["lovely"] > 2 * abs(words["film"])  # as the server's page colours them
 
 
 def test_remarks():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nanoft import distributed
 from nanoft.batches import IGNORE
+from nanoft.inspect import explain
 from nanoft.tasks import collate, linear
 
 MAX_TARGETS = 8  # scores of one text
@@ -36,6 +37,18 @@ class Subject(NamedTuple):
     ids: Tensor            # (T,), or a picture's pixels (C, S, S)
     types: Tensor | None   # (T,)
     targets: list[Target]  # at most MAX_TARGETS
+
+
+def integrated(trunk, subject: Subject, target: Target, base: Tensor, steps: int) -> explain.Integrated:
+    """What each token adds to a target's score, against base, (T,): by integrated gradients, and by n-grams, exactly.
+
+    The baseline has none of the text's n-grams.
+    """
+    found = explain.integrated_gradients(trunk, target.score, subject.ids, base, subject.types, steps)
+    if target.n_grams is None:
+        return found
+    return found._replace(attributions=found.attributions + target.n_grams,
+                          baseline=found.baseline - target.n_grams.sum().item())
 
 
 def join(*notes: str) -> str:

@@ -19,7 +19,17 @@ import torch
 from nanoft import UserError
 from nanoft.inspect import explain, pictures
 from nanoft.inspect.pictures import png
-from nanoft.inspect.targets import Subject, Target, label, text_units, token_name, unit_maps, unit_sums, window
+from nanoft.inspect.targets import (
+    Subject,
+    Target,
+    integrated,
+    label,
+    text_units,
+    token_name,
+    unit_maps,
+    unit_sums,
+    window,
+)
 from nanoft.pages import html, plots
 
 MAX_BARS = 40        # words of a bar chart
@@ -155,13 +165,10 @@ def explain_subject(model, tokenizer, subject: Subject, steps: int) -> Findings:
     findings = Findings(maps.cpu().numpy(), explain.rollout(maps).cpu().numpy(), [], [], [])
     for target in subject.targets:
         gradient = explain.gradients(trunk, target.score, embedded.x[None], ids, types)[0]  # (T, C)
-        result = explain.integrated_gradients(trunk, target.score, ids, base, types, steps)
+        findings.integrated.append(integrated(trunk, subject, target, base, steps))
         products = explain.input_x_gradient(embedded, gradient)
-        if target.n_grams is not None:  # what each token adds there is exact; the baseline has no n-gram of the text
-            result = result._replace(attributions=result.attributions + target.n_grams,
-                                     baseline=result.baseline - target.n_grams.sum().item())
+        if target.n_grams is not None:
             products = products + target.n_grams
-        findings.integrated.append(result)
         findings.input_x_gradient.append(products.numpy())
         findings.saliency.append(explain.saliency(gradient).cpu().numpy())
     return findings

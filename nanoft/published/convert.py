@@ -25,6 +25,7 @@ from nanoft.model import ModelConfig
 from nanoft.pretokenize import PATTERNS
 from nanoft.published import gguf, layouts, onnx, safetensors
 from nanoft.published.source import open_model
+from nanoft.tasks.features import WHOLE_TEXT
 from nanoft.text import vocabulary
 from nanoft.text.wordpiece import WordPiece
 
@@ -94,9 +95,12 @@ def write_onnx(state: dict, tokenizer: Tokenizer | WordPiece, path: Path) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, lambda file: file.write(data))
     names = write_vocabulary(tokenizer, path.parent, {"model_type": "roberta" if tokenizer.separators > 1 else "onnx"})
-    space = "; each text begins with a space" * state.get("task", {}).get("leading_space", False)
+    task = state.get("task", {})
+    said = "; each text begins with a space" * task.get("leading_space", False)
+    if "token_type_ids" in inputs and (task.get("match_types") or task.get("linear")):
+        said += "; token_type_ids are 2 higher at tokens that both texts have"
     print(f"{path}: takes {', '.join(inputs)}, int64 (batch, length up to {state['model_config']['block_size']}), "
-          f"gives logits{space}\n    beside it {', '.join(names)}")
+          f"gives logits{said}\n    beside it {', '.join(names)}")
 
 
 def export(state: dict, tokenizer: Tokenizer | WordPiece, folder: str | Path, dtype=torch.float32,
@@ -145,7 +149,7 @@ def find_family(cfg: ModelConfig, task: dict | None, tokenizer: Tokenizer | Word
         return None
     if cfg.causal:
         return None if cfg.embed_norm or cfg.n_types else "gpt2"
-    pooled = kind in ("classify", "pair", "regress")
+    pooled = kind in WHOLE_TEXT
     if not (cfg.embed_norm and cfg.post_norm) or (pooled and not (task["pool"] == "cls" and cfg.n_types)):
         return None
     return "roberta" if "<s>" in tokenizer.special and cfg.activation == "gelu" else "bert"

@@ -1,7 +1,8 @@
 """An encoder with its head as ONNX, for onnxruntime and the like. Wants the extra `onnx`: pip install onnx onnxscript
 
-    inputs   input_ids, attention_mask (1 at a token, 0 at padding, which is on the right), and where the model has
-             token types token_type_ids; each int64 (batch, length)
+    inputs   input_ids, attention_mask (1 at a token, 0 at padding, which is on the right), and where the model reads
+             token types token_type_ids: 0 in the first text, 1 in the second, and of a task with match_types or a
+             linear model 2 more at tokens that both have (collate.token_types); each int64 (batch, length)
     output   logits: (batch, labels); for tag (batch, length, labels), answer (batch, length, 2), masked words
              (batch, length, vocabulary); for regress (batch, 1), in the labels' units
     metadata labels, a list as JSON, and longest, the largest length
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from nanoft import UserError, checkpoint
 from nanoft.model import make_model
+from nanoft.tasks.features import TWO_TEXTS
 from nanoft.tasks.heads import TaskModel
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -60,7 +62,7 @@ def converted(state: dict) -> tuple[bytes, list[str]]:
     if task["kind"] == "generate" if task else state["model_config"].get("causal", True):
         raise UserError("ONNX is for encoders and classifiers; a model that writes text goes out as FILE.gguf")
     model = checkpoint.load_model(state, "the model", partial(TaskModel, task=task) if task else make_model)
-    names = INPUTS[:2 + bool(model.cfg.n_types)]
+    names = INPUTS[:2 + bool(model.cfg.n_types or task and task.get("linear") and task["kind"] in TWO_TEXTS)]
     # one tensor for each input: the converter would take the same tensor twice for one input
     example = tuple(torch.ones(2, min(9, model.cfg.block_size), dtype=torch.long) for _ in names)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -53,7 +53,7 @@ class Model:
         make = partial(TaskModel, task=self.task) if self.predicts else make_model
         self.net = checkpoint.load_model(state, self.path, make, self.dist.device).requires_grad_(False)
         self.writes = self.net.cfg.causal and not self.predicts
-        self.explains = self.kind in ("classify", "pair", "regress") and dtype != "int8"  # which has no gradients
+        self.explains = self.kind in features.WHOLE_TEXT and dtype != "int8"  # which has no gradients
         if dtype == "int8":
             quantize.compute_in_int8(self.net)
         elif self.writes:
@@ -225,8 +225,7 @@ class Model:
         guesses, encoded, out = self.outputs([row])
         subject = targets.subject_from_row(self.net, self.task, self.tokenizer, row, guesses[0], "", 0, encoded, out)
         base = explain.baseline(subject.ids, self.tokenizer, self.net.cfg.causal)
-        score = subject.targets[0].score
-        found = explain.integrated_gradients(self.net.trunk, score, subject.ids, base, subject.types, steps)
+        found = targets.integrated(self.net.trunk, subject, subject.targets[0], base, steps)
         units, special = targets.text_units(subject.ids, self.tokenizer), {*self.tokenizer.special.values()}
         sums = targets.unit_sums(found.attributions, units).tolist()
         return [(text, x) for (text, at), x in zip(units, sums) if int(subject.ids[at[0]]) not in special]

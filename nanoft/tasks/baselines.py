@@ -6,7 +6,7 @@ import numpy as np
 
 from nanoft.tasks import linear, predict
 from nanoft.tasks.examples import ONE_LABEL
-from nanoft.tasks.features import Encoded
+from nanoft.tasks.features import WHOLE_TEXT, Encoded
 
 
 def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encoded, fitted,
@@ -19,7 +19,7 @@ def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encod
     """
     task = {name: value for name, value in task.items() if name != "thresholds"}  # those are the model's
     outputs, kind = {}, task["kind"]
-    if kind in (*linear.KINDS, "tag", "image"):
+    if kind in (*WHOLE_TEXT, "tag", "image"):
         n = predict.output_offsets(encoded, task)[-1]
         if kind == "regress":
             prior = np.zeros(1)  # labels have mean 0 here

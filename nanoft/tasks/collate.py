@@ -10,7 +10,7 @@ import numpy as np
 from nanoft import UserError
 from nanoft.batches import CHANGES, GROUPS, IGNORE, shuffled
 from nanoft.tasks import images
-from nanoft.tasks.features import TWO_TEXTS, Encoded, special_ids
+from nanoft.tasks.features import TWO_TEXTS, WHOLE_TEXT, Encoded, special_ids
 
 
 def batch(encoded: Encoded | images.Pictures, index, task: dict, tokenizer, multiple: int = 1,
@@ -43,9 +43,7 @@ def batch(encoded: Encoded | images.Pictures, index, task: dict, tokenizer, mult
     if not is_token.all():
         out["mask"] = is_token
     if kind in TWO_TEXTS:
-        out["types"] = ((position >= second[:, None]) & is_token).astype(np.int64)
-        if task.get("match_types") or task.get("linear"):
-            out["types"] += 2 * in_both_texts(out["ids"], out["types"], is_token)
+        out["types"] = token_types(out["ids"], second, is_token, bool(task.get("match_types") or task.get("linear")))
     if kind == "answer":
         in_context = (position >= second[:, None]) & (position < lengths[:, None] - 1)
         out["allowed"] = in_context | (position == 0)  # <|cls|> means no answer
@@ -59,6 +57,15 @@ def batch(encoded: Encoded | images.Pictures, index, task: dict, tokenizer, mult
     if class_weights is not None:
         weights = np.where(targets == IGNORE, 0, class_weights[np.maximum(targets, 0)])
     return out | {"targets": targets, "weights": weights.astype(np.float32)}
+
+
+def token_types(ids: np.ndarray, second: np.ndarray, is_token: np.ndarray, match: bool) -> np.ndarray:
+    """0 for tokens of the first text, 1 from position `second` (B,) on; with match 2 more for those that both have.
+
+    ids, is_token: (B, T) -> int64 (B, T).
+    """
+    types = ((np.arange(ids.shape[1]) >= second[:, None]) & is_token).astype(np.int64)
+    return types + 2 * in_both_texts(ids, types, is_token) if match else types
 
 
 def in_both_texts(ids: np.ndarray, types: np.ndarray, is_token: np.ndarray) -> np.ndarray:
@@ -100,7 +107,7 @@ def check_augmentation(cfg, task: dict, tokenizer):
     """Raises UserError where the options token_drop, token_mask and augment do not fit task and tokenizer."""
     if cfg.augment and task["kind"] != "image":
         raise UserError(f"augment={cfg.augment} changes pictures, which a {task['kind']} task has not; leave it out")
-    if cfg.token_drop and task["kind"] not in ("classify", "pair", "regress"):
+    if cfg.token_drop and task["kind"] not in WHOLE_TEXT:
         raise UserError(f"token_drop would move the targets of a {task['kind']} task; it is for classify, pair and "
                         "regress")
     if cfg.token_mask and (task["kind"] == "generate" or "<|mask|>" not in tokenizer.special):

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from nanoft.model import ModelConfig, Transformer, make_head, masked_rows
 from nanoft.tasks import images
+from nanoft.tasks.features import WHOLE_TEXT
 from nanoft.tasks.linear import NGramLinear
 
 # the kinds whose head reads one vector a text, or picture; the other heads read every token's
-TEXT_KINDS = ("classify", "pair", "regress", "image")
+ONE_VECTOR = (*WHOLE_TEXT, "image")
 
 
 class TaskModel(nn.Module):
@@ -28,7 +29,7 @@ class TaskModel(nn.Module):
         if task["kind"] == "image":
             images.put_patches(self.trunk, task["picture"])
         self.drop = nn.Dropout(task["head_dropout"])
-        has_pooler = task["pool"] == "cls" and cfg.n_types and task["kind"] in TEXT_KINDS  # as BERT's, for pairs
+        has_pooler = task["pool"] == "cls" and cfg.n_types and task["kind"] in ONE_VECTOR  # as BERT's, for pairs
         self.pooler = nn.Linear(cfg.n_embd, cfg.n_embd) if has_pooler else None
         if task["kind"] == "generate":
             self.head = make_head(cfg, self.trunk)  # GPT's own
@@ -55,12 +56,12 @@ class TaskModel(nn.Module):
         Not for generate, whose logits would fill the memory: see nats.
         """
         x = self.hidden(ids, types, mask)
-        if self.task["kind"] in TEXT_KINDS:
+        if self.task["kind"] in ONE_VECTOR:
             x = pooled(x, mask, self.task["pool"])  # (B, T, C) -> (B, C)
             if self.pooler is not None:
                 x = torch.tanh(self.pooler(x))
         y = self.task_head(x).float()
-        if self.ngrams is not None and not self.training:
+        if self.ngrams is not None and not self.training and self.task.get("linear_share") != 0:
             y = mixed(y, self.ngrams(ids, mask, types), self.task)
         return y.masked_fill(~allowed[..., None], -torch.inf) if self.task["kind"] == "answer" else y
 

@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanoft.model import hash_multipliers
-from nanoft.tasks.collate import in_both_texts
+from nanoft.tasks.collate import token_types
 from nanoft.tasks.features import Encoded
 
-KINDS = ("classify", "pair", "regress")
 PENALTIES = (1, 10, 100)  # C: |W|^2 / (2 * C * rows) is added to the mean loss; the best by validation loss is taken
 
 
@@ -88,7 +87,7 @@ def contributions(model: NGramLinear, ids: Tensor, types: Tensor | None) -> Tens
 def fit(task: dict, train: Encoded, val: Encoded) -> NGramLinear:
     """The model fitted on the training features, its penalty chosen by the validation loss; a few seconds.
 
-    task: of one of KINDS, several labels a text among them.
+    task: of a kind in features.WHOLE_TEXT, several labels a text among them.
     """
     model = NGramLinear(1 if task["kind"] == "regress" else len(task["labels"]))
     text, bucket, count = count_all(model, train)
@@ -131,13 +130,10 @@ def count_all(model: NGramLinear, encoded: Encoded, size: int = 256) -> tuple[Te
     parts, two_texts = [], (encoded.second < encoded.lengths).any()
     for first in range(0, len(encoded), size):
         lengths, second = encoded.lengths[first:first + size], encoded.second[first:first + size]
-        position, types = np.arange(lengths.max()), None
-        mask = position < lengths[:, None]  # (B, T)
+        mask = np.arange(lengths.max()) < lengths[:, None]  # (B, T)
         ids = np.zeros(mask.shape, dtype=np.int64)
         ids[mask] = encoded.ids[encoded.begin[first]:encoded.begin[first + len(lengths)]]
-        if two_texts:
-            types = ((position >= second[:, None]) & mask).astype(np.int64)
-            types = torch.from_numpy(types + 2 * in_both_texts(ids, types, mask))
+        types = torch.from_numpy(token_types(ids, second, mask, match=True)) if two_texts else None
         text, bucket, count = model.ngrams(torch.from_numpy(ids), torch.from_numpy(mask), types)
         parts.append((text + first, bucket, count))
     text, bucket, count = (torch.cat(columns) for columns in zip(*parts))

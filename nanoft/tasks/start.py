@@ -14,7 +14,7 @@ from nanoft import UserError, bpe, checkpoint, distributed, files
 from nanoft.distributed import Dist
 from nanoft.model import ModelConfig
 from nanoft.published.source import open_checkpoint
-from nanoft.tasks import collate, examples, features, images, linear, lora, metrics, predict
+from nanoft.tasks import collate, examples, features, images, lora, metrics, predict
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import prepare, vocabulary
 
@@ -72,17 +72,18 @@ def open_data(cfg, dist: Dist, source: dict | None, path: Path | None) -> tuple[
         task, rows = examples.load_task(folder) if folder else examples.from_table(
             cfg.train_file, cfg.kind, cfg.text_column, cfg.pair_column, cfg.label_column, cfg.val_file, cfg.test_file,
             cfg.val_fraction, cfg.separator, cfg.columns, cfg.encoding)
-    is_picture = [t["kind"] == "image" for t in (task, (source or {}).get("task") or {"kind": ""})]
-    if source and is_picture[0] != is_picture[1]:
-        raise UserError(f"{path} reads {'pictures' if is_picture[1] else 'texts'}, and these rows hold "
-                        f"{'pictures' if is_picture[0] else 'texts'}; begin from another model, or give other data")
-    if is_picture[0]:
-        picture = images.picture_of(cfg, (source or {}).get("task", {}), rows["train"][0]["image"])
+    before = (source or {}).get("task", {})  # of a fine-tuned checkpoint
+    shown, read = ("pictures" if t.get("kind") == "image" else "texts" for t in (task, before))
+    if source and shown != read:
+        raise UserError(f"{path} reads {read}, and these rows hold {shown}; begin from another model, or give other "
+                        "data")
+    if shown == "pictures":
+        picture = images.picture_of(cfg, before, rows["train"][0]["image"])
         return task | {"picture": picture}, rows, images.PixelTokenizer()
     if home := path or folder:
         tokenizer = vocabulary.of_checkpoint(home) if path else vocabulary.load(home)
         checkpoint.check_tokenizer(source or {}, tokenizer, path)
-        if source and source.get("task", {}).get("leading_space"):  # as this tokenizer was learned
+        if before.get("leading_space"):  # as this tokenizer was learned
             task |= {"leading_space": True}
         return task, rows, tokenizer
     return task | {"leading_space": True}, rows, learn_tokenizer(rows["train"])
@@ -117,15 +118,15 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
     """
     kind, n_rows = task["kind"], len(rows["train"])
     published = source is not None and not source["model_config"].get("qk_norm", True)
-    if not source and kind in linear.KINDS and cfg.n_layer == -1 and not cfg.epochs and not cfg.max_steps:
+    if not source and kind in features.WHOLE_TEXT and cfg.n_layer == -1 and not cfg.epochs and not cfg.max_steps:
         choice = {"n_layer": 0, "n_head": 1, "n_embd": 8, "linear": "true", "max_length": cfg.max_length or 2048}
         choice |= {"optimizer": "adamw", "match_types": "false"}
         return replace(cfg, **choice), f"chosen  a linear model of n-grams ({kind} from scratch)"
     choice = {"epochs": 3.0 if n_rows < 20_000 else 2.0, "n_layer": 2, "match_types": "false"}
     # beside published weights it is worth little, and other programs, to which these may return, do not have it
-    choice["linear"] = "true" if kind in linear.KINDS and not published and not cfg.lora_rank else "false"
+    choice["linear"] = "true" if kind in features.WHOLE_TEXT and not published and not cfg.lora_rank else "false"
     if kind == "image" and not published:
-        choice |= {"epochs": 10.0, "n_layer": 4, "optimizer": "muon", "lr": 2e-3, "muon_lr": 0.02}
+        choice |= {"epochs": 10.0, "optimizer": "muon", "lr": 2e-3, "muon_lr": 0.02}
         choice |= {} if cfg.head_lr or cfg.lr else {"head_lr": 0.01}
     elif published or kind == "generate":
         width = source["model_config"]["n_embd"] if source else cfg.n_embd
@@ -133,11 +134,11 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
     else:
         choice |= {"optimizer": "muon", "lr": 1e-3, "muon_lr": 0.01}
         if not cfg.lr:  # the rates of embeddings and head follow a given lr
-            choice |= {"embed_lr": cfg.embed_lr or (0.03 if kind in ("classify", "pair", "regress") else 0.01),
+            choice |= {"embed_lr": cfg.embed_lr or (0.03 if kind in features.WHOLE_TEXT else 0.01),
                        "head_lr": cfg.head_lr or 0.01}
         if kind in features.TWO_TEXTS and any("pair" in row or "question" in row for row in rows["train"]):
             choice["match_types"] = "true"
-    if source and kind in linear.KINDS and source["model_config"].get("position", "rope") == "rope":
+    if source and kind in features.WHOLE_TEXT and source["model_config"].get("position", "rope") == "rope":
         needed = usual_length(rows["train"], tokenizer)
         if needed > source["model_config"]["block_size"]:
             choice["max_length"] = min(needed, max(512, source["model_config"]["block_size"]))

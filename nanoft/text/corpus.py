@@ -19,6 +19,7 @@ from nanoft import UserError, bpe, config
 from nanoft.bins import ShardWriter, encode_parts, name_shards
 from nanoft.files import available_cores, map_ahead, progress_bar, read_blocks, read_json, write_json
 from nanoft.pretokenize import BATCH, check_text
+from nanoft.runlog import lock, unlock
 from nanoft.text import prepare, vocabulary
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz")
@@ -52,28 +53,29 @@ def prepare_corpus(cfg, addresses: dict[str, str], folder: Path) -> None:
     if not state:
         prepare.check_new(out, ("train", "val"), cfg.overwrite)
     work.mkdir(parents=True, exist_ok=True)
-    with hold(work):
-        if not state:
-            (work / "state.json").unlink(missing_ok=True)
-            choose_tokenizer(cfg, map(fetch, names), folder).save(work / "tokenizer.json")
-            none = {"val": [], "train": []}
-            state = {"plan": plan, "file": 0, "size": 0, "documents": 0, "shards": none, "before": none}
-        tokenizer = vocabulary.load(work / "tokenizer.json")
-        start, n_before = time.monotonic(), total(state, "tokens")
-        for i in range(state["file"], len(names)):
-            path = fetch(names[i])
-            add_file(path, f"{path.name}, {i + 1} of {len(names)}", cfg, tokenizer, state, work)
-            done = total(state, "tokens")
-            print(f"{path.name}, {i + 1} of {len(names)}: {done:,} tokens so far, "
-                  f"{(done - n_before) / (time.monotonic() - start):,.0f} a second", flush=True)
-        files = []
-        for split, shards in state["shards"].items():
-            if not shards:
-                raise UserError(f"{out}: the {split} split has no text; give more text, or another --val_fraction")
-            files += name_shards(work / split, shards, tokenizer, work, split)
-            print(f"{split}: {total(state, 'tokens', split):,} tokens of {total(state, 'bytes', split):,} bytes, "
-                  f"{total(state, 'documents', split):,} documents, in {len(shards):,} files")
-        prepare.install(work, out, files)
+    lock(work, "stop it")
+    if not state:
+        (work / "state.json").unlink(missing_ok=True)
+        choose_tokenizer(cfg, map(fetch, names), folder).save(work / "tokenizer.json")
+        none = {"val": [], "train": []}
+        state = {"plan": plan, "file": 0, "size": 0, "documents": 0, "shards": none, "before": none}
+    tokenizer = vocabulary.load(work / "tokenizer.json")
+    start, n_before = time.monotonic(), total(state, "tokens")
+    for i in range(state["file"], len(names)):
+        path = fetch(names[i])
+        add_file(path, f"{path.name}, {i + 1} of {len(names)}", cfg, tokenizer, state, work)
+        done = total(state, "tokens")
+        print(f"{path.name}, {i + 1} of {len(names)}: {done:,} tokens so far, "
+              f"{(done - n_before) / (time.monotonic() - start):,.0f} a second", flush=True)
+    files = []
+    for split, shards in state["shards"].items():
+        if not shards:
+            raise UserError(f"{out}: the {split} split has no text; give more text, or another --val_fraction")
+        files += name_shards(work / split, shards, tokenizer, work, split)
+        print(f"{split}: {total(state, 'tokens', split):,} tokens of {total(state, 'bytes', split):,} bytes, "
+              f"{total(state, 'documents', split):,} documents, in {len(shards):,} files")
+    prepare.install(work, out, files)
+    unlock(work)
     shutil.rmtree(work)
     print(f"written to {out}")
 
@@ -98,19 +100,6 @@ def find_state(work: Path, plan: dict, overwrite: bool) -> dict:
         return {}
     raise UserError(f"{work} holds an interrupted preparation with {', '.join(other)}; give the same options to go on, "
                     "or --overwrite to begin anew")
-
-
-def hold(work: Path):
-    """A file that is locked while a preparation runs. Raises UserError where another one runs."""
-    file = open(work / "running", "w")
-    try:
-        import fcntl
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{work}: another preparation is writing there; wait for its end, or stop it") from None
-    except (ImportError, OSError):  # Windows, or a file system without locks
-        pass
-    return file
 
 
 def choose_tokenizer(cfg, paths: Iterable[Path], folder: Path):
