@@ -53,7 +53,7 @@ def test_three_classes_by_hand():
     assert recall == pytest.approx([3 / 4, 2 / 3, 2 / 3])     # along the rows
     assert f1 == pytest.approx([6 / 8, 4 / 7, 4 / 5])
     scores = metrics.classification(TRUTH, GUESS, ["a", "b", "c"])
-    assert scores["accuracy"] == scores["micro_f1"] == metrics.accuracy(TRUTH, GUESS) == 0.7
+    assert scores["accuracy"] == scores["micro_f1"] == 0.7
     assert scores["macro_precision"] == pytest.approx(0.75)
     assert scores["macro_f1"] == pytest.approx((3 / 4 + 4 / 7 + 4 / 5) / 3)
     assert scores["weighted_f1"] == pytest.approx((4 * 3 / 4 + 3 * 4 / 7 + 3 * 4 / 5) / 10)
@@ -170,12 +170,8 @@ def test_f1_of_either_label_and_auc_agree_with_scikit_learn(sklearn):
 
 
 def test_auc_by_hand():
-    assert metrics.auc([True, False, True, False], [0.9, 0.1, 0.5, 0.5]) == (3 + 0.5) / 4
-    assert math.isnan(metrics.auc([True, True], [1, 2]))
-
-
-def test_errors_are_in_the_labels_units():
-    assert metrics.errors([1, 2, 3], [1, 4, 7]) == {"mae": 2.0, "rmse": pytest.approx(math.sqrt(20 / 3))}
+    assert metrics.auc(np.array([True, False, True, False]), np.array([0.9, 0.1, 0.5, 0.5])) == (3 + 0.5) / 4
+    assert math.isnan(metrics.auc(np.array([True, True]), np.array([1, 2])))
 
 
 @pytest.mark.parametrize("prediction, answer, score", [
@@ -200,7 +196,8 @@ def test_accuracy_and_confusion_agree_with_scikit_learn(sklearn):
     worst = Worst()
     for n_classes, labels, guesses in draw_classes(np.random.default_rng(3)):
         for truth, guess in zip(labels, guesses):
-            worst.see(metrics.accuracy(truth, guess), sklearn.accuracy_score(truth, guess))
+            scores = metrics.classification(truth, guess, range(n_classes))
+            worst.see(scores["accuracy"], sklearn.accuracy_score(truth, guess))
             worst.see(metrics.confusion(truth, guess, n_classes),
                       sklearn.confusion_matrix(truth, guess, labels=np.arange(n_classes)))
     worst.judge(2 * INPUTS)
@@ -231,7 +228,6 @@ def test_labels_of_films_by_hand():
     assert scores["macro_f1"] == pytest.approx((4 / 5 + 2 / 3 + 0) / 3)
     assert scores["weighted_f1"] == pytest.approx((2 * 4 / 5 + 2 * 2 / 3) / 4)
     assert scores["samples_f1"] == pytest.approx((1 + 2 / 3 + 0 + 2 / 3) / 4)  # no label, none given: 0
-    assert metrics.multi_label(truth.astype(int), guess.astype(int), ["drama", "comedy", "war"]) == scores
 
 
 def test_one_label_each_is_a_classification():
@@ -277,14 +273,16 @@ def test_multi_label_agrees_with_scikit_learn(sklearn):
 
 def test_correlations_by_hand():
     # deviations -2 -1 0 1 2 and -2 0 -1 1 2: products 4 + 0 + 0 + 1 + 4 = 9, squares 10 each
-    assert metrics.pearson([1, 2, 3, 4, 5], [1, 3, 2, 4, 5]) == pytest.approx(0.9)
+    pearson, spearman = (lambda x, y, f=f: f(np.array(x), np.array(y)) for f in (metrics.pearson, metrics.spearman))
+    assert pearson([1, 2, 3, 4, 5], [1, 3, 2, 4, 5]) == pytest.approx(0.9)
     assert metrics.ranks([10, 20, 20, 5, 20]).tolist() == [2, 4, 4, 1, 4]
     # ranks 1 2.5 2.5 4 and 1 2 3 4: deviations -1.5 0 0 1.5 and -1.5 -.5 .5 1.5: 4.5 / sqrt(4.5 * 5)
-    assert metrics.spearman([1, 7, 7, 9], [2, 3, 5, 90]) == pytest.approx(math.sqrt(0.9))
-    assert metrics.pearson([1, 2], [5, 3]) == -1 and metrics.spearman([1, 2], [3, 5]) == 1
-    assert metrics.pearson([1e300, 2e300, 4e300], [1e-300, 2e-300, 4e-300]) == pytest.approx(1)
+    assert spearman([1, 7, 7, 9], [2, 3, 5, 90]) == pytest.approx(math.sqrt(0.9))
+    assert pearson([1, 2], [5, 3]) == -1 and spearman([1, 2], [3, 5]) == 1
+    assert pearson([1e300, 2e300, 4e300], [1e-300, 2e-300, 4e-300]) == pytest.approx(1)
     for constant in ([0.1] * 7, [3] * 7):
-        assert math.isnan(metrics.pearson(constant, range(7))) and math.isnan(metrics.spearman(range(7), constant))
+        assert math.isnan(pearson(constant, range(7))) and math.isnan(spearman(range(7), constant))
+    assert math.isnan(pearson([1], [2]))
 
 
 def test_what_holds_for_every_correlation():
@@ -341,8 +339,6 @@ def test_entities_of_a_sentence(tags, lenient, strict):
 ])
 def test_ends_and_singles_are_read_when_lenient(tags, found):
     assert metrics.entities(tags.split()) == found
-    with pytest.raises(UserError, match="is no tag"):
-        metrics.entities(tags.split(), "IOB2")
 
 
 @pytest.mark.parametrize("tags, lenient, strict", [
@@ -487,32 +483,28 @@ def test_normalized_answers(text, plain):
 ])
 def test_two_answers(prediction, answer, exact, f1, f1_v2):
     for one, other in ((prediction, answer), (answer, prediction)):
-        assert metrics.exact_match(one, other) == exact
+        assert metrics.squad_scores([[one]], [other])["exact"] == exact
         assert metrics.answer_f1(one, other) == pytest.approx(f1)
         assert metrics.answer_f1(one, other, v2=True) == pytest.approx(f1_v2)
 
 
 def test_squad_1_by_hand():
-    examples = [{"id": "game", "answers": ["Denver Broncos", "the Broncos"]},
-                {"id": "left", "answers": ["x"]},
-                {"id": "year", "answers": ["1066", "in 1066 AD"]}]
-    predictions = {"game": "Broncos.", "year": "the year 1066", "of another set": "x"}
-    # game: its second answer; left: no prediction, 0; year: year 1066 against 1066 has F1 2/3, against the other 2/5
-    scores = metrics.squad_scores(examples, predictions)
-    assert scores == pytest.approx({"exact": 1 / 3, "f1": (1 + 0 + 2 / 3) / 3, "total": 3, "unanswered": 1})
+    answers = [["Denver Broncos", "the Broncos"], ["x"], ["1066", "in 1066 AD"]]
+    # the first: its second answer; the last: year 1066 against 1066 has F1 2/3, against the other 2/5
+    scores = metrics.squad_scores(answers, ["Broncos.", "", "the year 1066"])
+    assert scores == pytest.approx({"exact": 1 / 3, "f1": (1 + 0 + 2 / 3) / 3, "total": 3})
 
 
 def test_squad_2_by_hand():
-    examples = [{"id": 1, "answers": ["in Rome", "Rome"]}, {"id": 2, "answers": []}, {"id": 3, "answers": []},
-                {"id": 4, "answers": []}, {"id": 5, "answers": ["The"]}, {"id": 6, "answers": ["a", "cat"]}]
-    predictions = {1: "to Rome", 2: "", 3: "The", 4: "Rome", 5: "", 6: ""}
+    answers = [["in Rome", "Rome"], [], [], [], ["The"], ["a", "cat"]]
+    predictions = ["to Rome", "", "The", "Rome", "", ""]
     # 1: to rome against in rome 1/2, against rome 2/3. 2: right. 3: nothing is left of it, so right too. 4: wrong.
     # 5: has an answer of which nothing is left, so nothing is right. 6: its a is dropped, and cat is asked for.
-    assert metrics.squad_scores(examples, predictions, v2=True) == pytest.approx({
+    assert metrics.squad_scores(answers, predictions, v2=True) == pytest.approx({
         "exact": 3 / 6, "f1": (2 / 3 + 1 + 1 + 0 + 1 + 0) / 6, "total": 6,
         "HasAns_exact": 1 / 3, "HasAns_f1": (2 / 3 + 1 + 0) / 3, "HasAns_total": 3,
         "NoAns_exact": 2 / 3, "NoAns_f1": 2 / 3, "NoAns_total": 3})
-    only = metrics.squad_scores(examples[:1], predictions, v2=True)
+    only = metrics.squad_scores(answers[:1], predictions[:1], v2=True)
     assert "NoAns_f1" not in only and only["HasAns_f1"] == only["f1"]
 
 
@@ -532,12 +524,12 @@ def test_report():
                      "",
                      "accuracy  0.7000",
                      "mcc       0.5539"]
-    answers = metrics.squad_scores([{"id": 1, "answers": ["x"]}], {1: "x"})
-    assert metrics.report(answers).splitlines() == ["exact       1.0000", "f1          1.0000", "total            1",
-                                                    "unanswered       0"]
+    answers = metrics.squad_scores([["x"]], ["x"])
+    assert metrics.report(answers).splitlines() == ["exact  1.0000", "f1     1.0000", "total       1"]
     tagged = metrics.report(metrics.entity_scores([["B-X"]], [["B-X"]]))
     assert tagged.splitlines()[-1] == "weighted     1.0000  1.0000  1.0000        1"
-    assert "samples" in metrics.report(metrics.multi_label([[True, False]], [[True, True]], ["a", "b"]))
+    labels, guesses = np.array([[[True, False]], [[True, True]]])
+    assert "samples" in metrics.report(metrics.multi_label(labels, guesses, ["a", "b"]))
 
 
 def test_confusion_tables():
@@ -571,34 +563,7 @@ def test_confusion_of_many_classes_names_the_commonest_mistakes():
 # ---- what cannot be scored ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call, says", [
-    (lambda: metrics.accuracy([], []), "empty"),
-    (lambda: metrics.accuracy([1, 2], [1]), "one prediction for each"),
-    (lambda: metrics.classification([0, 1], [[0.1, 0.9], [0.2, 0.8]], ["a", "b"]), "one prediction for each"),
-    (lambda: metrics.classification([0, 1], [0, 1], ["a", "a"]), "different names"),
-    (lambda: metrics.confusion([0, 1], [0.0, 1.0], 2), "whole number"),
-    (lambda: metrics.confusion([0, -100], [0, 1], 2), "label -100 is no class"),
-    (lambda: metrics.confusion([0, 1], [0, 2], 2), "prediction 2 is no class"),
-    (lambda: metrics.multi_label([[0.2, 0.7]], [[0, 1]], ["a", "b"]), "threshold"),
-    (lambda: metrics.multi_label([True], [True], ["a"]), "boolean array"),
-    (lambda: metrics.multi_label(np.zeros((0, 3)), np.zeros((0, 3)), "abc"), "empty"),
-    (lambda: metrics.pearson([1], [1]), "two numbers"),
-    (lambda: metrics.pearson([1, 2, 3], [1, 2]), "one prediction for each"),
-    (lambda: metrics.spearman([1, 2, math.nan], [1, 2, 3]), "finite"),
-    (lambda: metrics.entity_scores([], []), "no entity"),
-    (lambda: metrics.entity_scores([["O"]], [["O"]]), "no entity"),
-    (lambda: metrics.entity_scores([["I-X"]], [["I-X"]], strict=True), "begin with B-"),
-    (lambda: metrics.entity_scores([["O"]], []), "sentences"),
-    (lambda: metrics.entity_scores([["O"], ["O", "O"]], [["O"], ["O"]]), "sentence 2 has 2 true tags"),
-    (lambda: metrics.entities(["PER"]), "'PER' is no tag"),
-    (lambda: metrics.entities([""]), "is no tag"),
-    (lambda: metrics.entities(["O-PER"]), "is no tag"),
-    (lambda: metrics.squad_scores([], {}), "no question"),
-    (lambda: metrics.squad_scores([{"id": 7, "answers": []}], {7: ""}), "question 7 has no answer"),
-    (lambda: metrics.squad_scores([{"id": 7, "answers": ["x"]}], {}, v2=True), "question 7 has no prediction"),
-    (lambda: metrics.confusion_table(np.eye(2, dtype=int), ["a"]), "names"),
-])
-def test_what_cannot_be_scored_is_one_sentence(call, says):
-    with pytest.raises(UserError, match=says) as problem:
-        call()
-    assert "\n" not in str(problem.value)
+@pytest.mark.parametrize("tags, strict, says", [("O", False, "no entity"), ("I-X", True, "begin with B-")])
+def test_no_entity_at_all_is_one_sentence(tags, strict, says):
+    with pytest.raises(UserError, match=says):
+        metrics.entity_scores([[tags]], [[tags]], strict)

@@ -52,8 +52,9 @@ def load_task(folder) -> tuple[dict, dict[str, list[dict]]]:
     if problem := difference(task, {"metric": str, "multi_label?": bool}):
         raise UserError(f"{path}: {problem}; prepare the data set again")
     labels = task.get("labels")
-    if task["kind"] in LABELLED and (not isinstance(labels, list) or not all(isinstance(x, str) for x in labels)):
-        raise UserError(f"{path}: a {task['kind']} task needs its labels, a list of texts; prepare the data set again")
+    if task["kind"] in LABELLED and (difference(labels, [str]) or len({*labels}) < len(labels)):
+        raise UserError(f"{path}: a {task['kind']} task needs its labels, a list of different texts; prepare the data "
+                        "set again")
     located = {split: tables.read_jsonl(folder / f"{split}.jsonl") for split in SPLITS
                if split != "test" or (folder / "test.jsonl").exists()}
     splits = check_splits(task, located)

@@ -1,9 +1,9 @@
 """From predictions to scores: classes, labels, correlations, entities, answers, and tables for a person.
 
-Pure functions on numbers, arrays and lists. Every score is a fraction of 1, never a percentage. What is 0 / 0 by
-definition (the precision of a class that was never predicted) is 0, the field's convention. Input that cannot be
-scored at all raises a UserError. tests/test_metrics.py compares with scikit-learn, scipy and seqeval, and works out
-SQuAD's rules by hand.
+Pure functions on numbers, arrays and lists, which hold at least one example; truth and predictions have one shape.
+Every score is a fraction of 1, never a percentage. What is 0 / 0 by definition (the precision of a class that was never
+predicted) is 0, the field's convention. tests/test_metrics.py compares with scikit-learn, scipy and seqeval, and works
+out SQuAD's rules by hand.
 """
 
 import math
@@ -28,40 +28,16 @@ NO_SPACES = f"{CHINESE}\u3040-\u30ff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # 
 UNSPACED = re.compile(f"[{NO_SPACES}]")
 
 
-def paired(labels, predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays. Raises UserError where their shapes differ or are empty."""
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    if labels.shape != predictions.shape:
-        raise UserError(f"the truth has shape {labels.shape} and the predictions {predictions.shape}; "
-                        "a score needs one prediction for each")
-    if not labels.size:
-        raise UserError("there is nothing to score: the truth and the predictions are empty")
-    return labels, predictions
-
-
 # ---- one class per example ---------------------------------------------------------------------------------------
-
-
-def accuracy(labels, predictions) -> float:
-    """The fraction of predictions that equal their label. Arrays of one shape, numbers or strings."""
-    labels, predictions = paired(labels, predictions)
-    return float((labels == predictions).mean())
 
 
 def confusion(labels, predictions, n_classes: int) -> np.ndarray:
     """How often each class was predicted as each: int (K, K), a row per true class, a column per predicted one.
 
-    labels, predictions: class numbers (N,), 0 <= class < n_classes. Raises UserError for others.
+    labels, predictions: class numbers (N,), 0 <= class < n_classes.
     """
-    labels, predictions = paired(labels, predictions)
-    for what, array in (("label", labels), ("prediction", predictions)):
-        if array.dtype.kind not in "iub":
-            raise UserError(f"a {what} is a whole number, the number of its class, but these are {array.dtype}")
-        wrong = array[(array < 0) | (array >= n_classes)]
-        if wrong.size:  # IGNORE, too, must be left out before
-            raise UserError(f"{what} {wrong[0]} is no class: there are {n_classes}, counted from 0")
-    cells = labels.astype(np.int64) * n_classes + predictions.astype(np.int64)  # a narrow type would overflow
-    return np.bincount(cells.ravel(), minlength=n_classes**2).reshape(n_classes, n_classes)
+    cells = np.asarray(labels, dtype=np.int64) * n_classes + np.asarray(predictions, dtype=np.int64)
+    return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
 def ratio(part, whole) -> np.ndarray:
@@ -90,23 +66,17 @@ def class_scores(names, hits, predicted, actual, averaged=slice(None)) -> dict:
                                    zip(names, each.T.tolist(), actual.tolist())}}
 
 
-def check_names(names, n_classes):
-    if len(names) != n_classes or len(set(names)) != n_classes:
-        raise UserError(f"{n_classes} classes need as many different names, not {', '.join(map(str, names)) or 'none'}")
-
-
 def positive_label(counts: dict[str, int]) -> str:
     """Which of two labels is found or missed: one with a usual name for it, else the rarer. counts: {label: rows}."""
     usual = [label for label in counts if label.lower() in POSITIVE]
     return usual[0] if len(usual) == 1 else min(reversed(counts), key=lambda label: counts[label])
 
 
-def auc(is_positive, scores) -> float:
+def auc(is_positive: np.ndarray, scores: np.ndarray) -> float:
     """The area under the ROC curve: how often a positive example scores above a negative one, equal ones half.
 
     By ranks (Mann and Whitney, 1947). is_positive: bool (N,), scores: (N,). nan where there are none of either.
     """
-    is_positive, scores = paired(is_positive, scores)
     n = int(is_positive.sum())
     n_pairs = n * (len(scores) - n)
     return float((ranks(scores)[is_positive].sum() - n * (n + 1) / 2) / n_pairs) if n_pairs else math.nan
@@ -119,10 +89,9 @@ def classification(labels, predictions, names: list, positive: int = 1) -> dict:
     the truth or among the predictions (micro_f1 of one class per example is the accuracy). With two classes also f1,
     that of the class number `positive`. labels, predictions: class numbers (N,).
     """
-    check_names(names, len(names))
     matrix = confusion(labels, predictions, len(names))
     hits, predicted, actual = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)  # each (K,)
-    scores = {"accuracy": accuracy(labels, predictions), "mcc": matthews(matrix)}
+    scores = {"accuracy": float(hits.sum() / matrix.sum()), "mcc": matthews(matrix)}
     if len(names) == 2:
         scores["f1"] = float(precision_recall_f1(hits, predicted, actual)[2][positive])
     return scores | class_scores(names, hits, predicted, actual, averaged=predicted + actual > 0)
@@ -153,13 +122,6 @@ def multi_label(labels, predictions, names: list) -> dict:
     accuracy: the fraction of examples with all K right. samples_f1 (_precision, _recall): of each example, then the
     mean; an example that has no label and gets none counts 0 here, as in scikit-learn.
     """
-    labels, predictions = paired(labels, predictions)
-    for array in (labels, predictions):
-        if array.ndim != 2 or not ((array == 0) | (array == 1)).all():
-            raise UserError("several labels an example are a boolean array (examples, labels); "
-                            "compare probabilities with a threshold first")
-    labels, predictions = labels.astype(bool), predictions.astype(bool)
-    check_names(names, labels.shape[1])
     arrays = (labels & predictions, predictions, labels)
     counts = [array.sum(axis=0) for array in arrays]  # each (K,)
     of_examples = precision_recall_f1(*(array.sum(axis=1) for array in arrays))  # each (N,)
@@ -170,19 +132,8 @@ def multi_label(labels, predictions, names: list) -> dict:
 # ---- numbers -----------------------------------------------------------------------------------------------------
 
 
-def finite_pair(x, y) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float arrays (N,). Raises UserError for fewer than two numbers or for one that is not finite."""
-    x, y = (array.astype(float) for array in paired(x, y))
-    if x.ndim != 1 or len(x) < 2:
-        raise UserError(f"a correlation needs two rows of two numbers or more, not of shape {x.shape}")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise UserError("a correlation needs finite numbers, and some of these are infinite or no number at all")
-    return x, y
-
-
-def pearson(x, y) -> float:
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
     """Pearson's correlation of two rows of numbers (N,), -1 to 1; nan where one of them is constant, as in scipy."""
-    x, y = finite_pair(x, y)
     if (x == x[0]).all() or (y == y[0]).all():
         return math.nan
     x, y = x - x.mean(), y - y.mean()
@@ -196,15 +147,8 @@ def ranks(x) -> np.ndarray:
     return (count.cumsum() - (count - 1) / 2)[which]
 
 
-def errors(x, y) -> dict[str, float]:
-    """The mean absolute error (mae) and the root of the mean square (rmse) of two rows of numbers (N,)."""
-    x, y = finite_pair(x, y)
-    return {"mae": float(abs(x - y).mean()), "rmse": math.sqrt(((x - y) ** 2).mean())}
-
-
-def spearman(x, y) -> float:
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's correlation, that of the ranks: 1 where y rises with x, straight or not. nan as in `pearson`."""
-    x, y = finite_pair(x, y)
     return pearson(ranks(x), ranks(y))
 
 
@@ -227,27 +171,19 @@ def tag_scheme(sentences: list[list[str]]) -> str:
     return "IOB2" if 2 * strict >= loose else "IOB1"
 
 
-def split_tag(tag: str, prefixes: str) -> tuple[str, str]:
-    """`B-PER` -> ("B", "PER"), in the letters of BIOES; a prefix alone has the type _. UserError for another prefix."""
-    prefix, _, kind = tag.partition("-")
-    prefix = LETTERS.get(prefix, prefix)
-    if not TAG.fullmatch(tag) or prefix not in prefixes:
-        raise UserError(f"{tag!r} is no tag: expected O, or one of {' '.join(prefixes[1:])} and a type, as in B-PER")
-    return prefix, kind or "_"
-
-
 def entities(tags: list[str], scheme: str = "") -> list[tuple[str, int, int]]:
     """The entities of one sentence in order: (type, first word, last word), counted from 0.
 
     tags: B-type at the first word of an entity, I-type inside, O elsewhere; also E- at a last word and S- at an only
-    one; M- is read as I-, L- as E-, U- as S-. Lenient, without a scheme (as CoNLL's script and seqeval's default): an
-    entity also begins where I- or E- continues nothing. Strict, as seqeval's: of "IOB2" an entity begins at B- alone,
-    of "BIOES" (and so BILOU and BMES) it is S-, or begins at B- and ends at E-; any other I- or E- belongs to none.
+    one; M- is read as I-, L- as E-, U- as S-; a letter alone has the type _. Lenient, without a scheme (as CoNLL's
+    script and seqeval's default): an entity also begins where I- or E- continues nothing. Strict, as seqeval's: of
+    "IOB2" an entity begins at B- alone, of "BIOES" (and so BILOU and BMES) it is S-, or begins at B- and ends at E-;
+    any other I- or E- belongs to none.
     """
-    prefixes = "OBI" if scheme == "IOB2" else "OBIES"
     spans, start, last_prefix, last_kind = [], None, "O", "_"
     for i, tag in enumerate([*tags, "O"]):
-        prefix, kind = split_tag(tag, prefixes)
+        prefix, _, kind = tag.partition("-")
+        prefix, kind = LETTERS.get(prefix, prefix), kind or "_"
         continues = prefix in "IE" and last_prefix in "BI" and kind == last_kind
         if start is not None and not continues:
             if scheme != "BIOES" or last_prefix in "ES":
@@ -264,18 +200,12 @@ def entity_scores(true_sentences: list, predicted_sentences: list, strict: bool 
 
     precision, recall and f1 (of all types together, that is micro), all averages as in `classification` over the types
     that occur in the truth or the predictions, and `per_class` by type. strict: by BIOES if the tags have its letters,
-    else by IOB2.
+    else by IOB2. Raises UserError where there is no entity at all.
     """
     letters = {LETTERS.get(tag[:1], tag[:1]) for sentence in true_sentences + predicted_sentences for tag in sentence}
     scheme = "" if not strict else "BIOES" if letters & {"E", "S"} else "IOB2"
-    if len(true_sentences) != len(predicted_sentences):
-        raise UserError(f"{len(true_sentences)} true sentences against {len(predicted_sentences)} predicted ones; "
-                        "a score needs as many")
     hits, predicted, actual = Counter(), Counter(), Counter()
-    for number, (truth, guess) in enumerate(zip(true_sentences, predicted_sentences), 1):
-        if len(truth) != len(guess):
-            raise UserError(f"sentence {number} has {len(truth)} true tags and {len(guess)} predicted ones; words that "
-                            "were cut off count as O")
+    for truth, guess in zip(true_sentences, predicted_sentences, strict=True):
         truth, guess = set(entities(truth, scheme)), set(entities(guess, scheme))
         for counter, spans in ((hits, truth & guess), (predicted, guess), (actual, truth)):
             counter.update(kind for kind, _, _ in spans)
@@ -301,11 +231,6 @@ def normalize_answer(text: str) -> str:
     if UNSPACED.search(text):
         text = UNSPACED.sub(r" \g<0> ", text.translate(NO_CHINESE_PUNCTUATION))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def exact_match(prediction: str, answer: str) -> float:
-    """1.0 if the answers are equal once normalised, else 0.0."""
-    return float(normalize_answer(prediction) == normalize_answer(answer))
 
 
 def answer_f1(prediction: str, answer: str, v2: bool = False) -> float:
@@ -339,43 +264,25 @@ def rouge_l(prediction: str, answer: str) -> float:
     return 2 * row[-1] / (len(guess) + len(truth)) if row[-1] else 0.0
 
 
-def squad_scores(examples: list[dict], predictions: dict, v2: bool = False) -> dict:
+def squad_scores(answers: list[list[str]], predictions: list[str], v2: bool = False) -> dict:
     """exact and f1, fractions of 1 (the published scripts print them times 100), and total, the number of questions.
 
-    examples: dictionaries with `id` and `answers`, a list of strings; predictions: {id: string}. The best of a
-    question's answers counts (arXiv:1606.05250). v1.1: a question without a prediction counts 0; `unanswered` says how
-    many. v2 (arXiv:1806.03822): a question without answers wants the empty string, and each must have a prediction;
-    HasAns_ and NoAns_ exact, f1 and total are those of the questions with and without answers, where there are any.
-    Raises UserError for what these rules cannot score.
+    answers: those of each question, of which the best counts (arXiv:1606.05250). v2 (arXiv:1806.03822): a question
+    without answers wants the empty string; HasAns_ and NoAns_ exact, f1 and total are those of the questions with and
+    without answers, where there are any.
     """
-    rows, unanswered = [], 0  # a row: has answers, exact, f1
-    for example in examples:
-        name, answers = example["id"], example["answers"]
-        if v2:
-            answers = [answer for answer in answers if normalize_answer(answer)] or [""]
-        if not answers:
-            raise UserError(f"question {name} has no answer, which only SQuAD v2 knows; score with v2=True")
-        if name in predictions:
-            guess = predictions[name]
-            scores = max(exact_match(guess, a) for a in answers), max(answer_f1(guess, a, v2) for a in answers)
-        elif v2:
-            raise UserError(f"question {name} has no prediction; the empty string says that it has no answer")
-        else:
-            unanswered, scores = unanswered + 1, (0.0, 0.0)
-        rows.append((bool(example["answers"]), *scores))
-    if not rows:
-        raise UserError("there is nothing to score: no question was given")
-
-    def mean(rows, prefix=""):
-        exact, f1 = (math.fsum(column) / len(rows) for column in list(zip(*rows))[1:])
-        return {prefix + "exact": exact, prefix + "f1": f1, prefix + "total": len(rows)}
-
-    if not v2:
-        return mean(rows) | {"unanswered": unanswered}
-    scores = mean(rows)
-    for prefix, has_answers in (("HasAns_", True), ("NoAns_", False)):
-        group = [row for row in rows if row[0] == has_answers]
-        scores |= mean(group, prefix) if group else {}
+    rows = []  # has answers, exact, f1
+    for given, guess in zip(answers, predictions, strict=True):
+        truths = [truth for truth in given if normalize_answer(truth)] or [""] if v2 else given
+        exact = any(normalize_answer(guess) == normalize_answer(truth) for truth in truths)
+        rows.append((bool(given), exact, max(answer_f1(guess, truth, v2) for truth in truths)))
+    groups, scores = {"": rows}, {}
+    if v2:
+        groups |= {"HasAns_": [row for row in rows if row[0]], "NoAns_": [row for row in rows if not row[0]]}
+    for prefix, group in groups.items():
+        if group:
+            exact, f1 = (math.fsum(column) / len(group) for column in list(zip(*group))[1:])
+            scores |= {f"{prefix}exact": exact, f"{prefix}f1": f1, f"{prefix}total": len(group)}
     return scores
 
 
@@ -400,7 +307,6 @@ def report(scores: dict) -> str:
 
 def confusion_table(matrix: np.ndarray, names: list, most: int = 12) -> str:
     """A confusion matrix (K, K) as text, a row per true class, . for 0; above `most` classes the commonest mistakes."""
-    check_names(names, len(matrix))
     names = [str(name) for name in names]
     if len(names) > most:
         truths, guesses = np.nonzero(matrix * (1 - np.eye(len(matrix), dtype=int)))

@@ -245,16 +245,13 @@ def scores(task: dict, rows: list[dict], guesses: list[dict], encoded: Encoded, 
                      "exact": sum(guess.strip() == truth.strip() for guess, truth in pairs) / len(pairs)}
         return loss, None
     if kind == "answer":
-        questions = [{"id": row["id"], "answers": [answer["text"] for answer in row["answers"]]} for row in rows]
-        by_id = {row["id"]: guess["prediction"] for row, guess in zip(rows, guesses)}
-        if len(by_id) < len(rows):
-            raise UserError("two questions have the same id, so answers cannot be told apart; give each its own")
-        return metrics.squad_scores(questions, by_id, task["v2"]), None
+        answers = [[answer["text"] for answer in row["answers"]] for row in rows]
+        return metrics.squad_scores(answers, [guess["prediction"] for guess in guesses], task["v2"]), None
     if kind == "regress":
         truth, guess = np.array([row["label"] for row in rows]), np.array([item["prediction"] for item in guesses])
         return {"loss": float((((truth - guess) / task["deviation"]) ** 2).mean()),
-                "pearson": metrics.pearson(truth, guess), "spearman": metrics.spearman(truth, guess)
-                } | metrics.errors(truth, guess), None
+                "pearson": metrics.pearson(truth, guess), "spearman": metrics.spearman(truth, guess),
+                "mae": float(abs(truth - guess).mean()), "rmse": math.sqrt(((truth - guess) ** 2).mean())}, None
     if task.get("multi_label"):
         truth, guess = (np.array([np.isin(labels, item[name]) for item in items])
                         for items, name in ((rows, "labels"), (guesses, "prediction")))  # bool (rows, K)
@@ -273,7 +270,7 @@ def scores(task: dict, rows: list[dict], guesses: list[dict], encoded: Encoded, 
     loss = {"loss": float(-log_p[np.arange(len(truth)), truth].mean())}
     if kind == "tag" and has_entities(labels):
         tags = [row["tags"] for row in rows], [item["prediction"] for item in guesses]
-        entity = {"accuracy": metrics.accuracy(truth, guess)} | metrics.entity_scores(*tags)
+        entity = {"accuracy": float((truth == guess).mean())} | metrics.entity_scores(*tags)
         if metrics.tag_scheme(tags[0]) not in ("", "IOB1"):  # else strictly there is no entity
             strict = metrics.entity_scores(*tags, strict=True)
             entity |= {f"strict_{name}": strict[name] for name in metrics.PRF}
