@@ -158,9 +158,10 @@ def show_gpt(walk, state, folder, tokens):
     def name(token):
         return targets.token_name(token, tokenizer)
 
-    walk.figure("attention", explain_page.attention_grid(findings, view))
-    walk.figure("head", explain_page.attention_grid(findings, view._replace(layers=[layer], heads=[head])))
-    walk.figure("rollout", explain_page.labelled_map(view.crop(findings.rollout), "attention rollout", view))
+    for name_of, some in (("attention", view), ("head", view._replace(layers=[layer], heads=[head]))):
+        walk.figure(name_of, explain_page.draw_maps(some.grid(findings.maps), some.titles(), some))
+    walk.figure("rollout", explain_page.draw_maps(view.crop(findings.rollout)[None, None], [["attention rollout"]],
+                                                  view))
     walk.figure("lens", explain_page.lens_picture(positions, names, probabilities, subject, tokenizer))
     walk.fields |= {
         "passage": plain(subject.answer), "least": entropy.min(), "most": entropy.max(), "distance": d + 1,
@@ -206,7 +207,7 @@ def show_classifier(walk, state, run, n_rows):
             "alike": metrics.spearman(added, linear)}
     matrix = predict.scores(task, rows, guesses, encoded, out)[1]
     pixels, share = mistakes.confusion_picture(matrix, task["labels"], dot=6), np.trace(matrix) / len(rows)
-    figure = explain_page.new_figure(pixels.shape[1] / 160, pixels.shape[0] / 160)
+    figure = plots.new_figure(pixels.shape[1] / 160, pixels.shape[0] / 160)
     figure.figimage(pixels)
     walk.figure("confusion", figure)
     worst = mistakes.worst_rows(task, rows, guesses)

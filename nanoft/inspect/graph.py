@@ -2,24 +2,19 @@
 
 The result is TensorFlow's GraphDef: nodes with a name, an operation, inputs and attributes. TensorBoard draws a box for
 each part of a name before a slash. So the boxes are the modules, by the names that their weights have
-(trunk/blocks.0/attn/q), and inside them the functions of nanoft that were called (rotate, token_loss). A weight is not
-a node but an attribute of the operation that uses it; a tied weight appears at both.
+(trunk/blocks.0/attn/q). A weight is not a node but an attribute of the operation that uses it; a tied weight appears at
+both.
 
-torch tells a function mode of each call on tensors; the Python frames above the call tell in which module and functions
-of nanoft it happens.
+torch tells a function mode of each call on tensors, and hooks in which module it happens.
 """
 
 import re
-import sys
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-
-HERE = str(Path(__file__).parents[1])
 
 
 def graph_of(model: nn.Module, batch: dict):
@@ -28,14 +23,15 @@ def graph_of(model: nn.Module, batch: dict):
     from tensorboardX.proto.versions_pb2 import VersionDef
 
     trace = Trace(model, batch)
+    hooks = register_module_forward_pre_hook(trace.enter), register_module_forward_hook(trace.leave)
     training = model.training
     model.eval()
     with torch.no_grad(), trace:
         out = model(**batch)
     model.train(training)
+    for hook in hooks:
+        hook.remove()
     trace.node("loss", "output", [trace.source(out)], out)
-    trace.made.clear()
-    trace.boxes.clear()  # frames refer back to the trace, so nothing would be freed
     return GraphDef(node=trace.nodes, versions=VersionDef(producer=22))
 
 
@@ -46,12 +42,18 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self.nodes, self.uses = [], Counter()  # the nodes; how often each name was asked for
         self.made = {}    # id of a tensor: (its name, the tensor itself, so that no other gets the same id)
-        self.boxes = {}   # frame of a function: the name of its box
+        self.inside: list[nn.Module] = []  # the modules whose forward pass is running, outermost first
         self.modules = {module: boxed(name) for name, module in model.named_modules()}
         self.weights = {id(p): name for name, p in model.named_parameters()}
         self.buffers = {id(b): name for name, b in model.named_buffers()}
         for name, tensor in batch.items():
             self.node(name, "input", [], tensor)
+
+    def enter(self, module, args):
+        self.inside.append(module)
+
+    def leave(self, module, args, output):
+        self.inside.pop()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -66,32 +68,13 @@ class Trace(TorchFunctionMode):
             tensors = [x for x in given if isinstance(x, Tensor)]
             used = {self.weights[id(x)]: x for x in tensors if id(x) in self.weights}
             settings = [repr(x) for x in given if isinstance(x, (bool, int, float)) or x is Ellipsis]
-            self.node(self.path(name), name, [self.source(x) for x in tensors if id(x) not in self.weights], *result,
+            module = self.inside[-1]
+            box = self.modules[module]
+            is_node = type(module).__module__.startswith(("torch.nn", "nanoft.kernels"))  # the module itself
+            self.node(box if is_node else f"{box}/{name}".lstrip("/"), name,
+                      [self.source(x) for x in tensors if id(x) not in self.weights], *result,
                       weights=used, settings=", ".join(settings))
         return out
-
-    def path(self, operation: str) -> str:
-        """The name of an operation's node: its module, the functions inside that, and its own name."""
-        frame: Any = sys._getframe(2)
-        functions = []  # from the inside out
-        while not isinstance(module := frame.f_locals.get("self"), nn.Module):
-            if frame.f_code.co_filename.startswith(HERE) and frame.f_code.co_name[0] not in "<_":  # <lambda>
-                functions.append(frame)
-            frame = frame.f_back
-        name = self.modules[module]
-        if type(module).__module__.startswith(("torch.nn", "nanoft.kernels")):  # the module is the node
-            return name
-        boxes = []
-        for frame in functions:
-            if frame not in self.boxes:
-                self.boxes[frame] = self.unique("/".join(filter(None, (name, frame.f_code.co_name))))
-            boxes.insert(0, self.boxes[frame].rpartition("/")[2])
-        return "/".join(filter(None, (name, *boxes, operation)))
-
-    def unique(self, name: str) -> str:
-        """The name, with a number where it is taken."""
-        self.uses[name] += 1
-        return name if self.uses[name] == 1 else f"{name}.{self.uses[name]}"
 
     def source(self, tensor: Tensor) -> str:
         """The name of the node that made a tensor. A tensor never seen, a buffer or a constant, gets one now."""
@@ -105,7 +88,8 @@ class Trace(TorchFunctionMode):
         from tensorboardX.proto.node_def_pb2 import NodeDef
         from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 
-        name = self.unique(name)
+        self.uses[name] += 1
+        name = name if self.uses[name] == 1 else f"{name}.{self.uses[name]}"  # several of a name
         shapes = [TensorShapeProto(dim=[TensorShapeProto.Dim(size=n) for n in x.shape]) for x in outputs]
         attributes = {"_output_shapes": AttrValue(list=AttrValue.ListValue(shape=shapes)),
                       "format": AttrValue(s=str(outputs[0].dtype).removeprefix("torch.").encode())}

@@ -102,6 +102,10 @@ class View(NamedTuple):
         inside = maps[..., self.first:self.end]
         return np.concatenate((inside, 1 - inside.sum(-1, keepdims=True)), axis=-1).clip(min=0)
 
+    def titles(self) -> list[list[str]]:
+        """What stands above the maps, by layer and head."""
+        return [[f"layer {layer + 1}, head {head + 1}" for head in self.heads] for layer in self.layers]
+
     def grid(self, maps: np.ndarray) -> np.ndarray:
         """The drawn layers and heads of (L, H, T, T), cropped."""
         return self.crop(maps[np.ix_(self.layers, self.heads)])
@@ -230,9 +234,8 @@ def attention_section(findings: Findings, view: View) -> str:
                 f'src="{map_image(weights)}"></button>')
 
     lines = ["<tr><th>" + "".join(f"<th>head {head + 1}" for head in view.heads)]
-    for layer, layer_maps in zip(view.layers, maps):
-        lines.append(f"<tr><th>layer {layer + 1}" + "".join(
-            button(weights, f"layer {layer + 1}, head {head + 1}") for head, weights in zip(view.heads, layer_maps)))
+    for layer, titles, layer_maps in zip(view.layers, view.titles(), maps):
+        lines.append(f"<tr><th>layer {layer + 1}" + "".join(map(button, layer_maps, titles)))
     lines.append("<tr><th>rollout" + button(view.crop(findings.rollout), "rollout"))
     part = "" if len(rows) == len(view.units) else (
         f" {len(rows)} of {len(view.units)} tokens are drawn, from number {view.first + 1} on; the last column is "
@@ -241,7 +244,7 @@ def attention_section(findings: Findings, view: View) -> str:
     return (f'<h3>Attention</h3><p class="dim">Row: the token that looks. Column: what it looks at. A row adds up to '
             f'100 %; opacity is the root of the weight, so that small ones are seen.{part}</p>'
             f'<div class="maps" data-names="{names}"><div class="wide"><table class="grid">{"".join(lines)}</table>'
-            f'</div><p class="says" role="status">layer {view.layers[0] + 1}, head {view.heads[0] + 1}</p>'
+            f'</div><p class="says" role="status">{view.titles()[0][0]}</p>'
             f'<div class="wide">{large_map(maps[0, 0], rows, columns)}</div></div>')
 
 
@@ -309,8 +312,9 @@ def neighbours_section(model, tokenizer, subject: Subject, findings: Findings) -
 def save_pictures(folder: Path, prefix: str, model, tokenizer, subject: Subject, findings: Findings,
                   view: View) -> list[str]:
     """Write the PNG files of a subject; their names."""
-    figures = {"words": word_bars(subject, findings, view.units), "attention": attention_grid(findings, view),
-               "rollout": labelled_map(view.crop(findings.rollout), "attention rollout", view)}
+    figures = {"words": word_bars(subject, findings, view.units),
+               "attention": draw_maps(view.grid(findings.maps), view.titles(), view),
+               "rollout": draw_maps(view.crop(findings.rollout)[None, None], [["attention rollout"]], view)}
     if hasattr(model, "head"):
         figures["lens"] = lens_picture(*lens(model, tokenizer, subject, view), subject, tokenizer)
     for name, figure in figures.items():
@@ -318,17 +322,10 @@ def save_pictures(folder: Path, prefix: str, model, tokenizer, subject: Subject,
     return [f"{prefix}{name}.png" for name in figures]
 
 
-def new_figure(width: float, height: float):
-    """A figure of this many inches. Only after plots.can_draw()."""
-    from matplotlib.figure import Figure  # here, not above: the page does without
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def word_bars(subject: Subject, findings: Findings, units: list):
     """Integrated gradients as bars, a chart for each score: the strongest words in the order of the text."""
     charts = [unit_sums(result.attributions, units) for result in findings.integrated]
-    figure = new_figure(2 + 0.24 * min(MAX_BARS, len(units)), 2.6 * len(charts))
+    figure = plots.new_figure(2 + 0.24 * min(MAX_BARS, len(units)), 2.6 * len(charts))
     for ax, values, target in zip(figure.subplots(len(charts), squeeze=False)[:, 0], charts, subject.targets):
         drawn = np.sort(np.abs(values).argsort()[::-1][:MAX_BARS])
         ax.bar(range(len(drawn)), values[drawn], color=[plots.COLOURS[int(x < 0)] for x in values[drawn]])
@@ -339,54 +336,37 @@ def word_bars(subject: Subject, findings: Findings, units: list):
     return figure
 
 
-def attention_grid(findings: Findings, view: View):
-    """A map for each layer and head; words at the sides of up to four maps, else numbers."""
-    maps = view.grid(findings.maps)
+def draw_maps(maps: np.ndarray, titles: list[list[str]], view: View):
+    """A figure of maps (n, m, rows, columns); words stand at the sides of up to four of them, else numbers from 1."""
+    from matplotlib.colors import PowerNorm  # here, not above: the page does without
+
     rows, columns = view.names()
-    labelled = len(view.layers) * len(view.heads) <= 4
-    side = max(2.0, 0.16 * len(rows) + 1) if labelled else 1.7
-    figure = new_figure(side * len(view.heads) + 1, side * len(view.layers) + 0.6)
-    axes = figure.subplots(len(view.layers), len(view.heads), squeeze=False, sharex=True, sharey=True)
+    n, m = maps.shape[:2]
+    is_named = n * m <= 4
+    side = max(2.0, 0.16 * len(rows) + 1) if is_named else 1.7
+    figure = plots.new_figure(side * m + 1, side * n + 0.6)
+    first = 0 if is_named else view.first + 1
+    extent = (first - 0.5, first + len(columns) - 0.5, first + len(rows) - 0.5, first - 0.5)
+    norm = PowerNorm(0.5, 0, maps[..., :len(rows)].max())  # not that of all others
+    axes = figure.subplots(n, m, squeeze=False, sharex=True, sharey=True)
     for (i, j), ax in np.ndenumerate(axes):
-        draw_map(ax, maps[i, j], maps[..., :len(rows)].max(), view.first, rows if labelled else None, columns)
-        ax.set_title(f"layer {view.layers[i] + 1}, head {view.heads[j] + 1}", fontsize=9)
-    unit = "" if labelled else " (number)"
+        ax.imshow(maps[i, j], cmap="Blues", norm=norm, aspect="auto", interpolation="nearest", extent=extent)
+        ax.grid(False)
+        ax.set_title(titles[i][j], fontsize=9)
+        if is_named:
+            ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
+            ax.set_yticks(range(len(rows)), rows, fontsize=8)
+    unit = "" if is_named else " (number)"
     figure.supxlabel(f"token that is looked at{unit}", fontsize=10)
     figure.supylabel(f"token that looks{unit}", fontsize=10)
-    figure.colorbar(axes[0, 0].images[0], ax=axes, label="attention weight", shrink=0.8)
+    figure.colorbar(axes[0, 0].images[0], ax=axes, label="share of the attention", shrink=0.8)
     return figure
-
-
-def labelled_map(weights: np.ndarray, title: str, view: View):
-    """One map (rows, columns) with words at its sides."""
-    rows, columns = view.names()
-    side = 1.6 + 0.16 * len(rows)
-    figure = new_figure(side + 0.8, side)
-    ax = figure.subplots()
-    draw_map(ax, weights, weights[:, :len(rows)].max(), view.first, rows, columns)  # not that of all others
-    ax.set(title=title, xlabel="token that is looked at", ylabel="token that looks")
-    figure.colorbar(ax.images[0], label="share")
-    return figure
-
-
-def draw_map(ax, weights: np.ndarray, largest: float, first: int, rows: list[str] | None, columns: list[str]) -> None:
-    """A map (rows, columns) with words at its sides, or if rows is None with the tokens' numbers, counted from 1."""
-    from matplotlib.colors import PowerNorm
-
-    begin = 0 if rows else first + 1
-    edges = (begin - 0.5, begin + weights.shape[1] - 0.5, begin + weights.shape[0] - 0.5, begin - 0.5)
-    ax.imshow(weights, cmap="Blues", norm=PowerNorm(0.5, 0, largest), aspect="auto", interpolation="nearest",
-              extent=edges)
-    ax.grid(False)
-    if rows:
-        ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
-        ax.set_yticks(range(len(rows)), rows, fontsize=8)
 
 
 def lens_picture(positions: list[int], names: list[list[str]], probabilities: np.ndarray, subject: Subject, tokenizer):
     """The logit lens, as `lens` gives it: for each position the most likely token by layer, the surer the bluer."""
     n = probabilities.shape[1]
-    figure = new_figure(2 + 1.15 * n, 1.2 + 0.21 * len(positions))
+    figure = plots.new_figure(2 + 1.15 * n, 1.2 + 0.21 * len(positions))
     ax = figure.subplots()
     ax.imshow(probabilities, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     ax.grid(False)

@@ -45,11 +45,16 @@ def can_draw() -> bool:
     return True
 
 
-def axes(title: str, x: str, y: str):
-    """The axes of a new figure (4.8 x 3 inches), which is `ax.figure`. x, y: labels. Only after can_draw()."""
-    from matplotlib.figure import Figure
+def new_figure(width: float, height: float):
+    """A figure of this many inches. Only after can_draw()."""
+    from matplotlib.figure import Figure  # here, not above: pages do without
 
-    ax = Figure(figsize=(4.8, 3.0), layout="constrained").subplots()
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def axes(title: str, x: str, y: str):
+    """The axes of a new figure, which is `ax.figure`. x, y: labels. Only after can_draw()."""
+    ax = new_figure(4.8, 3.0).subplots()
     ax.set(title=title, xlabel=x, ylabel=y)
     return ax
 

@@ -51,8 +51,8 @@ def load_task(folder) -> tuple[dict, dict[str, list[dict]]]:
         raise UserError(f"{path}: needs a kind ({', '.join(COLUMNS)}) and a metric; prepare the data set again")
     if problem := difference(task, {"metric": str, "multi_label?": bool}):
         raise UserError(f"{path}: {problem}; prepare the data set again")
-    labels = task.get("labels")
-    if task["kind"] in LABELLED and (difference(labels, [str]) or len({*labels}) < len(labels)):
+    if task["kind"] in LABELLED and (difference(task, {"labels": [str]})
+                                     or len({*task["labels"]}) < len(task["labels"])):
         raise UserError(f"{path}: a {task['kind']} task needs its labels, a list of different texts; prepare the data "
                         "set again")
     located = {split: tables.read_jsonl(folder / f"{split}.jsonl") for split in SPLITS
