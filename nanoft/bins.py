@@ -24,7 +24,7 @@ from typing import BinaryIO
 import numpy as np
 
 from nanoft import UserError
-from nanoft.files import available_cores, fingerprint, map_ahead, progress_bar
+from nanoft.files import available_cores, fingerprint, in_groups, map_ahead, progress_bar
 from nanoft.pretokenize import BATCH, cut_safely
 
 # magic, version, bytes per id, shard number, shards, tokens, vocabulary, fingerprint, bytes of text, words, documents,
@@ -36,6 +36,7 @@ FIELDS = ("magic", "version", "id_bytes", "shard", "shards", "tokens", "vocab_si
           "documents", "crc", "header_crc")
 LLM_C, LLM_C_BYTES = struct.pack("<2i", 20240520, 1), 4 * 256  # magic and version of llm.c's shards; their header
 GPT2 = 50257, "397f690ee01a9ef3083300e728480651"  # vocabulary and fingerprint of the tokenizer they were made with
+GROUP = BATCH // 4  # characters of text that a thread encodes at a time
 VERIFIED = 2**25  # bytes: a smaller file is verified whenever it is opened, a larger one by `python -m nanoft bins`
 
 
@@ -52,12 +53,14 @@ def write_split(folder: str | Path, split: str, documents: Iterable, tokenizer, 
     folder.mkdir(parents=True, exist_ok=True)
     writer = ShardWriter(folder / f".{split}.{os.getpid()}", tokenizer, shard_tokens)
     show = progress_bar(f"tokenizing {split}", unit="MB")
+    cores, done = available_cores(), 0
+    groups = in_groups(document_parts(documents, tokenizer.pattern), GROUP, lambda part: len(part[0]))
     try:
-        done = 0
-        for arrays in encode_documents(documents, tokenizer):
-            writer.append(*arrays)
-            done += arrays[1]
-            show(done / 1e6)
+        with ThreadPoolExecutor(cores) as pool:  # threads are enough: tiktoken's engine releases Python's lock
+            for arrays in map_ahead(pool, partial(encode_parts, tokenizer), groups, ahead=2 * cores):
+                writer.append(*arrays)
+                done += arrays[1]
+                show(done / 1e6)
         if not writer.shards:
             raise UserError(f"{folder}: the {split} split has no text; give more text or another split")
         writer.shards[0]["words"] = num_words
@@ -130,25 +133,18 @@ def name_shards(stem: Path, shards: list[dict[str, int]], tokenizer, folder: Pat
     """
     names = [f"{split}.bin"] if len(shards) == 1 else [f"{split}_{i:03d}.bin" for i in range(len(shards))]
     left = [i for i in range(len(shards)) if Path(f"{stem}.{i}").exists()]
+    fixed = {"magic": MAGIC, "version": VERSION, "id_bytes": id_type(tokenizer.vocab_size).itemsize, "header_crc": 0,
+             "shards": len(shards), "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint.encode()}
     for i in left:
+        header = fixed | {"shard": i} | shards[i]
+        data = HEADER.pack(*[header[name] for name in FIELDS])[:-4]
         with open(f"{stem}.{i}", "r+b") as file:
-            file.write(pack_header(shards[i], i, len(shards), tokenizer))
+            file.write(data + struct.pack("<I", zlib.crc32(data)))
             file.flush()
             os.fsync(file.fileno())
     for i in left:
         os.replace(f"{stem}.{i}", folder / names[i])
     return names
-
-
-def encode_documents(documents: Iterable, tokenizer) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Encode on all cores, in order: yields (ids of a quarter of a million characters, their bytes, documents ended).
-
-    Threads are enough: tiktoken's engine releases Python's lock while it encodes.
-    """
-    cores = available_cores()
-    with ThreadPoolExecutor(cores) as pool:
-        yield from map_ahead(pool, partial(encode_parts, tokenizer), document_batches(documents, tokenizer.pattern),
-                             ahead=2 * cores)
 
 
 def encode_parts(tokenizer, parts: Iterable[tuple[str, bool]]) -> tuple[np.ndarray, int, int]:
@@ -160,34 +156,20 @@ def encode_parts(tokenizer, parts: Iterable[tuple[str, bool]]) -> tuple[np.ndarr
     return np.concatenate(arrays or [end[:0]]), num_bytes, sum(is_last for _, is_last in parts)
 
 
-def document_batches(documents: Iterable, pattern: str, size: int = BATCH // 4) -> Iterator[list[tuple[str, bool]]]:
-    """Lists of (part of a document, is it the last part), of about `size` characters; empty documents are left out."""
-    batch, length = [], 0
+def document_parts(documents: Iterable, pattern: str) -> Iterator[tuple[str, bool]]:
+    """(part of a document, is it the last part) of about GROUP characters; empty documents are left out."""
     for document in documents:
-        parts = cut_safely(document, pattern, size)
-        part = next(parts, None)
-        while part is not None:
-            following = next(parts, None)
-            batch.append((part, following is None))
-            length += len(part)
-            if length >= size:
-                yield batch
-                batch, length = [], 0
-            part = following
-    if batch:
-        yield batch
+        before = ""
+        for part in cut_safely(document, pattern, GROUP):
+            if before:
+                yield before, False
+            before = part
+        if before:
+            yield before, True
 
 
 def id_type(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-
-
-def pack_header(header: dict[str, int], shard: int, shards: int, tokenizer) -> bytes:
-    fixed = {"magic": MAGIC, "version": VERSION, "id_bytes": id_type(tokenizer.vocab_size).itemsize, "shard": shard,
-             "shards": shards, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint.encode()}
-    values = fixed | header | {"header_crc": 0}
-    data = HEADER.pack(*[values[name] for name in FIELDS])[:-4]
-    return (data + struct.pack("<I", zlib.crc32(data))).ljust(HEADER_BYTES, b"\0")
 
 
 def read_header(path: str | Path) -> dict:
@@ -290,6 +272,16 @@ class Tokens:
 
     def __len__(self):
         return int(self.begins[-1])
+
+    def documents(self, end_id: int, stop: int, size: int = 2**24) -> np.ndarray:
+        """Where each document before `stop` starts and ends, without its end_id; empty ones are left out: (n, 2).
+
+        The last one may be cut. size: ids that are read at once.
+        """
+        ends = [np.flatnonzero(self.read(i, min(i + size, stop)) == end_id) + i for i in range(0, stop, size)]
+        bounds = np.concatenate(([-1], *ends, [stop]))
+        spans = np.stack((bounds[:-1] + 1, bounds[1:]), axis=1)
+        return spans[spans[:, 1] > spans[:, 0]]
 
     @property
     def identity(self) -> str:

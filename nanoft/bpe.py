@@ -23,8 +23,8 @@ import regex
 import tiktoken
 
 from nanoft import UserError
-from nanoft.files import available_cores, map_ahead, progress_bar, write_whole
-from nanoft.pretokenize import COARSE, PATTERNS, batches, check_pattern, check_text, cut_runs
+from nanoft.files import available_cores, in_groups, map_ahead, progress_bar, write_whole
+from nanoft.pretokenize import BATCH, COARSE, PATTERNS, check_pattern, check_text, cut_runs, cut_safely
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|cls|>", "<|sep|>")
 # RoBERTa's names for them (arXiv:1907.11692); a document ends with the token that ends a text
@@ -59,7 +59,7 @@ def train(texts: Iterable, vocab_size: int, pattern: str = "gpt4", processes: in
 
 def count_chunks(texts: Iterable, pattern: str, processes: int, progress: bool) -> Counter:
     """How often each chunk of the split pattern occurs in the texts: {chunk as str: count}."""
-    stream = batches(texts, pattern)
+    stream = in_groups((part for text in texts for part in cut_safely(text, pattern)), BATCH)
     first_two = [batch for batch in (next(stream, None), next(stream, None)) if batch]
     todo = itertools.chain(first_two, stream)
     count = functools.partial(count_batch, pattern)

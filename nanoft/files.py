@@ -210,6 +210,19 @@ def available_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def in_groups(items, size, length=len):
+    """Consecutive items in lists whose lengths add up to `size`, or a little more."""
+    group, total = [], 0
+    for item in items:
+        group.append(item)
+        total += length(item)
+        if total >= size:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
 def map_ahead(pool, function, items, ahead):
     """As map(function, items) in a pool's workers, in order, reading at most `ahead` items before they are used."""
     waiting = deque()

@@ -105,17 +105,3 @@ def cut_runs(text: str) -> list[str]:
             parts.append(text[begin:cut])
             begin = cut
     return [*parts, text[begin:]]
-
-
-def batches(texts: Iterable, pattern: str) -> Iterator[list[str]]:
-    """The texts, long ones cut, in lists of about a million characters."""
-    batch, size = [], 0
-    for text in texts:
-        for part in cut_safely(text, pattern):
-            batch.append(part)
-            size += len(part)
-            if size >= BATCH:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch

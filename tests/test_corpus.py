@@ -47,14 +47,14 @@ def source(tmp_path_factory):
 def small(monkeypatch):
     """Groups of a few documents, and the state saved after each of them."""
     monkeypatch.setattr(corpus, "SAVE_SECONDS", -1.0)
-    monkeypatch.setattr(corpus.groups, "__defaults__", (1000,))
+    monkeypatch.setattr(corpus, "GROUP", 1000)
 
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
     """The data set as an uninterrupted preparation makes it, in the same groups."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus.groups, "__defaults__", (1000,))
+        patch.setattr(corpus, "GROUP", 1000)
         out = tmp_path_factory.mktemp("whole")
         corpus.prepare_corpus(options(source, out), {}, out)
     return out
@@ -131,7 +131,7 @@ def test_a_killed_preparation_goes_on(source, whole, tmp_path):
     """SIGKILL, by the scripts of the data sets themselves; the second finishes what the first began."""
     def command(name, save):
         code = ("import runpy, sys; from nanoft.text import corpus\n"
-                f"corpus.SAVE_SECONDS = {save}; corpus.groups.__defaults__ = (1000,)\n"
+                f"corpus.SAVE_SECONDS = {save}; corpus.GROUP = 1000\n"
                 f"sys.argv = ['prepare.py', '--source={source}', '--vocab_size=300', '--shard_tokens=9000', "
                 f"'--val_fraction=0.1', '--out={tmp_path}']\n"
                 f"runpy.run_path('data/{name}/prepare.py', run_name='__main__')")

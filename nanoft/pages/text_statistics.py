@@ -26,12 +26,8 @@ class Documents(NamedTuple):
 
 def from_tokens(tokens, end_id: int, limit: int) -> Documents:
     """The first documents of a bins.Tokens, `limit` tokens of them at most; the last one may be cut."""
-    ids = tokens.read(0, min(len(tokens), limit))
-    ends = np.flatnonzero(ids == end_id)
-    if not len(ends) or ends[-1] < len(ids) - 1:
-        ends = np.append(ends, len(ids))
-    spans = np.stack((np.concatenate(([0], ends[:-1] + 1)), ends), axis=1)
-    return Documents(ids, spans[spans[:, 1] > spans[:, 0]])
+    stop = min(len(tokens), limit)
+    return Documents(tokens.read(0, stop), tokens.documents(end_id, stop))
 
 
 def from_rows(rows: list[dict], tokenizer) -> Documents:

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from nanoft import UserError, bpe, config
-from nanoft.bins import ShardWriter, encode_parts, name_shards
-from nanoft.files import available_cores, map_ahead, progress_bar, read_blocks, read_json, write_json
-from nanoft.pretokenize import BATCH, check_text
+from nanoft.bins import GROUP, ShardWriter, encode_parts, name_shards
+from nanoft.files import available_cores, in_groups, map_ahead, progress_bar, read_blocks, read_json, write_json
+from nanoft.pretokenize import check_text
 from nanoft.runlog import lock, unlock
 from nanoft.text import prepare, vocabulary
 
@@ -152,7 +152,7 @@ def add_file(path: Path, label: str, cfg, tokenizer, state: dict, work: Path) ->
     try:
         with ThreadPoolExecutor(cores) as pool:
             encode = partial(encode_group, tokenizer, cfg.val_fraction)
-            for number, arrays in map_ahead(pool, encode, groups(texts), ahead=2 * cores):
+            for number, arrays in map_ahead(pool, encode, in_groups(texts, GROUP), ahead=2 * cores):
                 for split in arrays:
                     writers[split].append(*arrays[split])
                 state["documents"] += number
@@ -168,19 +168,6 @@ def add_file(path: Path, label: str, cfg, tokenizer, state: dict, work: Path) ->
         show(None)
         for writer in writers.values():
             writer.close()
-
-
-def groups(texts: Iterable[str], size: int = BATCH // 4) -> Iterator[list[str]]:
-    """Lists of whole documents, of about `size` characters."""
-    group, length = [], 0
-    for text in texts:
-        group.append(text)
-        length += len(text)
-        if length >= size:
-            yield group
-            group, length = [], 0
-    if group:
-        yield group
 
 
 def encode_group(tokenizer, val_fraction: float, texts: list[str]) -> tuple[int, dict[str, tuple]]:

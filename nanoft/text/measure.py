@@ -2,11 +2,8 @@
 
 import re
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from nanoft import UserError, batches, checkpoint, distributed, evaluate, files
 from nanoft.bins import Tokens, write_split
@@ -18,7 +15,8 @@ from nanoft.text import prepare, vocabulary
 from nanoft.text.pairs import Pairs
 from nanoft.text.wordpiece import WordPiece
 
-WORD = re.compile(f"[{NO_SPACES}]|[^{NO_SPACES}\\s]+")  # what stands between spaces, or a character without them
+# what stands between spaces, or a character of a script without them; data/text/prepare.py counts words so, too
+WORD = re.compile(f"[{NO_SPACES}]|[^{NO_SPACES}\\s]+")
 
 
 def measure(cfg, dist: Dist) -> None:
@@ -39,8 +37,13 @@ def measure(cfg, dist: Dist) -> None:
     context = model.cfg.block_size
     result = {"model": str(path), "text": cfg.text_file or cfg.data, "context": context, "stride": context}
     with tempfile.TemporaryDirectory() as folder:
-        splits = text_tokens(cfg.text_file, tokenizer, folder) if cfg.text_file else split_tokens(
-            cfg.data, tokenizer, folder, dist)
+        if cfg.text_file:
+            text = files.read_text(cfg.text_file)
+            if not text.strip():
+                raise UserError(f"{cfg.text_file} holds no text to measure a model on")
+            splits = {"text": write_split(folder, "text", [text], tokenizer, len(WORD.findall(text)))}
+        else:
+            splits = split_tokens(cfg.data, tokenizer, folder, dist)
         for name, tokens in splits.items():
             if model.cfg.causal:
                 metrics = evaluate.causal_metrics(model, tokens, 0, tokenizer.special["<|endoftext|>"], dist)
@@ -60,14 +63,6 @@ def measure(cfg, dist: Dist) -> None:
         print(f"{out_dir}: eval.json")
 
 
-def text_tokens(path: str, tokenizer, folder: str) -> dict[str, Tokens]:
-    """A text file as token files in a folder, its words counted as data/text/prepare.py does."""
-    text = files.read_text(path)
-    if not text.strip():
-        raise UserError(f"{path} holds no text to measure a model on")
-    return {"text": write_split(folder, "text", [text], tokenizer, len(WORD.findall(text)))}
-
-
 def split_tokens(data: str, tokenizer, folder: str, dist: Dist) -> dict[str, Tokens]:
     """The val and test splits of a data set; where its tokenizer is another one, their text as token files anew."""
     source = prepare.find_data(data)
@@ -83,13 +78,9 @@ def split_tokens(data: str, tokenizer, folder: str, dist: Dist) -> dict[str, Tok
     if isinstance(other, WordPiece):
         raise UserError(f"{source} was prepared with a tokenizer from which its text cannot be read again; prepare it "
                         "again with that of the model, or give a --text_file")
-    return {name: write_split(folder, name, decoded(tokens, other), tokenizer, tokens.num_words)
-            for name, tokens in splits.items()}
-
-
-def decoded(tokens: Tokens, tokenizer) -> Iterator[str]:
-    """The documents of a split."""
-    ids, end = tokens.read(0, len(tokens)), tokenizer.special["<|endoftext|>"]
-    for part in np.split(ids, np.flatnonzero(ids == end) + 1):
-        if len(part):
-            yield tokenizer.decode(part[part != end].tolist())
+    anew = {}
+    for name, tokens in splits.items():
+        spans = tokens.documents(other.special["<|endoftext|>"], len(tokens)).tolist()
+        texts = (other.decode(tokens.read(start, end).tolist()) for start, end in spans)
+        anew[name] = write_split(folder, name, texts, tokenizer, tokens.num_words)
+    return anew

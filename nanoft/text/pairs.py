@@ -23,8 +23,11 @@ class Pairs:
         self.tokens, self.masking, self.seed, self.batch_size = tokens, masking, seed, batch_size
         self.block_size = block_size
         self.cls, self.sep, self.pad = (tokenizer.special[f"<|{name}|>"] for name in ("cls", "sep", "pad"))
-        self.ends_sentence = sentence_ends(tokenizer)
-        self.documents = find_documents(tokens, tokenizer.special["<|endoftext|>"])  # (documents, 2): start, end
+        marks = tuple(mark.encode() for mark in ".!?。！？")
+        self.ends_sentence = np.array([  # does a token end a sentence or a line? (V,)
+            text.rstrip(b' "\'').endswith(marks) or text.endswith(b"\n") for text in tokenizer.token_bytes])
+        spans = tokens.documents(tokenizer.special["<|endoftext|>"], len(tokens))
+        self.documents = spans[spans[:, 1] - spans[:, 0] >= 2]  # (documents, 2): start, end
         if len(self.documents) < 2:
             raise UserError(f"{tokens.paths[0]} has {len(self.documents)} document(s) of two tokens or more; pairs of "
                             "segments need two at least: prepare more documents, or use --objective=mlm")
@@ -116,21 +119,3 @@ class Pairs:
             starts = np.append(starts, 0)  # a document begins with a sentence
         starts = starts[(starts >= low) & (starts <= high)]
         return int(starts[np.abs(starts - near).argmin()]) if len(starts) else near
-
-
-def find_documents(tokens, eot: int, size: int = 2**24) -> np.ndarray:
-    """Start and end (without its <|endoftext|>) of each document of two tokens or more: int64 (documents, 2).
-
-    size: tokens that are read at once.
-    """
-    ends = np.concatenate([np.flatnonzero(tokens.read(i, min(i + size, len(tokens))) == eot) + i
-                           for i in range(0, len(tokens), size)])
-    spans = np.stack((np.concatenate(([0], ends[:-1] + 1)), ends), axis=1)
-    return spans[spans[:, 1] - spans[:, 0] >= 2]
-
-
-def sentence_ends(tokenizer) -> np.ndarray:
-    """Which ids end a sentence or a line: bool (V,)."""
-    marks = tuple(mark.encode() for mark in ".!?。！？")
-    texts = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
-    return np.array([text.rstrip(b' "\'').endswith(marks) or text.endswith(b"\n") for text in texts])
