@@ -137,28 +137,25 @@ def masked_batch(tokens, block_size: int, seed: int, index: np.ndarray, masking:
 # ---- evaluation --------------------------------------------------------------------------------------------------
 
 
-def eval_starts(n_tokens: int, block_size: int, stride: int, max_tokens: int = 0) -> np.ndarray:
+def eval_starts(n_tokens: int, block_size: int, max_tokens: int = 0) -> np.ndarray:
     """The starts of fixed windows that score every token once, or about `max_tokens` tokens, evenly spread."""
-    starts = np.arange(0, max(n_tokens - block_size + stride, 1), stride)
-    if max_tokens and len(starts) * stride > max_tokens:
-        starts = starts[np.linspace(0, len(starts) - 1, max(1, max_tokens // stride)).astype(np.int64)]
+    starts = np.arange(0, max(n_tokens, 1), block_size)
+    if max_tokens and len(starts) * block_size > max_tokens:
+        starts = starts[np.linspace(0, len(starts) - 1, max(1, max_tokens // block_size)).astype(np.int64)]
     return starts
 
 
-def eval_batch(tokens, block_size: int, stride: int, starts: np.ndarray, first_id: int) -> dict[str, np.ndarray]:
-    """Windows that score their last `stride` tokens: ids and targets, each (len(starts), block_size).
+def eval_batch(tokens, block_size: int, starts: np.ndarray, first_id: int) -> dict[str, np.ndarray]:
+    """Windows of evaluation: ids and targets, each (len(starts), block_size).
 
-    The window at 0 scores all its tokens; the very first is predicted from `first_id`. Positions past the end, and
-    context that another window scores, are IGNORE.
+    The very first token is predicted from `first_id`; targets past the end are IGNORE.
     """
-    position = starts[:, None] + np.arange(block_size)  # (B, T) of each target in the tokens
     rows = np.full((len(starts), block_size + 1), first_id, dtype=np.int64)
     for row, start in zip(rows, starts):
         ids = tokens.read(max(start - 1, 0), min(start + block_size, len(tokens)))
         row[int(start == 0):][:len(ids)] = ids
-    context = (np.arange(block_size) < block_size - stride) & (starts[:, None] > 0)
-    targets = np.where(context | (position >= len(tokens)), IGNORE, rows[:, 1:])
-    return {"ids": rows[:, :-1], "targets": targets}
+    position = starts[:, None] + np.arange(block_size)  # (B, T) of each target in the tokens
+    return {"ids": rows[:, :-1], "targets": np.where(position < len(tokens), rows[:, 1:], IGNORE)}
 
 
 def masked_eval_batch(tokens, block_size: int, starts: np.ndarray, masking: Masking) -> dict[str, np.ndarray]:

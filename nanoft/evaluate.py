@@ -16,18 +16,15 @@ from nanoft.model import BERT
 
 
 @torch.no_grad()
-def causal_metrics(model, tokens: Tokens, max_tokens: int, first_id: int, dist: Dist, stride: int = 0) -> dict:
+def causal_metrics(model, tokens: Tokens, max_tokens: int, first_id: int, dist: Dist) -> dict:
     """The metrics of a GPT on about max_tokens of a split (0 = all): a dictionary of
 
     loss: nats a token; bits_per_byte; word_perplexity where the split has words: e^(nats of the whole text / words).
-    The last two take the scored part for the whole. model: compiled or not. stride: tokens scored in a window, 0 =
-    block_size. first_id: the token before the text.
+    The last two take the scored part for the whole. model: compiled or not. first_id: the token before the text.
     """
-    block_size = model.cfg.block_size
-    stride = stride or block_size
-    losses, scored = [], []
-    for starts, n in chunks(batches.eval_starts(len(tokens), block_size, stride, max_tokens), model, dist):
-        made = batches.eval_batch(tokens, block_size, stride, starts, first_id)
+    block_size, losses, scored = model.cfg.block_size, [], []
+    for starts, n in chunks(batches.eval_starts(len(tokens), block_size, max_tokens), model, dist):
+        made = batches.eval_batch(tokens, block_size, starts, first_id)
         made["targets"][n:] = batches.IGNORE
         scored.append(int((made["targets"] != batches.IGNORE).sum()))
         with dist.autocast():
@@ -59,8 +56,7 @@ def masked_metrics(model: BERT, tokens: Tokens, max_tokens: int, masking, pairs,
             mine.append((groups[0], 0))  # as many on every rank
         made = ((pairs.rows(group, group, lengths[group].max()), n) for group, n in mine)
     else:
-        chunked = chunks(batches.eval_starts(len(tokens) - block_size + 1, block_size, block_size, max_tokens), model,
-                         dist)
+        chunked = chunks(batches.eval_starts(len(tokens) - block_size + 1, block_size, max_tokens), model, dist)
         made = ((batches.masked_eval_batch(tokens, block_size, starts, masking), n) for starts, n in chunked)
     scores, counts = [], []  # of each batch the losses and correct predictions, and the numbers that are asked for
     for batch, n in made:

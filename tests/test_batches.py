@@ -43,11 +43,10 @@ def test_the_shortest_texts(length):
     assert starts.min() >= 0 and starts.max() + 32 <= length - 1
 
 
-@pytest.mark.parametrize("stride", [32, 16, 5])
-def test_evaluation_scores_every_token_once(corpus, stride):
+def test_evaluation_scores_every_token_once(corpus):
     tokens = Tokens.open(corpus, "val")
-    starts = batches.eval_starts(len(tokens), 32, stride)
-    x, y = batches.eval_batch(tokens, 32, stride, starts, first_id=3).values()
+    starts = batches.eval_starts(len(tokens), 32)
+    x, y = batches.eval_batch(tokens, 32, starts, first_id=3).values()
     assert x[0, 0] == 3
     assert np.array_equal(y[y != batches.IGNORE], tokens.read(0, len(tokens)))
     for row, start in zip(x, starts):

@@ -84,8 +84,10 @@ def subject_from_row(model, task: dict, tokenizer, row: dict, guess: dict, answe
     if kind == "tag":
         targets = tag_targets(logits, task, row["words"], ids, batch["targets"][0])
     elif kind == "answer":
-        targets = [span_target(logits, tokenizer, ids, *map(int, out[feature, 1:3])) if guess["prediction"] else
-                   Target("logits of no answer", lambda ids, types: logits(ids, types)[:, 0].sum(-1), [0])]
+        start, end = map(int, out[feature, 1:3]) if guess["prediction"] else (0, 0)
+        said = f"start and end of “{tokenizer.decode(ids[start:end + 1].tolist()).strip()}”" if end else "no answer"
+        targets = [Target(f"logits of {said}", lambda ids, types: logits(ids, types)[:, start, 0] + logits(
+            ids, types)[:, end, 1], [start, end] if end else [0])]
     else:
         positions = {"cls": [0], "last": [T - 1]}.get(task["pool"], list(range(T)))
         scores, parts = text_scores(logits, task, out[own].mean(0)), None
@@ -124,12 +126,6 @@ def tag_targets(logits: Callable, task: dict, words: list[str], ids: Tensor, tar
         chosen[doubtful] = scores[doubtful].argmax()
     return [Target(f"logit of {labels[k]} for “{word}”", lambda ids, types, at=at, k=k: logits(ids, types)[:, at, k],
                    [at]) for word, at, k in zip(words, positions, chosen.tolist()) if labels[k] != "O"]
-
-
-def span_target(logits: Callable, tokenizer, ids: Tensor, start: int, end: int) -> Target:
-    text = tokenizer.decode(ids[start:end + 1].tolist()).strip()
-    return Target(f"logits of start and end of “{text}”",
-                  lambda ids, types: logits(ids, types)[:, start, 0] + logits(ids, types)[:, end, 1], [start, end])
 
 
 # ---- the answers of language models ------------------------------------------------------------------------------

@@ -75,17 +75,13 @@ def first_copies(documents: Documents) -> np.ndarray:
 
 def overlap(documents: Documents, other: Documents, n: int = RUN) -> float:
     """The fraction of the runs of n ids in `documents` that occur in `other` too. Equal hashes count as equal runs."""
-    hashes, other_hashes = (hash_runs(each.ids, n) for each in (documents, other))
-    return float(np.isin(hashes, other_hashes).mean()) if len(hashes) else 0.0
-
-
-def hash_runs(ids: np.ndarray, n: int) -> np.ndarray:
-    """A 64-bit hash of every run of n ids, a polynomial modulo 2^64: (tokens - n + 1,)."""
-    count = max(len(ids) - n + 1, 0)
-    total, values = np.zeros(count, dtype=np.uint64), ids.astype(np.uint64) + np.uint64(1)
-    for i in range(n):
-        total = total * np.uint64(0x9E3779B97F4A7C15) + values[i:i + count]
-    return total
+    hashes = []  # of every run of either, a polynomial modulo 2^64: (tokens - n + 1,)
+    for ids in (documents.ids, other.ids):
+        count, values = max(len(ids) - n + 1, 0), ids.astype(np.uint64) + np.uint64(1)
+        hashes.append(np.zeros(count, dtype=np.uint64))
+        for i in range(n):
+            hashes[-1] = hashes[-1] * np.uint64(0x9E3779B97F4A7C15) + values[i:i + count]
+    return float(np.isin(*hashes).mean()) if len(hashes[0]) else 0.0
 
 
 def decode(documents: Documents, tokenizer, limit: int) -> list[str]:

@@ -43,12 +43,19 @@ class Entry(NamedTuple):
 def read_entries(path: Path) -> dict[str, Entry]:
     """{name: Entry} of a .safetensors file, or of all shards of an index. Reads no tensor.
 
-    Raises UserError for a file that is incomplete or differs from the format in anything.
+    Raises UserError for a file that is incomplete or differs from the format in anything, and for a shard that holds
+    other tensors than the index says.
     """
-    if path.name.endswith(".index.json"):
-        return read_shards(path)
-    tensors, _, start = read_header(path)
-    return {name: Entry(path, dtype, shape, start + begin) for name, (dtype, shape, begin) in tensors.items()}
+    if not path.name.endswith(".index.json"):
+        tensors, _, start = read_header(path)
+        return {name: Entry(path, dtype, shape, start + begin) for name, (dtype, shape, begin) in tensors.items()}
+    files, entries = read_index(path), {}
+    for file in sorted(set(files.values())):
+        shard = read_entries(path.with_name(file))
+        for name in sorted(shard.keys() ^ {name for name in files if files[name] == file}):
+            raise UserError(f"{path} and {file} do not fit: tensor {name!r} is in one of them alone; fetch both again")
+        entries |= shard
+    return entries
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -128,17 +135,6 @@ def read_index(path: Path) -> dict[str, str]:
         raise UserError(f"{path} is no index of shards: it lacks a weight_map of tensors to files beside it; fetch it "
                         "again")
     return files
-
-
-def read_shards(path: Path) -> dict[str, Entry]:
-    """{name: Entry} of all shards of an index. Raises UserError unless each holds exactly what the index says."""
-    files, entries = read_index(path), {}
-    for file in sorted(set(files.values())):
-        shard = read_entries(path.with_name(file))
-        for name in sorted(shard.keys() ^ {name for name in files if files[name] == file}):
-            raise UserError(f"{path} and {file} do not fit: tensor {name!r} is in one of them alone; fetch both again")
-        entries |= shard
-    return entries
 
 
 def map_tensors(entries: dict[str, Entry]) -> dict[str, torch.Tensor]:

@@ -62,16 +62,13 @@ def batch(encoded: Encoded | images.Pictures, index, task: dict, tokenizer, mult
 def token_types(ids: np.ndarray, second: np.ndarray, is_token: np.ndarray, match: bool) -> np.ndarray:
     """0 for tokens of the first text, 1 from position `second` (B,) on; with match 2 more for those that both have.
 
-    ids, is_token: (B, T) -> int64 (B, T).
+    The latter is "exact match" of arXiv:1704.00051. ids, is_token: (B, T) -> int64 (B, T).
     """
     types = ((np.arange(ids.shape[1]) >= second[:, None]) & is_token).astype(np.int64)
-    return types + 2 * in_both_texts(ids, types, is_token) if match else types
-
-
-def in_both_texts(ids: np.ndarray, types: np.ndarray, is_token: np.ndarray) -> np.ndarray:
-    """Which tokens occur in the other text, too: "exact match" of arXiv:1704.00051. All (B, T) -> bool (B, T)"""
+    if not match:
+        return types
     same = (ids[:, :, None] == ids[:, None, :]) & (types[:, :, None] != types[:, None, :])  # (B, T, T)
-    return is_token & (same & is_token[:, None, :]).any(2)
+    return types + 2 * (is_token & (same & is_token[:, None, :]).any(2))
 
 
 def balanced_weights(encoded: Encoded, n_classes: int) -> np.ndarray:

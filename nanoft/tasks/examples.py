@@ -238,7 +238,16 @@ def check_splits(task, located):
     if task["kind"] == "regress" and len({row["label"] for _, row in located["val"]}) == 1:
         print("val: every label is the same number, so no correlation can be computed; the least loss decides")
     splits = {split: [row for _, row in items] for split, items in located.items()}
-    return fix_answers(splits) if task["kind"] == "answer" else splits
+    if task["kind"] != "answer":
+        return splits
+    for split, rows in splits.items():
+        if split != "train" and len({row["id"] for row in rows}) < len(rows):
+            raise UserError(f"two {split} questions have the same id, so that their answers cannot be told apart; give "
+                            "each its own")
+    splits = {split: fix_offsets(rows, split) for split, rows in splits.items()}
+    if not splits["train"]:
+        raise UserError("no answer of a training question occurs in its context; give the contexts they are taken from")
+    return splits
 
 
 def check_row(task, row, where):
@@ -295,26 +304,7 @@ def check_labels(task, located):
                         "does not occur in training; mend it, or give training rows with it"))
 
 
-def fix_answers(splits):
-    """fix_offsets of every split. Raises UserError where ids are not unique or training has no question left."""
-    for split, rows in splits.items():
-        if split != "train" and len({row["id"] for row in rows}) < len(rows):
-            raise UserError(f"two {split} questions have the same id, so that their answers cannot be told apart; give "
-                            "each its own")
-    splits = {split: fix_offsets(rows, split) for split, rows in splits.items()}
-    if not splits["train"]:
-        raise UserError("no answer of a training question occurs in its context; give the contexts they are taken from")
-    return splits
-
-
 UNITS = (("utf-32-le", 4), ("utf-16-le", 2), ("utf-8", 1))  # what offsets may count: characters, UTF-16's units, bytes
-
-
-def characters_before(context: str, start: int, unit: tuple[str, int]) -> int:
-    """An offset that counts these units as one that counts characters."""
-    code, size = unit
-    return start if context.isascii() or start < 0 else len(
-        context.encode(code)[:start * size].decode(code, "ignore"))
 
 
 def fix_offsets(rows, split):
@@ -324,10 +314,11 @@ def fix_offsets(rows, split):
     out; other splits keep such answers, for scores count them. Prints how many there were, if any, and where an answer
     could be another occurrence.
     """
-    def places(row, answer, units):  # where the answer stands by its offset in these units
+    def places(row, answer, units):  # where the answer stands by its offset in these units, in characters
         text, context, start = answer["text"], row["context"], answer["start"]
-        found = [characters_before(context, start, unit) for unit in units]
-        return [at for at in found if text and at >= 0 and context.startswith(text, at)]
+        found = [start if context.isascii() else len(context.encode(code)[:start * size].decode(code, "ignore"))
+                 for code, size in units if start >= 0]
+        return [at for at in found if text and context.startswith(text, at)]
 
     fits = Counter(unit for row in rows for answer in row["answers"] for unit in UNITS if places(row, answer, [unit]))
     units = sorted(UNITS, key=lambda unit: -fits[unit])  # equal ones stay in their order

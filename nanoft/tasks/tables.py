@@ -257,11 +257,6 @@ def read_squad(path, encoding: str = "", has_answers: bool = True) -> list[tuple
 # ---- columns by their usual names --------------------------------------------------------------------------------
 
 
-def usual_columns(columns: list[str], name: str) -> list[str]:
-    """The columns that have a usual name for our column `name`."""
-    return [column for column in columns if column.lower() in USUAL.get(name, name).split()]
-
-
 def choose_columns(path, columns: list[str], wanted: dict[str, tuple[str, str]], optional: str = "",
                    rows: Sequence = ()) -> dict[str, list[str]]:
     """{our name: the table's columns, one or several to be joined}.
@@ -271,7 +266,7 @@ def choose_columns(path, columns: list[str], wanted: dict[str, tuple[str, str]],
     """
     chosen = {}
     for name, (option, given) in wanted.items():
-        usual = usual_columns(columns, name)
+        usual = [column for column in columns if column.lower() in USUAL.get(name, name).split()]
         several = [given] if given in columns or name in ("label", "response") else re.split(r"\s*,\s*", given)
         for column in several if given else ():
             if column not in columns:
