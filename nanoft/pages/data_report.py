@@ -7,6 +7,7 @@ Writes figures.html and a PNG file of each figure into `figures` beside the data
 set without a tokenizer gets one learned from its rows.
 """
 
+import io
 from collections import Counter, defaultdict
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def main():
             raise UserError(f"{path} holds pictures, and this page is about texts; finetune.py shows pictures")
         unit, tokenizer = "row", find_tokenizer(cfg, path.parent if is_file else path, rows["train"])
         splits = {split: statistics.from_rows(rows_of, tokenizer) for split, rows_of in rows.items()}
-        about_rows(page, task, rows, splits)
+        about_rows(page, task, rows)
     else:
         unit, tokenizer = "document", find_tokenizer(cfg, path)
         tokens = {split: Tokens.open(path, split) for split in examples.SPLITS if Tokens.exists(path, split)}
@@ -160,19 +161,13 @@ def about_tokens(page, tokens: dict[str, Tokens]) -> None:
         page.add(f"<p>All below is about the first {MAX_TOKENS:,} tokens of {' and '.join(long)}.</p>")
 
 
-def about_rows(page, task, rows: dict[str, list[dict]], splits) -> None:
-    """The rows of each split: how many, empty, duplicate, with several labels, and known from training."""
-    train = {examples.inputs_of(row) for row in rows["train"]}
-    head = ("", "rows", "empty", "duplicates", "texts with several labels", "also in train", "tokens")
-    lines: list[tuple[str, ...]] = []
-    for split, rows_of in rows.items():
-        counts = examples.count_oddities(rows_of)
-        leaks = sum(examples.inputs_of(row) in train for row in rows_of) if split != "train" else 0
-        numbers = (*(counts[name] for name in ("rows", "empty", "duplicates", "conflicts")), leaks,
-                   splits[split].lengths.sum())
-        lines.append((split, *(f"{number:,}" for number in numbers)))
-    print(files.aligned([head, *lines]))
-    page.add(f"<p>Kind {escape(task['kind'])}, measured by {escape(task['metric'])}.</p>", table(head, lines))
+def about_rows(page, task, rows: dict[str, list[dict]]) -> None:
+    """What finetune.py says of the rows, too: how many, empty, duplicate, known from training; their labels."""
+    with redirect_stdout(io.StringIO()) as text:
+        examples.report(task, rows)
+    print(text.getvalue(), end="")
+    page.add(f"<p>Kind {escape(task['kind'])}, measured by {escape(task['metric'])}.</p>",
+             f"<pre>{escape(text.getvalue())}</pre>")
 
 
 def lengths(page, splits, counts, tokenizer, unit: str) -> None:
@@ -252,7 +247,7 @@ def labels(page, task, rows: dict[str, list[dict]], train_lengths) -> None:
     """How many rows each label has and how long they are; the numbers of a regression; answers."""
     if task["kind"] == "generate":
         return
-    page.heading("Labels", *(f"{split}: {examples.describe_labels(task, rows_of)}" for split, rows_of in rows.items()))
+    page.heading("Labels")
     if task["kind"] == "regress" and plots.can_draw():
         with page.plot("labels", "Labels", "label", "rows (%)") as ax:
             values = {split: np.array([row["label"] for row in rows_of]) for split, rows_of in rows.items()}
