@@ -28,7 +28,6 @@ from nanoft.sampling import Sampling
 from nanoft.text import prepare, vocabulary
 from nanoft.text.measure import measure
 from nanoft.text.pairs import Pairs
-from nanoft.text.wordpiece import WordPiece
 
 
 @dataclass
@@ -206,7 +205,7 @@ def main():
 class Data:
     """A prepared data set. make_batch(rows): the training batch with these global row numbers, a pure function."""
     folder: Path
-    tokenizer: Tokenizer | WordPiece
+    tokenizer: Tokenizer
     splits: dict[str, Tokens]
     block_size: int
     make_batch: Callable

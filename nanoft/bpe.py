@@ -216,7 +216,10 @@ class Tokenizer:
             self.token_bytes[i] = token
         self.is_special = np.isin(np.arange(self.vocab_size), list(special_tokens.values()))
         self.pattern = self.content["pattern"]
-        self.fingerprint = hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:32]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:32]
 
     @functools.cached_property
     def encoding(self) -> tiktoken.Encoding:

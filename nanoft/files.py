@@ -94,8 +94,9 @@ def difference(value, form, name="it") -> str:
         parts = [(item, form[0], f"{name}[{i}]") for i, item in enumerate(value)]
     else:
         wanted = {key.removesuffix("?"): each for key, each in form.items() if key is not str}
-        for key in wanted.keys() & form.keys() - value.keys():
-            return f"{name} lacks {key}"
+        for key in wanted:
+            if key in form and key not in value:
+                return f"{name} lacks {key}"
         if str in form and not all(isinstance(key, str) for key in value):
             return f"{name} has a name that is no text"
         parts = [(item, wanted.get(key, form.get(str, object)), f"{name}[{key!r:.40}]") for key, item in value.items()]

@@ -37,14 +37,6 @@ def test_rows_keep_all_their_texts():
     assert [tokenizer.decode(found.document(i).tolist()) for i in range(3)] == ["one twothree", " one two", ""]
 
 
-def test_zipf_exponent_of_its_own_law():
-    ranks = np.arange(1, 5001)
-    assert statistics.zipf_exponent(1e9 / ranks) == pytest.approx(1.0, abs=1e-6)
-    counts = np.random.default_rng(0).permutation(1e9 / ranks**1.5)
-    assert statistics.zipf_exponent(counts) == pytest.approx(1.5, abs=1e-6)
-    assert np.isnan(statistics.zipf_exponent(np.array([3, 2, 1])))
-
-
 def test_copies_and_shared_runs():
     rng = np.random.default_rng(0)
     a, b, c = (rng.integers(1000, size=100) for _ in range(3))

@@ -116,7 +116,7 @@ def test_bert_s_list_and_what_its_config_says_of_small_letters(bert):
     (bert / "tokenizer_config.json").unlink()
     (bert / "vocab.txt").write_text("\r\n".join([*PIECES, "Cat"]) + "\r\n", encoding="utf-8")
     cased = vocabulary.load(bert)
-    assert not cased.lowercase and cased.ids["Cat"] == len(PIECES)
+    assert not cased.lowercase and cased.piece_ids["Cat"] == len(PIECES)
     cased.save(bert / "tokenizer.json")  # a run's folder: its own form comes first
     (bert / "vocab.txt").write_text("nonsense", encoding="utf-8")
     assert vocabulary.load(bert).fingerprint == cased.fingerprint

@@ -95,7 +95,8 @@ def test_a_word_of_more_than_100_characters_is_unknown():
 def test_special_tokens_are_text_unless_asked_for(small):
     assert [piece for piece, _ in pieces_of(small, "the[MASK]")] == ["the", "[", "mask", "]"]
     for text in ("the[MASK]!", "the <|mask|>!"):
-        assert small.encode(text, allow_special=True) == [small.ids["the"], small.special["<|mask|>"], small.ids["!"]]
+        assert small.encode(text, allow_special=True) == [
+            small.piece_ids["the"], small.special["<|mask|>"], small.piece_ids["!"]]
     assert small.special["<|endoftext|>"] == small.special["<|sep|>"] == small.special["[SEP]"] == 3
     assert np.flatnonzero(small.is_special).tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(UserError, match="surrogate"):
@@ -105,7 +106,7 @@ def test_special_tokens_are_text_unless_asked_for(small):
 
 
 def test_words_begin_where_no_piece_continues_them(small):
-    ids = small.encode("unaffable wanted the 中") + [small.special["<|mask|>"], small.ids["##ed"]]
+    ids = small.encode("unaffable wanted the 中") + [small.special["<|mask|>"], small.piece_ids["##ed"]]
     assert small.chunk_starts(ids).tolist() == [True, False, False, True, False, True, True, True, True]
     assert small.chunk_starts([]).tolist() == []
     masking = batches.masking(small, 0.5, whole_word=True)

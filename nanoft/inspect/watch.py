@@ -104,13 +104,9 @@ class Watch:
             hook.remove()
 
     def compare(self, step: int, cfg, result: dict) -> None:
-        """The final scores beside the options, in the HPARAMS tab, which compares runs; as scalars in `final`, too.
-
-        Options that are not at their default come first there.
-        """
+        """The final scores beside the options, in the HPARAMS tab, which compares runs; as scalars in `final`, too."""
         if not self.log.board:
             return
-        from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
         from tensorboardX.summary import hparams
 
         options = {name: value for name, value in asdict(cfg).items() if name not in NOT_COMPARED}
@@ -118,13 +114,7 @@ class Watch:
         scores = {name: result[name] for name in wanted if isinstance(result[name], (int, float))}
         self.log.scalars(step, "final", scores)
         # the writer's own add_hparams would make another run beside this one
-        experiment, start, end = hparams(options, {f"final/{name}": value for name, value in scores.items()})
-        content = HParamsPluginData.FromString(experiment.value[0].metadata.plugin_data.content)
-        for info in content.experiment.hparam_infos:
-            if options[info.name] != getattr(type(cfg), info.name):
-                info.MergeFromString(b"\x38\x01")  # its field 7, `differs`, is true; tensorboardX does not know it yet
-        experiment.value[0].metadata.plugin_data.content = content.SerializeToString()
-        for summary in (experiment, start, end):
+        for summary in hparams(options, {f"final/{name}": value for name, value in scores.items()}):
             self.log.board.file_writer.add_summary(summary, step)
 
     def histogram(self, step: int, tag: str, x) -> None:

@@ -23,7 +23,6 @@ from nanoft.pages import text_statistics as statistics
 from nanoft.pages.html import escape, table, words, write
 from nanoft.tasks import collate, examples, features
 from nanoft.text import prepare, vocabulary
-from nanoft.text.pairs import Pairs
 
 MAX_TOKENS = 20_000_000  # of a split that are looked at
 LEARN_BYTES, MEASURE_BYTES = 2_000_000, 500_000  # of training and validation text for the vocabulary sizes
@@ -123,8 +122,6 @@ def main():
     if is_task:
         show_rows(page, task, rows["train"], tokenizer, cfg.max_length)
     show_windows(page, splits["train"], tokenizer, cfg.block_size)
-    if not is_task:
-        show_pairs(page, tokens["train"], tokenizer, cfg.block_size)
     folder = Path(cfg.out) if cfg.out else path.with_name(f"{path.stem}_figures") if is_file else path / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for figure_name, figure in page.figures.items():
@@ -205,8 +202,7 @@ def frequencies(page, counts, tokenizer) -> None:
     ordered, occur = counts[by_count], int((counts > 0).sum())
     ordinary = ~tokenizer.is_special
     page.heading("Frequencies", f"tokens: the 100 commonest are {ordered[:100].sum() / ordered.sum():.1%} of the "
-                 f"training text, {(counts[ordinary] == 0).sum():,} of {ordinary.sum():,} do not occur; frequency "
-                 f"falls with rank to the power {statistics.zipf_exponent(counts):.2f} (Zipf's law: 1)")
+                 f"training text, {(counts[ordinary] == 0).sum():,} of {ordinary.sum():,} do not occur")
     page.add('<div class="row">')
     if plots.can_draw():
         with page.plot("zipf", "How often tokens occur", "rank of the token", "times in the training text",
@@ -354,19 +350,6 @@ def show_windows(page, documents, tokenizer, block_size: int) -> None:
     page.heading("The same windows as an encoder sees them: it predicts 15 % of the tokens")
     legend(page, {"masked": TARGET, "replaced by another": REPLACED, "unchanged, but predicted": UNCHANGED})
     for ids, target in zip(masked, targets):
-        show_masked(page, ids, target, tokenizer)
-
-
-def show_pairs(page, tokens: Tokens, tokenizer, block_size: int) -> None:
-    """Two pairs of segments as objective=mlm_nsp makes them."""
-    try:
-        pairs = Pairs(tokens, tokenizer, block_size, 2, 0, batches.masking(tokenizer, 0.15))
-    except (UserError, KeyError):  # a single document, or a tokenizer without <|mask|>: no such objective either
-        return
-    batch = pairs.batch(np.arange(2))
-    page.heading("Pairs of segments, as an encoder sees them that learns whether the second follows the first")
-    for ids, target, is_random in zip(batch["ids"], batch["targets"], batch["next_targets"]):
-        page.add(f"<h3>{'the second does not follow' if is_random else 'the second follows'}</h3>")
         show_masked(page, ids, target, tokenizer)
 
 

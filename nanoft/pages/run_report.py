@@ -118,7 +118,12 @@ def report(run: Run) -> list[str]:
     """The fragments of HTML of a run's page."""
     checkpoint = run.folder / "best.pt"
     shape, cfg, task = summary.from_run(checkpoint) if checkpoint.exists() else (None, None, None)
-    parts = [head(run), "<h2>Result</h2>", results(run)]
+    done = f"{run.rows[-1]['step']:,} steps" if run.rows else "no step yet"
+    minutes = [row["minutes"] for row in run.rows if "minutes" in row]
+    done += (f" in {clock(60 * minutes[-1])}" if minutes else "") + ("" if run.result else ", not finished")
+    parts = [f'<p class="dim">{escape(run.config.get("objective") or "fine-tuned")}, {done}</p>',
+             *(f"<pre>{escape(start['command'])}</pre>" for start in run.starts[:1]),
+             "<h2>Result</h2>", results(run)]
     if plots.can_draw():
         parts += ["<h2>Curves</h2>", '<div class="row">', *map(plots.svg, curves(run)), "</div>",
                   '<p class="dim">Pale: each logged value; strong: the mean over a sixtieth of the run. First losses '
@@ -142,15 +147,6 @@ def report(run: Run) -> list[str]:
         parts += [f"<pre>{escape(start['command'])}</pre>", table(("", ""), [
             (name, str(value)) for name, value in start.items() if name != "command" and value != ""])]
     return parts if run.starts else [*parts, "<p>The run has no environment.json: an older nanoft made it.</p>"]
-
-
-def head(run: Run) -> str:
-    kind = run.config.get("objective") or "fine-tuned"
-    done = f"{run.rows[-1]['step']:,} steps" if run.rows else "no step yet"
-    minutes = [row["minutes"] for row in run.rows if "minutes" in row]
-    done += (f" in {clock(60 * minutes[-1])}" if minutes else "") + ("" if run.result else ", not finished")
-    command = f"<pre>{escape(run.starts[0]['command'])}</pre>" if run.starts else ""
-    return f'<p class="dim">{escape(kind)}, {done}</p>{command}'
 
 
 def results(run: Run) -> str:
@@ -180,12 +176,12 @@ def format_value(value) -> str:
 
 def curves(run: Run) -> list:
     """The figures of a run: its loss over each axis, its scores, then every other metric over the steps."""
-    figures = [line_plot(f"Loss over {label.partition(' ')[0]}", loss_label(run),
+    figures = [line_plot(f"Loss over {label.partition(' ')[0]}", label_of("loss", run),
                          [("training", run, "loss"), ("validation", run, "val_loss")], axis)
                for axis, label in AXES.items()]
     figures.append(line_plot("Scores on validation", "score (1 is best)",
                              [(name.replace("_", " "), run, f"val_{name}") for name in SCORES]))
-    figures += [line_plot(plot_title(name), label, [(None, run, name)]) for name, label in OTHERS.items()]
+    figures += [line_plot(plot_title(name), label_of(name, run), [(None, run, name)]) for name in OTHERS]
     return [figure for figure in figures if figure]
 
 
@@ -222,21 +218,18 @@ def line_plot(title: str, label: str, lines, axis: str = "step"):
     return ax.figure
 
 
-def label_of(metric: str) -> str:
-    return OTHERS.get(metric, metric.removeprefix("val_").replace("_", " "))
+def label_of(metric: str, run: Run) -> str:
+    """The name of a metric beside its axis."""
+    units = {"causal": " (nats per token)", "mlm": " (nats per masked token)"} if metric.endswith("loss") else {}
+    name = OTHERS.get(metric, metric.removeprefix("val_").replace("_", " "))
+    return name + units.get(run.config.get("objective", ""), "")
 
 
 def plot_title(metric: str) -> str:
-    """The title of a metric's plot."""
-    label = label_of(metric)
+    label = OTHERS.get(metric, metric.removeprefix("val_").replace("_", " "))
     if metric.startswith("val_"):
         return f"Validation: {label}"
     return "Training loss" if metric == "loss" else label[0].upper() + label[1:]
-
-
-def loss_label(run: Run) -> str:
-    units = {"causal": " (nats per token)", "mlm": " (nats per masked token)"}
-    return "loss" + units.get(run.config.get("objective", ""), "")
 
 
 # ---- where a fine-tuned model errs --------------------------------------------------------------------------------
@@ -308,9 +301,8 @@ def compare(runs: list[Run]) -> list[str]:
     if compared and plots.can_draw():
         parts.append("<h2>Curves</h2>")
     for metric in compared if plots.can_draw() else ():
-        label = loss_label(runs[0]) if "loss" in metric else label_of(metric)
         lines = [(run.name, run, metric) for run in runs]
-        figures = [line_plot(plot_title(metric), label, lines, axis) for axis in AXES]
+        figures = [line_plot(plot_title(metric), label_of(metric, runs[0]), lines, axis) for axis in AXES]
         parts += ['<div class="row">', *(plots.svg(figure) for figure in figures if figure), "</div>"]
     options = dict.fromkeys(option for run in runs for option in run.config if option != "out_dir")
     rows = [(option, *(str(run.config.get(option, "")) for run in runs)) for option in options]

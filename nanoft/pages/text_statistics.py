@@ -48,18 +48,6 @@ def frequencies(documents: Documents, vocab_size: int) -> np.ndarray:
     return np.bincount(documents.ids[change.cumsum()[:-1] > 0], minlength=vocab_size)
 
 
-def zipf_exponent(counts: np.ndarray) -> float:
-    """The exponent of Zipf's law, by which frequency falls with rank: minus the slope on logarithmic axes.
-
-    A line is fitted to ranks 10 to 1,000, evenly spaced on the logarithmic axis. nan for too few different tokens.
-    """
-    ordered = np.sort(counts[counts > 0])[::-1]
-    if len(ordered) <= 20:
-        return float("nan")
-    ranks = np.unique(np.geomspace(10, min(1000, len(ordered)), 50).astype(int))
-    return float(-np.polyfit(np.log(ranks), np.log(ordered[ranks - 1]), 1)[0])
-
-
 def surprise(documents: Documents, counts: np.ndarray) -> np.ndarray:
     """How unusual the tokens of each document are: (documents,) nats per token, by the frequencies (V,) alone."""
     nats = np.log(counts.sum() + len(counts)) - np.log(counts + 1)
@@ -81,7 +69,7 @@ def overlap(documents: Documents, other: Documents, n: int = RUN) -> float:
         hashes.append(np.zeros(count, dtype=np.uint64))
         for i in range(n):
             hashes[-1] = hashes[-1] * np.uint64(0x9E3779B97F4A7C15) + values[i:i + count]
-    return float(np.isin(*hashes).mean()) if len(hashes[0]) else 0.0
+    return float(np.isin(hashes[0], hashes[1]).mean()) if len(hashes[0]) else 0.0
 
 
 def decode(documents: Documents, tokenizer, limit: int) -> list[str]:

@@ -68,7 +68,7 @@ def main():
         export(state, tokenizer, cfg.export, getattr(torch, cfg.dtype))
 
 
-def write_run(state: dict, tokenizer: Tokenizer | WordPiece, folder: str | Path) -> None:
+def write_run(state: dict, tokenizer: Tokenizer, folder: str | Path) -> None:
     """Write a run folder: best.pt, config.json and tokenizer.json. state: the dictionary of a checkpoint."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def write_run(state: dict, tokenizer: Tokenizer | WordPiece, folder: str | Path)
     print(f"{folder}: best.pt, config.json, tokenizer.json")
 
 
-def write_bundle(state: dict, tokenizer: Tokenizer | WordPiece, path: str | Path, dtype=torch.float32) -> None:
+def write_bundle(state: dict, tokenizer: Tokenizer, path: str | Path, dtype=torch.float32) -> None:
     """Write any model as one file: its weights by nanoft's names, and as metadata its description and tokenizer."""
     cfg = ModelConfig.from_saved(state["model_config"], path)
     weights = {name: x.to(dtype) for name, x in state["model"].items() if name != "head.weight" or not cfg.tie_head}
@@ -89,7 +89,7 @@ def write_bundle(state: dict, tokenizer: Tokenizer | WordPiece, path: str | Path
     print(f"{path}: {len(weights)} tensors of {dtype}, the tokenizer and the description, in one file for nanoft")
 
 
-def write_onnx(state: dict, tokenizer: Tokenizer | WordPiece, path: Path) -> None:
+def write_onnx(state: dict, tokenizer: Tokenizer, path: Path) -> None:
     """Write an encoder as ONNX, and its tokenizer's files beside it."""
     data, inputs = onnx.converted(state)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def write_onnx(state: dict, tokenizer: Tokenizer | WordPiece, path: Path) -> Non
           f"gives logits{said}\n    beside it {', '.join(names)}")
 
 
-def export(state: dict, tokenizer: Tokenizer | WordPiece, folder: str | Path, dtype=torch.float32,
+def export(state: dict, tokenizer: Tokenizer, folder: str | Path, dtype=torch.float32,
            limit: int = 5_000_000_000) -> None:
     """Write a folder as published: config.json, vocabulary, model.safetensors in shards of at most `limit` bytes.
 
@@ -119,7 +119,7 @@ def export(state: dict, tokenizer: Tokenizer | WordPiece, folder: str | Path, dt
           f"    {', '.join(names)}")
 
 
-def published(state: dict, tokenizer: Tokenizer | WordPiece, path) -> tuple[dict, dict[str, torch.Tensor], list[str]]:
+def published(state: dict, tokenizer: Tokenizer, path) -> tuple[dict, dict[str, torch.Tensor], list[str]]:
     """The content of config.json, {published name: tensor}, and the names of nanoft's tensors that have no place there.
 
     path: for messages. Raises UserError for a model that has no published form.
@@ -135,7 +135,7 @@ def published(state: dict, tokenizer: Tokenizer | WordPiece, path) -> tuple[dict
     return content, *published_weights(content, cfg, task, state["model"])
 
 
-def find_family(cfg: ModelConfig, task: dict | None, tokenizer: Tokenizer | WordPiece) -> str | None:
+def find_family(cfg: ModelConfig, task: dict | None, tokenizer: Tokenizer) -> str | None:
     """gpt2, bert, roberta or qwen3, if the model is exactly one of them, else None."""
     task = task or {}
     kind = task.get("kind")
@@ -189,7 +189,7 @@ def published_weights(content: dict, cfg: ModelConfig, task: dict | None, own: d
     return weights, [name for name in own if name not in used]
 
 
-def published_config(family: str, cfg: ModelConfig, task: dict | None, tokenizer: Tokenizer | WordPiece) -> dict:
+def published_config(family: str, cfg: ModelConfig, task: dict | None, tokenizer: Tokenizer) -> dict:
     """The content of config.json."""
     values = vars(cfg) | {"n_hidden": cfg.n_hidden or 4 * cfg.n_embd, "n_kv_head": cfg.n_kv_head or cfg.n_head,
                           "n_types": cfg.n_types or 2}
@@ -222,7 +222,7 @@ def published_config(family: str, cfg: ModelConfig, task: dict | None, tokenizer
     return {"architectures": [name + architecture]} | content
 
 
-def write_vocabulary(tokenizer: Tokenizer | WordPiece, folder: Path, content: dict) -> list[str]:
+def write_vocabulary(tokenizer: Tokenizer, folder: Path, content: dict) -> list[str]:
     """Write the tokenizer's files, as their family has them or as Hugging Face's tokenizer.json; returns their names.
 
     content: of config.json.

@@ -20,7 +20,6 @@ from nanoft.files import write_whole
 from nanoft.pretokenize import PATTERNS
 from nanoft.published import layouts
 from nanoft.text import vocabulary
-from nanoft.text.wordpiece import WordPiece
 
 SPLITS = {PATTERNS["gpt2"]: "gpt-2", PATTERNS["gpt4"]: "llama-bpe"}  # llama.cpp's names of the patterns that are equal
 TYPES = {"float32": (0, 0), "float16": (1, 1), "int8": (8, 7), "bfloat16": (30, 32)}  # of a tensor, of a whole file
@@ -39,8 +38,7 @@ FIELDS = {"n_layer": "block_count", "n_head": "attention.head_count", "n_kv_head
           "n_embd": "embedding_length", "block_size": "context_length", "n_hidden": "feed_forward_length"}
 
 
-def write(path: Path, content: dict, weights: dict[str, torch.Tensor], tokenizer: Tokenizer | WordPiece,
-          dtype: str) -> None:
+def write(path: Path, content: dict, weights: dict[str, torch.Tensor], tokenizer: Tokenizer, dtype: str) -> None:
     """Write a model as published: content of config.json, {published name: tensor}. dtype: of the matrices.
 
     Raises UserError for what llama.cpp does not have: an encoder, another activation, another split pattern.
@@ -48,7 +46,7 @@ def write(path: Path, content: dict, weights: dict[str, torch.Tensor], tokenizer
     family = content["model_type"]
     if family not in TENSORS or content.get("activation_function", "gelu_new") != "gelu_new":
         raise UserError(f"{path}: GGUF is for causal models here, GPT-2's with gelu_tanh; give --export=FOLDER")
-    if not isinstance(tokenizer, Tokenizer) or tokenizer.pattern not in SPLITS:
+    if tokenizer.pattern not in SPLITS:
         raise UserError(f"{path}: llama.cpp does not have this tokenizer's split pattern, only those named "
                         f"{' and '.join(PATTERNS)}; give --export=FOLDER")
     fields = model_fields(content) | tokenizer_fields(tokenizer, content["eos_token_id"])

@@ -6,7 +6,6 @@ from nanoft import UserError, checkpoint
 from nanoft.bpe import Tokenizer
 from nanoft.published import layouts
 from nanoft.text import vocabulary
-from nanoft.text.wordpiece import WordPiece
 
 
 def open_checkpoint(path: str | Path) -> tuple[dict, Path]:
@@ -29,7 +28,7 @@ def open_checkpoint(path: str | Path) -> tuple[dict, Path]:
     return checkpoint.load(file), file
 
 
-def open_model(path: str | Path) -> tuple[dict, Path, Tokenizer | WordPiece]:
+def open_model(path: str | Path) -> tuple[dict, Path, Tokenizer]:
     """open_checkpoint of a whole model, and its tokenizer. Raises UserError if it was trained with another one."""
     state, file = open_checkpoint(path)
     if {"rank", "alpha"} <= state.keys():

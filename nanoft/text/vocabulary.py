@@ -29,7 +29,7 @@ PLAIN = {
 PUBLISHED = ("vocab.txt", *BYTE_LEVEL[0], *BYTE_LEVEL[1])
 
 
-def load(path: str | Path) -> Tokenizer | WordPiece:
+def load(path: str | Path) -> Tokenizer:
     """The tokenizer of a folder, or of one of the files above. Raises UserError if there is none, or only a part."""
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -58,13 +58,13 @@ def load(path: str | Path) -> Tokenizer | WordPiece:
                     "be read; copy one there from where the model was trained")
 
 
-def of_checkpoint(path: Path) -> Tokenizer | WordPiece:
+def of_checkpoint(path: Path) -> Tokenizer:
     """The tokenizer that belongs to a checkpoint's file: in it, if it is one file for all, else in its folder."""
     text = safetensors.read_metadata(path).get("tokenizer") if path.suffix == ".safetensors" else None
     return load(path.parent) if text is None else from_own(read_json(path, text), path)
 
 
-def from_own(content, path: Path) -> Tokenizer | WordPiece:
+def from_own(content, path: Path) -> Tokenizer:
     """The tokenizer in the content of nanoft's tokenizer.json; path: of the file, for messages. Raises UserError."""
     if isinstance(content, dict) and content.get("format") == wordpiece.FORMAT:
         return WordPiece.from_content(content, path)
@@ -118,8 +118,7 @@ def find_problem(content) -> str:
     return "" if len(set(table)) == len(table) else "two tokens have the same bytes"
 
 
-def byte_level(ids: dict[str, int], pairs: list[list[str]], path: Path, pattern: str = "gpt2"
-               ) -> Tokenizer | WordPiece:
+def byte_level(ids: dict[str, int], pairs: list[list[str]], path: Path, pattern: str = "gpt2") -> Tokenizer:
     """The tokenizer of GPT-2's or RoBERTa's files: {token: id}, and the merges. Raises UserError if they do not fit."""
     bytes_, names = byte_names()
     first: list = [ids.get(name) for name in names] if isinstance(ids, dict) else []
@@ -186,7 +185,7 @@ def hugging_face(tokenizer: Tokenizer, framed: bool) -> dict:
                       "vocab": ids, "merges": pairs}}
 
 
-def from_hugging_face(content: dict, options: dict, path: Path) -> Tokenizer | WordPiece:
+def from_hugging_face(content: dict, options: dict, path: Path) -> Tokenizer:
     """The tokenizer of Hugging Face's tokenizer.json; options: of tokenizer_config.json, which take precedence.
 
     Raises UserError for another kind than BERT's, GPT-2's or RoBERTa's, or GPT-2's with another split pattern.

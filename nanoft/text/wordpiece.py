@@ -7,9 +7,7 @@ with no piece, or of more than 100 characters, is [UNK]. Ids and offsets are tho
 """
 
 import functools
-import hashlib
 import itertools
-import json
 import operator
 import re
 import unicodedata
@@ -18,7 +16,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from nanoft import UserError
-from nanoft.files import write_whole
+from nanoft.bpe import Tokenizer
+from nanoft.files import difference
 from nanoft.pretokenize import check_text
 
 FORMAT = "nanoft wordpiece"
@@ -47,12 +46,11 @@ UNORDERED = re.compile(
     f"{LATER.pattern}|[\u1715\U00016ff0\U00016ff1]")
 
 
-class WordPiece:
-    """A vocabulary of pieces and how text is normalized for it, with the methods of nanoft.bpe.Tokenizer.
+class WordPiece(Tokenizer):
+    """A vocabulary of pieces and how text is normalized for it.
 
-    vocab_size: number of ids. special: {text: id}, each token by nanoft's name and BERT's; <|endoftext|> is [SEP].
-    is_special: bool (V,). fingerprint: 32 hexadecimal digits, equal for equal content. token_bytes: id -> bytes, with a
-    space before the first piece of a word. separators, published: as in Tokenizer.
+    special has each token by nanoft's name and BERT's; <|endoftext|> is [SEP]. token_bytes have a space before the
+    first piece of a word.
     """
 
     separators, published, pattern = 1, True, "wordpiece"
@@ -61,15 +59,14 @@ class WordPiece:
         self.content: dict = {"format": FORMAT, "version": 1, "lowercase": lowercase, "strip_accents": strip_accents,
                               "split_chinese": split_chinese, "tokens": list(tokens)}
         self.lowercase, self.strip_accents = lowercase, strip_accents
-        self.ids = {token: i for i, token in enumerate(tokens)}
+        self.piece_ids = {token: i for i, token in enumerate(tokens)}
         self.vocab_size, self.longest_piece = len(tokens), max(map(len, tokens))
-        self.special = {"<|endoftext|>": self.ids["[SEP]"]}
+        self.special = {"<|endoftext|>": self.piece_ids["[SEP]"]}
         for name in SPECIAL:
-            self.special[f"<|{name}|>"] = self.special[f"[{name.upper()}]"] = self.ids[f"[{name.upper()}]"]
+            self.special[f"<|{name}|>"] = self.special[f"[{name.upper()}]"] = self.piece_ids[f"[{name.upper()}]"]
         self.is_special = np.isin(np.arange(self.vocab_size), list(self.special.values()))
         self.continues = np.array([token.startswith("##") for token in tokens])
         self.token_bytes = [(token[2:] if token.startswith("##") else f" {token}").encode() for token in tokens]
-        self.fingerprint = hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:32]
         alone = SIGNS + (CHINESE if split_chinese else "")
         self.runs = re.compile(f"[{alone}]|[^{alone}{WHITE}]+")  # each can be cut into pieces by itself
         self.special_texts = re.compile(f"({'|'.join(map(re.escape, self.special))})")
@@ -87,9 +84,8 @@ class WordPiece:
         ids = map(operator.itemgetter(0), map(self.pieces, self.runs.findall(text)))
         return list(itertools.chain.from_iterable(ids))
 
-    def encode_to_numpy(self, text: str) -> np.ndarray:
-        """As encode(text), to an array of uint32."""
-        return np.array(self.encode(text), dtype=np.uint32)
+    def encode_to_numpy(self, text: str, allow_special: bool = False) -> np.ndarray:
+        return np.array(self.encode(text, allow_special), dtype=np.uint32)
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ids of a text, and the start and end of each token in it, in characters: three arrays (T,)."""
@@ -131,7 +127,7 @@ class WordPiece:
         pieces, start = [], 0
         while start < len(word) <= LONGEST_WORD:
             for end in range(min(len(word), start + self.longest_piece), start, -1):
-                i = self.ids.get("##" * (start > 0) + word[start:end])
+                i = self.piece_ids.get("##" * (start > 0) + word[start:end])
                 if i is not None:
                     break
             else:
@@ -139,10 +135,7 @@ class WordPiece:
                 break
             pieces.append((i, start, end))
             start = end
-        return pieces or [(self.ids["[UNK]"], 0, len(word))]
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        return b"".join([self.token_bytes[i] for i in ids])
+        return pieces or [(self.piece_ids["[UNK]"], 0, len(word))]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text, with one space between words and punctuation: the original white space is lost."""
@@ -153,11 +146,6 @@ class WordPiece:
         ids = np.asarray(ids, dtype=np.int64)
         after = np.append(True, self.is_special[ids[:-1]])[:len(ids)]
         return ~self.continues[ids] | after
-
-    def save(self, path) -> None:
-        """Write tokenizer.json, whole or not at all."""
-        text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":")) + "\n"
-        write_whole(path, lambda file: file.write(text.encode("utf-8")))
 
     @classmethod
     def from_content(cls, content: dict, path) -> "WordPiece":
@@ -171,15 +159,12 @@ def find_problem(content: dict) -> str:
     """What is wrong with the content of a tokenizer file, in a few words; "" if nothing is."""
     if content.get("version") != 1:
         return f"version {content.get('version')} is not 1"
-    for name in ("lowercase", "strip_accents", "split_chinese"):
-        if type(content.get(name)) is not bool:
-            return f"{name} is not true or false"
-    tokens = content.get("tokens")
-    if type(tokens) is not list or not all(type(token) is str for token in tokens):
-        return "tokens are not a list of texts"
-    if re.search(r"[\ud800-\udfff]", "".join(tokens)):
+    if problem := difference(content, {"lowercase": bool, "strip_accents": bool, "split_chinese": bool,
+                                       "tokens": [str]}):
+        return problem
+    if re.search(r"[\ud800-\udfff]", "".join(content["tokens"])):
         return "a token has half of a character"
-    missing = [f"[{name.upper()}]" for name in SPECIAL if f"[{name.upper()}]" not in tokens]
+    missing = [f"[{name.upper()}]" for name in SPECIAL if f"[{name.upper()}]" not in content["tokens"]]
     return f"it lacks {' '.join(missing)}" if missing else ""
 
 
