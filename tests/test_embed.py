@@ -48,7 +48,7 @@ def found(encoder):
 def test_a_vector_is_the_mean_over_a_text_and_its_marks(encoder, found):
     trunk, vectors, tokens = found
     assert vectors.shape == (5, 32) and vectors.dtype == np.float32 and tokens.tolist() == [6, 10, 2, 4, 62]
-    ids = vocabulary.load(encoder).ids
+    ids = vocabulary.load(encoder).piece_ids
     words = ["a cat sat .", "a dog runs . a dog runs .", "", "cat ##s", " ".join(["[UNK] cat"] * 7)]
     for vector, text in zip(vectors, words):
         row = torch.tensor([[ids["[CLS]"], *(ids[word] for word in text.split()), ids["[SEP]"]]])
