@@ -34,7 +34,7 @@ from nanoft.inspect import targets
 from nanoft.pages import explain_page
 from nanoft.sampling import Sampling
 from nanoft.serve.api import END, Model
-from nanoft.tasks import inputs, predict
+from nanoft.tasks import inputs
 
 SOURCES = ("input", "prompt", "text", "pair", "question", "context", "image")  # the options that bring texts
 COLUMNS = ("text_column", "pair_column", "label_column", "columns", "encoding")  # those on the columns of an input
@@ -373,7 +373,10 @@ def embed(model: Model, rows: list[dict], whole: list[dict], cfg: Config) -> Non
     if cfg.output:
         print(f"{len(rows):,} vectors of {vectors.shape[1]} numbers written to {cfg.output}")
     if len(rows) <= MAX_SHOWN:
-        print(predict.similarity_table(texts, vectors))
+        table = [("", *(str(i) for i in range(1, len(texts) + 1)))]
+        table += [(f"{i} {text:.50}", *(f"{x:.3f}" for x in row))
+                  for i, (text, row) in enumerate(zip(texts, (vectors @ vectors.T).tolist()), 1)]
+        print(files.aligned(table))
 
 
 # ---- prompts from the keyboard -----------------------------------------------------------------------------------

@@ -166,15 +166,6 @@ def from_qwen3(weights: dict[str, torch.Tensor], cfg: ModelConfig, path: Path) -
 # ---- config.json -------------------------------------------------------------------------------------------------
 
 
-def read_family(config: dict, names: Iterable[str], folder: Path) -> str:
-    """gpt2, bert or roberta; guessed where the file is too old to say. Raises UserError for any other."""
-    family = config.setdefault(
-        "model_type", "gpt2" if "n_embd" in config else "roberta" if any("roberta." in x for x in names) else "bert")
-    if family not in NAMES:
-        raise UserError(f"{folder} holds a model of type {family!r}; nanoft reads {', '.join(NAMES)}, and its own")
-    return family
-
-
 def read_shape(config: dict, family: str, folder: Path) -> ModelConfig:
     """The ModelConfig that a published config.json describes. Raises UserError for what nanoft does not have."""
     usual = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
@@ -242,7 +233,8 @@ def weight_files(folder: Path) -> list[Path]:
 def open_weights(path: Path) -> tuple[dict[str, safetensors.Entry], Callable[[list[str]], dict[str, torch.Tensor]]]:
     """{name: Entry} of a file or its shards, and the function take(names) -> {name: tensor}.
 
-    The tensors of safetensors are mapped. Those of a .bin are in memory, and can be taken only once.
+    The tensors of safetensors are mapped. Those of a .bin are in memory, and can be taken only once; no code in it is
+    run. Raises UserError.
     """
     if ".bin" not in path.name:
         entries = safetensors.read_entries(path)
@@ -250,20 +242,18 @@ def open_weights(path: Path) -> tuple[dict[str, safetensors.Entry], Callable[[li
     files = [path]
     if path.name.endswith(".index.json"):
         files = [path.with_name(name) for name in sorted(set(safetensors.read_index(path).values()))]
-    tensors = {name: tensor for file in files for name, tensor in read_pickle(file).items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a foreign or broken file can raise
+            raise UserError(f"{file} holds no weights, or is damaged ({type(error).__name__}); fetch it again"
+                            ) from None
+        if difference(content, {str: torch.Tensor}):
+            raise UserError(f"{file} is not a dictionary of tensors by name; give the weights alone")
+        tensors |= content
     entries = {name: safetensors.Entry(path, tensor.dtype, tuple(tensor.shape), 0) for name, tensor in tensors.items()}
     return entries, lambda names: {name: tensors.pop(name) for name in names}
-
-
-def read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """{name: tensor} of a pytorch_model.bin; no code in it is run. Raises UserError."""
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a foreign or broken file can raise
-        raise UserError(f"{path} holds no weights, or is damaged ({type(error).__name__}); fetch it again") from None
-    if not isinstance(tensors, dict) or not all(isinstance(x, torch.Tensor) for x in tensors.values()):
-        raise UserError(f"{path} is not a dictionary of tensors by name; give the weights alone")
-    return tensors
 
 
 def load(path: Path) -> dict:
@@ -292,7 +282,10 @@ def load(path: Path) -> dict:
 def load_published(config: dict, entries: dict[str, safetensors.Entry], take: Callable, path: Path) -> dict:
     """A model of one of the published families. entries, take: of open_weights(path)."""
     folder = path.parent
-    family = read_family(config, entries, folder)
+    family = config.setdefault("model_type", "gpt2" if "n_embd" in config else  # the file may be too old to say
+                               "roberta" if any("roberta." in name for name in entries) else "bert")
+    if family not in NAMES:
+        raise UserError(f"{folder} holds a model of type {family!r}; nanoft reads {', '.join(NAMES)}, and its own")
     cfg = read_shape(config, family, folder)
     task = read_task(config, cfg)
     with torch.device("meta"):
@@ -314,8 +307,9 @@ def load_published(config: dict, entries: dict[str, safetensors.Entry], take: Ca
 
     # tensors that must be changed, one by one, so that only one is in memory twice; all others at once
     weights, plain = {}, {}
+    changed = (".c_attn.bias", ".position_embeddings.weight", ".token_type_embeddings.weight")
     for name in wanted.keys() & stored.keys():
-        if is_plain(name) and entries[stored[name]].dtype == torch.float32:
+        if entries[stored[name]].dtype == torch.float32 and not is_transposed(name) and not name.endswith(changed):
             plain[stored[name]] = wanted[name][0]
         else:
             weights |= converted(name, wanted[name], take([stored[name]])[stored[name]], config)
@@ -323,7 +317,11 @@ def load_published(config: dict, entries: dict[str, safetensors.Entry], take: Ca
     if cfg.tie_head and "head.weight" in own:
         weights["head.weight"] = weights["trunk.tokens.weight"]
     new = [name for name in own if name not in weights]
-    weights |= {name: new_tensor(name, own[name].shape) for name in new}
+    for name in new:  # as in BERT, and equal in every process
+        generator = torch.Generator().manual_seed(len(name))
+        weights[name] = torch.empty(own[name].shape).normal_(std=0.02, generator=generator)
+        if own[name].dim() == 1:
+            weights[name].fill_(float(name == "norm.weight"))
     if family == "qwen3":
         weights = from_qwen3(weights, cfg, path)
     used = {stored[name] for name in wanted if name in stored}
@@ -358,12 +356,6 @@ def published_shape(name: str, own_shapes: list[torch.Size], config: dict) -> tu
     return (*rest, rows) if is_transposed(name) else (rows, *rest)
 
 
-def is_plain(name: str) -> bool:
-    """Is a published tensor the same as nanoft's?"""
-    return not is_transposed(name) and not name.endswith(
-        (".c_attn.bias", ".position_embeddings.weight", ".token_type_embeddings.weight"))
-
-
 def converted(name: str, parts: list[str], tensor: torch.Tensor, config: dict) -> dict[str, torch.Tensor]:
     """{nanoft's name: tensor} from a published tensor; copies, so that the file need not stay mapped."""
     tensor = tensor.float()
@@ -375,13 +367,6 @@ def converted(name: str, parts: list[str], tensor: torch.Tensor, config: dict) -
         tensor = tensor.repeat(2, 1)
     return {part: chunk.clone(memory_format=torch.contiguous_format)
             for part, chunk in zip(parts, tensor.chunk(len(parts)))}
-
-
-def new_tensor(name: str, shape: torch.Size) -> torch.Tensor:
-    """Initial weights of a head, as in BERT: normal (deviation 0.02, equal in every process); norms 1, biases 0."""
-    if len(shape) == 1:
-        return torch.full(shape, float(name == "norm.weight"))
-    return torch.empty(shape).normal_(std=0.02, generator=torch.Generator().manual_seed(len(name)))
 
 
 def is_duplicate(name: str, take: Callable, weights: dict[str, torch.Tensor]) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanoft import UserError, distributed, files, generate
+from nanoft import UserError, distributed, generate
 from nanoft.batches import IGNORE
 from nanoft.distributed import Dist
 from nanoft.model import GPT
@@ -330,11 +330,3 @@ def sentence_vectors(trunk, texts: list[str], tokenizer, dist: Dist) -> tuple[np
             x = trunk(batch["ids"], mask=None if mask is None else mask[:, None, None, :])  # (B, T, C)
         vectors[index] = F.normalize(pooled(x.float(), mask, "mean"), dim=-1).cpu().numpy()  # (B, T, C) -> (B, C)
     return vectors, encoded.n_tokens
-
-
-def similarity_table(texts: list[str], vectors: np.ndarray) -> str:
-    """The cosines of all pairs of texts as a table. vectors: (N, C)."""
-    rows = [("", *(str(i) for i in range(1, len(texts) + 1)))]
-    rows += [(f"{i} {text:.50}", *(f"{x:.3f}" for x in row))
-             for i, (text, row) in enumerate(zip(texts, (vectors @ vectors.T).tolist()), 1)]
-    return files.aligned(rows)
