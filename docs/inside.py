@@ -195,7 +195,8 @@ def show_classifier(walk, state, run, n_rows):
         units = targets.text_units(subject.ids, tokenizer)
         findings = explain_page.explain_subject(model, tokenizer, subject, STEPS)
         (target,), (result,), prediction = subject.targets, findings.integrated, guesses[i]["prediction"]
-        (_, added), (_, linear), *_ = views = explain_page.attributions(target, findings, units, 0)
+        views = [(title, targets.unit_sums(values, units)) for title, values in findings.ways[0].items()]
+        (_, added), (_, linear), *_ = views
         walk.figure(f"{name}_words", draw_words([
             (f"{title} (full colour: {np.abs(x).max():.3g})", [text for text, _ in units],
              x / max(np.abs(x).max(), 1e-12)) for title, x in views]))

@@ -1,6 +1,6 @@
 """The model's summary: parameters, FLOPs against torch's own counter, and what autograd really saves."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from types import SimpleNamespace
 
 import pytest
@@ -139,3 +139,4 @@ def test_a_run_made_on_another_device_is_described_here(tmp_path, monkeypatch, c
 def test_the_options_are_those_of_train():
     ours, theirs = summary.Options(), train.Config()
     assert vars(ours) == {name: getattr(theirs, name) for name in vars(ours)}
+    assert {field.name for field in fields(ModelConfig)} & vars(theirs).keys() <= vars(ours).keys()  # all of the shape

@@ -173,6 +173,7 @@ class Options:
     n_embd: int = 128
     block_size: int = 128
     dropout: float = 0.0
+    activation: Literal["relu2", "swiglu"] = "relu2"
     n_gram: int = 1
     n_buckets: int = 16384
     tie_head: bool = False

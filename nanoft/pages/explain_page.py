@@ -17,19 +17,9 @@ import numpy as np
 import torch
 
 from nanoft import UserError
-from nanoft.inspect import explain, pictures
+from nanoft.inspect import explain, pictures, targets
 from nanoft.inspect.pictures import png
-from nanoft.inspect.targets import (
-    Subject,
-    Target,
-    integrated,
-    label,
-    text_units,
-    token_name,
-    unit_maps,
-    unit_sums,
-    window,
-)
+from nanoft.inspect.targets import Subject, Target, label, token_name, unit_sums
 from nanoft.pages import html, plots
 
 MAX_BARS = 40        # words of a bar chart
@@ -77,8 +67,7 @@ class Findings(NamedTuple):
     maps: np.ndarray                # (L, H, T, T)
     rollout: np.ndarray             # (T, T)
     integrated: list                # explain.Integrated of each target
-    input_x_gradient: list          # (T,) of each target
-    saliency: list                  # (T,) of each target
+    ways: list[dict]                # of each target {name: (T,)}, what the tokens matter; the first two have a sign
 
 
 class View(NamedTuple):
@@ -96,7 +85,7 @@ class View(NamedTuple):
 
     def crop(self, maps: np.ndarray) -> np.ndarray:
         """Maps (..., T, T) as they are drawn, (..., rows, columns); where units are left out, their sum is a column."""
-        maps = unit_maps(maps, self.units)[..., self.first:self.end, :]
+        maps = targets.unit_maps(maps, self.units)[..., self.first:self.end, :]
         if self.end - self.first == len(self.units):
             return maps
         inside = maps[..., self.first:self.end]
@@ -126,8 +115,8 @@ def write(folder, checkpoint, model, tokenizer, subjects: list[Subject], cfg) ->
     for number, subject in enumerate(subjects, 1):
         findings = explain_subject(model, tokenizer, subject, cfg.ig_steps)
         is_picture = subject.ids.dim() == 3
-        units = pictures.units(len(findings.rollout)) if is_picture else text_units(subject.ids, tokenizer)
-        view = View(units, *window(units, cfg.drawn_tokens, subject.targets[0].positions[0]), layers, heads)
+        units = pictures.units(len(findings.rollout)) if is_picture else targets.text_units(subject.ids, tokenizer)
+        view = View(units, *targets.window(units, cfg.drawn_tokens, subject.targets[0].positions[0]), layers, heads)
         parts.append(f"<h2>{html.escape(label(subject.title, 80))}</h2><pre>{html.escape(subject.answer)}</pre>")
         if subject.note:
             parts.append(f'<p class="dim">{html.escape(subject.note)}</p>')
@@ -166,15 +155,18 @@ def explain_subject(model, tokenizer, subject: Subject, steps: int) -> Findings:
     else:
         base = explain.baseline(ids, tokenizer, model.cfg.causal)
     maps, embedded = explain.attention_maps(trunk, ids, types), explain.embed(trunk, ids, types)
-    findings = Findings(maps.cpu().numpy(), explain.rollout(maps).cpu().numpy(), [], [], [])
+    findings = Findings(maps.cpu().numpy(), explain.rollout(maps).cpu().numpy(), [], [])
     for target in subject.targets:
         gradient = explain.gradients(trunk, target.score, embedded.x[None], ids, types)[0]  # (T, C)
-        findings.integrated.append(integrated(trunk, subject, target, base, steps))
+        findings.integrated.append(targets.integrated(trunk, subject, target, base, steps))
         products = explain.input_x_gradient(embedded, gradient)
-        if target.n_grams is not None:
-            products = products + target.n_grams
-        findings.input_x_gradient.append(products.numpy())
-        findings.saliency.append(explain.saliency(gradient).cpu().numpy())
+        findings.ways.append({
+            "Integrated gradients: what each word adds": findings.integrated[-1].attributions,
+            "Input x gradient: the same, were the score linear":
+                products if target.n_grams is None else products + target.n_grams,
+            "Saliency: how strongly a small change of the word would move the score": explain.saliency(gradient).cpu(),
+            "Attention rollout: what reaches the tokens that the score is read from":
+                findings.rollout[target.positions].mean(0)})
     return findings
 
 
@@ -198,23 +190,14 @@ def print_findings(subject: Subject, findings: Findings, units: list, steps: int
 # ---- the sections of the page ------------------------------------------------------------------------------------
 
 
-def attributions(target: Target, findings: Findings, units: list, i: int) -> list[tuple[str, np.ndarray]]:
-    """(name, values (U,)) of four ways to explain score i; the values of the first two have a sign."""
-    return [(name, unit_sums(values, units)) for name, values in (
-        ("Integrated gradients: what each word adds", findings.integrated[i].attributions),
-        ("Input x gradient: the same, were the score linear", findings.input_x_gradient[i]),
-        ("Saliency: how strongly a small change of the word would move the score", findings.saliency[i]),
-        ("Attention rollout: what reaches the tokens that the score is read from",
-         findings.rollout[target.positions].mean(0)))]
-
-
 def score_section(target: Target, findings: Findings, units: list, i: int, pixels=None) -> str:
     """Score i: its text coloured in four ways, or its picture, pixels (C, S, S)."""
     result = findings.integrated[i]
     parts = [f"<h3>{html.escape(target.name)}: {result.score:.3f}</h3>",
              f'<p class="dim">The baseline has {result.baseline:.3f}; the words add up to '
              f"{result.attributions.sum():+.3f} (convergence delta {result.delta:+.1e}).</p>"]
-    for number, (name, by_unit) in enumerate(attributions(target, findings, units, i)):
+    for number, (name, values) in enumerate(findings.ways[i].items()):
+        by_unit = unit_sums(values, units)
         largest = max(np.abs(by_unit).max(), 1e-12)
         scale = f"blue raises it, orange lowers it, full colour {largest:.3g}" if number < 2 else f"most {largest:.3g}"
         notes = [f"{label(text)}: {value:+.3g}" for (text, _), value in zip(units, by_unit)]
