@@ -24,7 +24,7 @@ import typing
 from pathlib import Path
 
 from nanoft import HOME, UserError
-from nanoft.files import difference, read_json
+from nanoft.files import read_json
 
 LARGEST = 2**31  # of sizes and counts; of seeds 2**63
 
@@ -98,9 +98,7 @@ def load(cls, argv=None, check=None, others=False):
         values["resume"] = several or begun
     if (values.get("resume") or values.get("eval_only")) and "out_dir" in fields:
         saved = remembered_options(values, fields)  # those given now come last
-        remembered = read_json(saved) if saved else {}
-        if problem := difference(remembered, {str: object}, "its content"):
-            raise UserError(f"{saved}: {problem}; it is damaged, mend it or start another run")
+        remembered = read_json(saved, {str: object}) if saved else {}
         for key in remembered.keys() & fields.keys() - values.keys() - {"resume", "eval_only"}:
             value = tuple(value) if isinstance(value := remembered[key], list) else value
             put(key, value, str(saved), accept)

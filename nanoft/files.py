@@ -56,17 +56,25 @@ def write_jsonl(path, rows):
     write_whole(path, lambda file: file.writelines(lines))
 
 
-def read_json(path, text=None):
-    """The content of a JSON file; text: what is in it, or in a part of it, if that has been read."""
+def read_json(path, form=object, default=None, text=None):
+    """The content of a JSON file, which has this form (see difference). Raises UserError.
+
+    default: what a file that is missing counts as, None: an error. text: the content, if it has been read.
+    """
     try:
         if text is None:
             with open(path, encoding="utf-8") as file:
                 text = file.read()
-        return json.loads(text)
+        content = json.loads(text)
     except FileNotFoundError:
+        if default is not None:
+            return default
         raise UserError(f"{path}: no such file; prepare the data set first, or give the path of one") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file ({error}); it is damaged or another file, make it again") from None
+    if problem := difference(content, form, "its content"):
+        raise UserError(f"{path}: {problem}; it is damaged or another file, make or fetch it again")
+    return content
 
 
 def difference(value, form, name="it") -> str:

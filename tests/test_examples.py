@@ -92,7 +92,7 @@ TAG_ROWS, ANSWER_ROWS = FOLDERS["tag"][1], FOLDERS["answer"][1]
     (CLASSIFY, GOOD, [{"text": "x", "label": 1}], ["line 1: label is 1, not a text"]),
     (CLASSIFY, GOOD, '{"text": "\\ud800", "label": "pos"}\n', ["line 1: text is", "not a text"]),
     (CLASSIFY, GOOD, b'{"text": "\xff"}', ["val.jsonl: byte 10 is not UTF-8"]),
-    (CLASSIFY | {"kind": "sort"}, GOOD, GOOD, ["task.json: needs a kind (classify, pair,"]),
+    (CLASSIFY | {"kind": "sort"}, GOOD, GOOD, ["task.json: its content['kind'] is 'sort', not one of"]),
     ({"kind": "classify", "metric": "accuracy"}, GOOD, GOOD, ["task.json", "needs its labels"]),
     (TAG, TAG_ROWS, [{"words": ["a", "b"], "tags": ["O"]}], ["val.jsonl line 1: 2 words but 1 tags"]),
     (TAG, TAG_ROWS, [{"words": "a b", "tags": ["O"]}], ["words is 'a b', not a list of texts"]),

@@ -345,7 +345,7 @@ def change_weights(folder, change):
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 WRONG = {
     "no config.json": (lambda x: (x / "config.json").unlink(), "has no config.json"),
-    "a config.json that is a list": (lambda x: (x / "config.json").write_text("[]"), "not the description"),
+    "a config.json that is a list": (lambda x: (x / "config.json").write_text("[]"), "its content is list"),
     "a config.json without sizes": (lambda x: change_config(x, hidden_size=None), "does not describe a bert"),
     "sizes that are texts": (lambda x: change_config(x, hidden_size="16"),
                              "does not describe a bert|hidden_size.* is str"),

@@ -98,9 +98,9 @@ def test_shards(tmp_path):
 
 
 @pytest.mark.parametrize("change, why", [
-    (lambda index: index.pop("weight_map"), "lacks a weight_map"),
-    (lambda index: index["weight_map"].update(t0="../x.safetensors"), "lacks a weight_map"),
-    (lambda index: index["weight_map"].update(t0=3), "lacks a weight_map"),
+    (lambda index: index.pop("weight_map"), "weight_map"),
+    (lambda index: index["weight_map"].update(t0="../x.safetensors"), "not beside it"),
+    (lambda index: index["weight_map"].update(t0=3), "weight_map"),
     (lambda index: index["weight_map"].update(t0="none.safetensors", t1="none.safetensors"), "none.* cannot be read"),
     (lambda index: index["weight_map"].pop("t0"), "'t0' is in one of them alone"),
     (lambda index: index["weight_map"].update(new=index["weight_map"]["t1"]), "'new' is in one of them alone"),

@@ -85,20 +85,12 @@ def load(folder) -> Run:
     tokens_per_step = [row["tokens"] / row["step"] for row in rows if row.get("tokens") and row["step"]]
     for row in rows if tokens_per_step else []:
         row["tokens"] = row["step"] * tokens_per_step[-1]
-    config, result, starts = (read_file(folder / name, form, default) for name, form, default in (
-        ("config.json", {"objective?": str, "data?": str, "train_file?": str}, None), ("result.json", RESULT, {}),
-        ("environment.json", [{"command": str}], [])))
+    config = read_json(folder / "config.json", {"objective?": str, "data?": str, "train_file?": str})
+    result = read_json(folder / "result.json", RESULT, {})
+    starts = read_json(folder / "environment.json", [{"command": str}], [])
     samples = {row["step"]: row["text"] for row in read_log(folder / "samples.jsonl", SAMPLES)
                if row["tag"] in ("sample", "final sample")}
     return Run(folder, config, rows, result, starts, samples)
-
-
-def read_file(path: Path, form, default):
-    """The content of a JSON file of this form (files.difference); the default if it is missing. Raises UserError."""
-    content = read_json(path) if default is None or path.exists() else default
-    if problem := difference(content, form, "its content"):
-        raise UserError(f"{path} is damaged ({problem}); mend or remove it")
-    return content
 
 
 def read_log(path: Path, form) -> list[dict]:

@@ -129,11 +129,9 @@ def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_index(path: Path) -> dict[str, str]:
     """{name: file} of an index of shards. Raises UserError."""
-    content = read_json(path)
-    files = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(x, str) and x == Path(x).name for x in files.values()):
-        raise UserError(f"{path} is no index of shards: it lacks a weight_map of tensors to files beside it; fetch it "
-                        "again")
+    files = read_json(path, {"weight_map": {str: str}})["weight_map"]
+    if not all(x == Path(x).name for x in files.values()):
+        raise UserError(f"{path} names files that are not beside it; fetch it again")
     return files
 
 

@@ -46,11 +46,7 @@ def load_task(folder) -> tuple[dict, dict[str, list[dict]]]:
     """
     folder = Path(folder)
     path = folder / "task.json"
-    task = read_json(path)
-    if not isinstance(task, dict) or str(task.get("kind")) not in COLUMNS or "metric" not in task:
-        raise UserError(f"{path}: needs a kind ({', '.join(COLUMNS)}) and a metric; prepare the data set again")
-    if problem := difference(task, {"metric": str, "multi_label?": bool}):
-        raise UserError(f"{path}: {problem}; prepare the data set again")
+    task = read_json(path, {"kind": {*COLUMNS}, "metric": str, "multi_label?": bool})
     if task["kind"] in LABELLED and (difference(task, {"labels": [str]})
                                      or len({*task["labels"]}) < len(task["labels"])):
         raise UserError(f"{path}: a {task['kind']} task needs its labels, a list of different texts; prepare the data "

@@ -268,7 +268,7 @@ def eval_ending(cfg) -> str:
     if not cfg.eval_only or not Path(cfg.out_dir, "result.json").exists():
         return ""
     path = Path(cfg.out_dir, "config.json")
-    before = files.read_json(path) if path.exists() else dict.fromkeys(DATA)
+    before = files.read_json(path, {str: object}, dict.fromkeys(DATA))
     return "_eval" if any(name in before and before[name] != getattr(cfg, name) for name in DATA) else ""
 
 

@@ -142,8 +142,7 @@ def average_predictions(folders: list) -> tuple[dict, np.ndarray, list[dict]]:
     loss = -np.log(np.maximum(mean[np.arange(len(truth)), truth], 1e-6)).mean()  # the files have six digits
     predictions = [row | {"prediction": labels[best], "probabilities": dict(zip(labels, p.round(6).tolist()))}
                    for row, best, p in zip(runs[0], guess, mean)]
-    result = Path(folders[0], "result.json")
-    positive = files.read_json(result).get("positive") if result.exists() else None
+    positive = files.read_json(Path(folders[0], "result.json"), {str: object}, {}).get("positive")
     scores = {"loss": float(loss)} | metrics.classification(truth, guess, labels,
                                                             labels.index(positive) if positive in labels else 1)
     return scores, metrics.confusion(truth, guess, len(labels)), predictions

@@ -34,13 +34,11 @@ def load(path: str | Path) -> Tokenizer:
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     file = folder / "tokenizer.json" if path.is_dir() or path.name in PUBLISHED else path
-    content = read_json(file) if file == path or file.exists() else {}
+    content = read_json(file, default=None if file == path else {})
     if path.name not in PUBLISHED:
         if not isinstance(content, dict) or content and "model" not in content:  # nanoft's, perhaps damaged
             return from_own(content, file)
-    options = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    if not isinstance(options, dict):
-        raise UserError(f"{folder}/tokenizer_config.json: not a JSON object; fetch it again, or remove it")
+    options = read_json(folder / "tokenizer_config.json", {str: object}, {})
     if "model" in content:
         return from_hugging_face(content, options, file)
     if (folder / "vocab.txt").exists():
@@ -51,8 +49,8 @@ def load(path: str | Path) -> Tokenizer:
             lines = "".join(read_blocks(folder / merges)).splitlines()
             pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
             return byte_level(read_json(folder / vocab), pairs, folder / vocab)
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    if isinstance(config, dict) and str(config.get("model_type") or config.get("architecture")).startswith("vit"):
+    config = read_json(folder / "config.json", {str: object}, {})
+    if str(config.get("model_type") or config.get("architecture")).startswith("vit"):
         return PixelTokenizer()  # type: ignore[return-value]
     raise UserError(f"{folder}: no tokenizer.json there, no vocab.txt, no vocab.json with merges.txt, so no text can "
                     "be read; copy one there from where the model was trained")
@@ -61,7 +59,7 @@ def load(path: str | Path) -> Tokenizer:
 def of_checkpoint(path: Path) -> Tokenizer:
     """The tokenizer that belongs to a checkpoint's file: in it, if it is one file for all, else in its folder."""
     text = safetensors.read_metadata(path).get("tokenizer") if path.suffix == ".safetensors" else None
-    return load(path.parent) if text is None else from_own(read_json(path, text), path)
+    return load(path.parent) if text is None else from_own(read_json(path, text=text), path)
 
 
 def from_own(content, path: Path) -> Tokenizer:
