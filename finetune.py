@@ -33,6 +33,7 @@ class Config:
     data: str = ""                     # a folder under data/, or a path, with train.jsonl, val.jsonl and task.json
     init_from: str = "scratch"         # a run folder, checkpoint or published model to begin from, or scratch
     adapter: str = ""                  # an adapter.pt (LoRA) to put on init_from
+    teacher: str = ""                  # a finished run of this task, often larger, whose probabilities are learned, too
     resume: bool = False               # go on with the run in out_dir; auto: if there is one
     eval_only: bool = False            # no training: scores and predictions of out_dir's best.pt, or of the adapter
     seed: int = 1                      # of the new weights, the batches and the dropout
@@ -116,8 +117,7 @@ def check(cfg):
         problems.append("layer_decay=0 leaves every block as it is; use freeze_blocks=-1 for that")
     if not cfg.data and not cfg.train_file:
         problems.append("nothing to train on; give --data=sst2 (a folder), or --train_file=reviews.csv")
-    for name in ("val_file", "test_file", "text_column", "pair_column", "label_column", "columns", "encoding",
-                 "separator"):
+    for name in start.OF_FILES:
         if getattr(cfg, name) and not cfg.train_file:
             problems.append(f"{name}={getattr(cfg, name)} goes with a train_file; a folder has its own rows")
     if 0 < cfg.max_length < 8 or cfg.max_length < 0:
@@ -325,7 +325,7 @@ def open_data(cfg, dist, source, path):
         if cfg.resume:
             start.check_same_task(source, path, task)
     task |= start.positive_label(cfg, task, rows["train"])
-    encoded = start.encode(cfg, rows, task, tokenizer)
+    encoded = start.encode(cfg, rows, task, tokenizer, dist)
     if dist.main:
         n_tokens = {split: some.n_tokens.tolist() for split, some in encoded.items()}
         examples.report(task, rows, n_tokens, task["max_length"])

@@ -248,8 +248,10 @@ def print_answer(prompt: str, answer: dict) -> None:
 def write_lines(model: Model, rows: list[dict], whole: list[dict], cfg: Config) -> None:
     """Continuations into a file of JSON lines, a batch at a time, each line whole: --resume goes on after the last."""
     path, lines = Path(cfg.output), []
-    if cfg.resume and path.exists():
-        data = path.read_bytes()
+    data = path.read_bytes() if path.exists() else b""
+    if data and not cfg.resume:
+        raise UserError(f"{path} holds lines already; --resume goes on with it, another --output begins anew")
+    if data:
         data = data[:data.rfind(b"\n") + 1]  # a line that was cut off is written again
         try:
             lines = [json.loads(line) for line in data.splitlines()]
@@ -272,7 +274,7 @@ def write_lines(model: Model, rows: list[dict], whole: list[dict], cfg: Config) 
                 kept.append(line)
                 texts.add(line["text"])
         left_out += len(batch) - len(kept)
-        file = file or open(path, "ab" if cfg.resume else "wb")
+        file = file or open(path, "ab")
         file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept).encode())
         file.flush()
         begun += len(kept)

@@ -48,6 +48,7 @@ class Config:
     n_layer: int = 4                   # blocks
     n_head: int = 4                    # attention heads
     n_kv_head: int = 0                 # key-value heads, 0 = n_head
+    head_dim: int = 0                  # width of a head, 0 = n_embd / n_head; python -m nanoft prune sets it
     n_embd: int = 128                  # width
     block_size: int = 128              # tokens of context
     dropout: float = 0.0               # fraction of the activations set to zero

@@ -26,6 +26,7 @@ TOOLS = {  # name: (module with a main(), what it does)
     "pretrained": ("nanoft.published.convert", "published weights in and out: pretrained FOLDER --out=out/bert"),
     "serve": ("nanoft.serve.server", "a local page and endpoint for models: serve out/wikitext out/sst2"),
     "quantize": ("nanoft.quantize", "weights of 8 bits, a quarter of the file: quantize out/x out/x_int8"),
+    "prune": ("nanoft.prune", "leave out heads and small weights: prune out/x out/x_pruned --heads=0.25"),
     "ensemble": ("nanoft.tasks.sweep", "the mean of several models: ensemble out/x/seed1 out/x/seed2"),
 }
 

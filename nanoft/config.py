@@ -148,15 +148,15 @@ def split_words(argv, fields: dict) -> tuple[list[tuple[str, str, str]], list[st
     return options, others
 
 
-def load_tool(cls, usage: str, argv=None, most: int = 1000):
+def load_tool(cls, usage: str, argv=None, most: int = 1000, check=None):
     """The options of a tool (python -m nanoft NAME), and its other words: files or folders, 1 to `most` of them.
 
-    usage: a line such as "bins FILE". Raises UserError.
+    usage: a line such as "bins FILE"; check: as for load. Raises UserError.
     """
     argv = sys.argv[1:] if argv is None else argv
     others = split_words(argv, {f.name: f for f in dataclasses.fields(cls)})[1]
     words = [word for word in others if not word.startswith("-")]
-    options = load(cls, [word for word in argv if word not in words])
+    options = load(cls, [word for word in argv if word not in words], check)
     if not 1 <= len(words) <= most:
         raise UserError(f"{len(words)} files or folders given; usage: python -m nanoft {usage}")
     return options, words

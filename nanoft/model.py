@@ -10,7 +10,8 @@ Defaults, each a field of ModelConfig:
 The other fields are what the published GPT-2, BERT and RoBERTa need: learned positions, LayerNorm with biases,
 GELU in both forms, post-norm, token types, a tied head.
 
-Shapes: B sequences, T tokens, C = n_embd, H heads of D = C / H, K key-value heads, V padded vocabulary.
+Shapes: B sequences, T tokens, C = n_embd, H heads of D = C / H unless head_dim says, K key-value heads, V padded
+vocabulary.
 """
 
 from dataclasses import dataclass, fields
@@ -30,6 +31,7 @@ class ModelConfig:
     n_layer: int = 4          # 0: embeddings alone, whose mean over a text is fastText (arXiv:1607.01759)
     n_head: int = 4
     n_kv_head: int = 0        # 0 = n_head
+    head_dim: int = 0         # width of a head; 0 = n_embd / n_head
     n_embd: int = 256
     dropout: float = 0.0      # of embeddings and of what a block adds; attention weights have none (LOG.md)
     causal: bool = True       # False: every token sees both sides (BERT)
@@ -89,16 +91,17 @@ def check_model(cfg):
     if cfg.n_layer < 0 or min(cfg.n_head, cfg.n_embd, cfg.block_size) < 1:
         return ["n_head, n_embd and block_size must be at least 1, n_layer at least 0"]
     if (min(getattr(cfg, name, 1) for name in ("vocab_size", "vocab_multiple")) < 1
-            or min(getattr(cfg, name, 0) for name in ("n_hidden", "n_kv_head", "n_types")) < 0):
-        return ["vocab_size must be at least 1, n_hidden, n_kv_head and n_types at least 0"]
+            or min(getattr(cfg, name, 0) for name in ("n_hidden", "n_kv_head", "n_types", "head_dim")) < 0):
+        return ["vocab_size must be at least 1, n_hidden, n_kv_head, n_types and head_dim at least 0"]
     if min(cfg.n_gram, cfg.n_buckets) < 1:
         problems.append(f"n_gram={cfg.n_gram} and n_buckets={cfg.n_buckets} must be at least 1")
     learned = getattr(cfg, "position", "rope") == "learned" or getattr(cfg, "arch", "modern") in CLASSIC
-    if cfg.n_embd % cfg.n_head:
+    head_dim = getattr(cfg, "head_dim", 0)
+    if cfg.n_embd % cfg.n_head and not head_dim:
         problems.append(f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}; choose a multiple")
-    elif cfg.n_embd // cfg.n_head % 2 and not learned:
-        problems.append(f"n_embd / n_head = {cfg.n_embd // cfg.n_head} is odd; rotary positions turn pairs of numbers, "
-                        "so use an even width a head")
+    elif (head_dim or cfg.n_embd // cfg.n_head) % 2 and not learned:
+        problems.append(f"a head of {head_dim or cfg.n_embd // cfg.n_head} numbers has an odd width; rotary positions "
+                        "turn pairs of them, so use an even one")
     if cfg.n_kv_head < 0 or (cfg.n_kv_head and cfg.n_head % cfg.n_kv_head):
         problems.append(f"n_head={cfg.n_head} is not divisible by n_kv_head={cfg.n_kv_head}; choose a divisor, or 0")
     if getattr(cfg, "norm_eps", 1) <= 0:
@@ -132,11 +135,11 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head, self.n_kv_head = cfg.n_head, cfg.n_kv_head or cfg.n_head
         self.causal, self.qk_norm = cfg.causal, cfg.qk_norm
-        width = cfg.n_embd // cfg.n_head
+        width = cfg.head_dim or cfg.n_embd // cfg.n_head
         self.q = nn.Linear(cfg.n_embd, self.n_head * width, bias=cfg.bias)
         self.k = nn.Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
         self.v = nn.Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
-        self.proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
+        self.proj = nn.Linear(self.n_head * width, cfg.n_embd, bias=cfg.bias)
 
     def forward(self, x, rope=None, mask=None, cache=None):
         """x: (B, T, C) -> (B, T, C).
@@ -144,7 +147,7 @@ class Attention(nn.Module):
         rope: (cos, sin) of the positions; mask: bool (B, 1, 1, S), True = may be looked at; cache: this layer's keys
         and values, a nanoft.generate.LayerCache.
         """
-        B, T, C = x.shape
+        B, T, _ = x.shape
         q = self.q(x).view(B, T, self.n_head, -1)     # (B, T, C) -> (B, T, H, D)
         k = self.k(x).view(B, T, self.n_kv_head, -1)  # (B, T, K * D) -> (B, T, K, D)
         v = self.v(x).view(B, T, self.n_kv_head, -1)
@@ -160,7 +163,8 @@ class Attention(nn.Module):
         causal = self.causal and T > 1  # a single new token may look at everything before it
         shared = k.size(1) < q.size(1)  # each key-value head serves a group of query heads
         y = self.attend(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared)
-        return self.proj((y if one else y.transpose(1, 2)).reshape(B, T, C))  # (B, H, T, D) -> (B, T, C)
+        y = (y if one else y.transpose(1, 2)).reshape(B, T, -1)  # (B, H, T, D) -> (B, T, H * D)
+        return self.proj(y)  # (B, T, H * D) -> (B, T, C)
 
 
 class MLP(nn.Module):
@@ -246,7 +250,7 @@ class Transformer(nn.Module):
             if cfg.n_gram > 1:
                 self.register_buffer("multipliers", hash_multipliers(cfg.n_gram), persistent=False)
             if cfg.position == "rope":
-                width = cfg.n_embd // cfg.n_head
+                width = cfg.head_dim or cfg.n_embd // cfg.n_head
                 rate = 10000 ** (-torch.arange(0, width, 2) / width)         # (D/2,) radians a token
                 angle = torch.arange(cfg.block_size)[:, None, None] * rate   # (block_size, 1, D/2)
                 self.register_buffer("cos", angle.cos(), persistent=False)

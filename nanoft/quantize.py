@@ -7,13 +7,14 @@ with integers, by torch's own kernels, whether the file is quantized or not.
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nanoft import UserError, checkpoint, config
+from nanoft import UserError, checkpoint, config, files
 
 HAS_KERNELS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
 ROWS = 256  # measured: twice as fast as all of 8,192 rows at once
@@ -71,8 +72,7 @@ def compute_in_int8(model) -> None:
 
 
 def quantized(state: dict) -> dict:
-    """A checkpoint's dictionary with its matrices rounded, their `scales` beside them, without what training needs."""
-    state = {name: value for name, value in state.items() if name not in ("optimizer", "scaler", "averaged")}
+    """A checkpoint's dictionary with its matrices rounded, their `scales` beside them."""
     known: dict = {}  # a tied head is the same tensor, and stays it
     for p in state["model"].values():
         if p.dim() == 2 and p.is_floating_point() and p.data_ptr() not in known:
@@ -82,13 +82,11 @@ def quantized(state: dict) -> dict:
                     "scales": {name: scale for name, (_, scale) in pairs.items() if scale is not None}}
 
 
-@dataclass
-class Options:
-    pass
+def rewrite(words: list[str], change: Callable[[dict], dict]) -> None:
+    """Write the run words[0], changed and without what training needs, into the new folder words[1].
 
-
-def main():
-    _, words = config.load_tool(Options, "quantize RUN OUT", most=2)
+    change: from a checkpoint's dictionary to another one. Raises UserError.
+    """
     if len(words) != 2:
         raise UserError("give a run and a new folder: python -m nanoft quantize out/wikitext out/wikitext_int8")
     source, out = checkpoint.find(words[0]), Path(words[1])
@@ -96,11 +94,24 @@ def main():
         raise UserError(f"{words[0]}: no checkpoint there; give a run folder or a checkpoint file")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; give a new folder")
-    state = quantized(checkpoint.load(source))
+    state = checkpoint.load(source)
+    if "rank" in state:
+        raise UserError(f"{source} is an adapter, not a whole model; give the best.pt beside it, which has it merged")
+    state = change({name: x for name, x in state.items() if name not in ("optimizer", "scaler", "averaged")})
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "config.json"):
-        if (source.parent / name).exists():
-            shutil.copyfile(source.parent / name, out / name)
+    if (source.parent / "tokenizer.json").exists():
+        shutil.copyfile(source.parent / "tokenizer.json", out / "tokenizer.json")
+    if "config" in state:
+        files.write_json(out / "config.json", state["config"])
     checkpoint.save(out / "best.pt", state)
     floats = sum(4 * p.numel() for p in {p.data_ptr(): p for p in state["model"].values()}.values())
     print(f"{out}: best.pt, {(out / 'best.pt').stat().st_size / 1e6:,.1f} MB; as float32 {floats / 1e6:,.1f} MB")
+
+
+@dataclass
+class Options:
+    pass
+
+
+def main():
+    rewrite(config.load_tool(Options, "quantize RUN OUT")[1], quantized)

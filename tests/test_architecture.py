@@ -9,7 +9,7 @@ from conftest import ROOT
 SCRIPTS = ("train", "finetune", "sample")
 GROUND = ("config", "files", "distributed", "runlog")  # what every script stands on
 PATH = ("pretokenize", "bpe", "bins", "batches", "model", "kernels", "checkpoint", "optim", "loop", "evaluate",
-        "sampling", "generate", "quantize")  # in the order in which they are read
+        "sampling", "generate", "quantize", "prune")  # in the order in which they are read
 ROOMS = ("text", "tasks", "published", "inspect", "pages", "serve")
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
          for path in (*(ROOT / "nanoft").rglob("*.py"), *(ROOT / f"{name}.py" for name in SCRIPTS))}

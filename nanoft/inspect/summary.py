@@ -63,7 +63,7 @@ def summarize(shape: ModelConfig, cfg, task: dict | None = None, device="cpu",
         if isinstance(module, (nn.Linear, nn.Conv2d)) and name in outputs:  # each output is a sum of as many products
             flops[name] = 2 * module.weight[0].numel() * outputs[name].numel() / (B * T)
         elif isinstance(module, Attention):  # queries times keys, weights times values, T keys for each query
-            flops[name] = 2 * 2 * T * shape.n_embd
+            flops[name] = 2 * 2 * T * module.q.out_features
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     state = sum(p.numel() * (4 if isinstance(o, optim.Muon) else 8)  # Muon's momentum, or AdamW's two moments
                 for o in optimizers for group in o.param_groups for p in group["params"])

@@ -139,7 +139,9 @@ def find_family(cfg: ModelConfig, task: dict | None, tokenizer: Tokenizer) -> st
     """gpt2, bert, roberta or qwen3, if the model is exactly one of them, else None."""
     task = task or {}
     kind = task.get("kind")
-    if cfg.n_gram > 1 or task.get("linear") or (cfg.causal and (kind not in (None, "generate") or cfg.post_norm)):
+    if cfg.n_gram > 1 or cfg.head_dim or task.get("linear"):
+        return None
+    if cfg.causal and (kind not in (None, "generate") or cfg.post_norm):
         return None
     if cfg.causal and cfg.position == "rope":
         return "qwen3" if (cfg.norm == "rmsnorm" and cfg.qk_norm and cfg.activation == "swiglu" and not cfg.bias

@@ -114,32 +114,40 @@ class Completion:
             raise Refused(400, f"{len(prompts)} prompts times n={n} are more than {MAX_WAITING}; give fewer at once")
         rules = {"temperature": 1.0, "top_p": 1.0} | {name: body[name] for name in RULES if name in body}
         seed, stop = body.get("seed", secrets.randbits(31)), body.get("stop", ())
-        self.stop = (stop,) if isinstance(stop, str) else tuple(filter(None, stop))
+        self.stop = tuple(filter(None, [stop] if isinstance(stop, str) else stop))
         self.requests = [Request("generate", ids, body.get("max_tokens", 16), seed + i, **rules)
                          for i, ids in enumerate(ids for ids in prompts for _ in range(n))]
         self.usage = {"prompt_tokens": sum(map(len, prompts)), "completion_tokens": 0}
         worker.submit(*self.requests)
 
-    def pieces(self, index: int) -> Iterator[tuple[str, str | None, dict | None]]:
-        """(text, finish_reason, logprobs) of a choice, a piece at a time; the last has no text, but the reason."""
+    def parts(self, index: int) -> Iterator[dict]:
+        """A choice in parts, as a stream sends them: text with its logprobs, and last the finish_reason."""
+        part = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
         request, new, offset = self.requests[index], [], 0
 
         def ids():
             for token in request.tokens(self.alive):
                 new.append(token)
+                self.usage["completion_tokens"] += 1
                 yield token.id
 
-        pieces = until(text_pieces(ids(), self.tokenizer), self.stop)
         if self.body.get("echo"):
-            yield self.tokenizer.decode(request.content), None, None
-        for piece in filter(None, pieces):
-            yield piece, None, self.logprobs(new, offset)
-            self.usage["completion_tokens"] += len(new)
+            yield part | {"text": self.tokenizer.decode(request.content)}
+        for piece in filter(None, until(text_pieces(ids(), self.tokenizer), self.stop)):
+            yield part | {"text": piece, "logprobs": self.logprobs(new, offset)}
             offset += len(piece)
             new.clear()
         request.done = True
-        self.usage["completion_tokens"] += len(new)
-        yield "", "length" if request.exhausted else "stop", None
+        yield part | {"finish_reason": "length" if request.exhausted else "stop"}
+
+    def choices(self) -> list[dict]:
+        """The choices, each with its parts put together."""
+        found = []
+        for parts in ([*self.parts(index)] for index in range(len(self.requests))):
+            logprobs = [part["logprobs"] for part in parts if part["logprobs"]]
+            found.append(parts[-1] | {"text": "".join(part["text"] for part in parts), "logprobs": {
+                name: [x for one in logprobs for x in one[name]] for name in logprobs[0]} if logprobs else None})
+        return found
 
     def logprobs(self, tokens: list[Token], offset: int) -> dict | None:
         """Of the tokens of a piece, where they were asked for."""

@@ -16,7 +16,6 @@ import secrets
 import select
 import signal
 import socket
-import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -31,8 +30,7 @@ from nanoft.serve.api import Model
 from nanoft.serve.worker import Refused, Request, Worker
 from nanoft.tasks import inputs
 
-MAX_BODY = 2**18       # bytes of a request
-MAX_CONNECTIONS = 128  # at the same time
+MAX_BODY = 2**18  # bytes of a request
 POLICY = ("default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
           "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 KINDS = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}  # of errors, else invalid_request_error
@@ -62,14 +60,14 @@ def is_loopback(host: str) -> bool:
 
 
 class Server(ThreadingHTTPServer):
-    request_queue_size = MAX_CONNECTIONS
+    request_queue_size = 128  # connections that wait to be taken
 
     def __init__(self, options: Options, models: dict[str, Model]):
         """models: by the name that clients call them. Raises UserError where the address cannot be listened on."""
         for model in models.values():
             model.need(model.kind != "image", "would open any file that a client names", "use sample.py --image=FILE")
-        self.options, self.room = options, threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self.page, self.created = Path(__file__).with_name("page.html").read_bytes(), int(time.time())
+        self.options, self.created = options, int(time.time())
+        self.page = Path(__file__).with_name("page.html").read_bytes()
         self.address_family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
         try:
             super().__init__((options.host, options.port), Handler)
@@ -77,18 +75,6 @@ class Server(ThreadingHTTPServer):
             raise UserError(f"host={options.host} port={options.port} cannot be listened on ({error.strerror}); give "
                             "another --port, or --port=0 for any") from None
         self.workers = {name: Worker(model) for name, model in models.items()}
-
-    def process_request(self, request, client_address):
-        if self.room.acquire(blocking=False):
-            return super().process_request(request, client_address)
-        request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        self.shutdown_request(request)
-
-    def process_request_thread(self, request, client_address):
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.room.release()
 
     def handle_error(self, request, client_address):
         """A client that has gone away is no error."""
@@ -171,23 +157,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def complete(self, completion: Completion, about: dict) -> None:
         """The choices of a completion, whole or, with stream, as server-sent events that end with [DONE]."""
-        streams, choices = completion.body.get("stream"), []
         try:
-            if streams:
-                self.send(200, None, "text/event-stream")
+            if not completion.body.get("stream"):
+                return self.send_json(200, about | {"choices": completion.choices()} | completion.total())
+            self.send(200, None, "text/event-stream")
             for index in range(len(completion.requests)):
-                choice: dict = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
-                for text, reason, logprobs in completion.pieces(index):
-                    if streams:
-                        self.event(about | {"choices": [choice | {
-                            "text": text, "logprobs": logprobs, "finish_reason": reason}]})
-                    choice |= {"text": choice["text"] + text, "finish_reason": reason}
-                    if logprobs:
-                        choice["logprobs"] = logprobs if not choice["logprobs"] else {
-                            name: choice["logprobs"][name] + logprobs[name] for name in logprobs}
-                choices.append(choice)
-            if not streams:
-                return self.send_json(200, about | {"choices": choices} | completion.total())
+                for part in completion.parts(index):
+                    self.event(about | {"choices": [part]})
             if completion.body.get("stream_options", {}).get("include_usage"):
                 self.event(about | {"choices": []} | completion.total())
             self.wfile.write(b"data: [DONE]\n\n")
@@ -284,9 +260,7 @@ def names(paths: list[str]) -> list[str]:
 
 
 def main():
-    options, paths = config.load_tool(Options, "serve out/wikitext out/sst2")
-    if problems := check(options):
-        raise UserError("\n".join(problems))
+    options, paths = config.load_tool(Options, "serve out/wikitext out/sst2", check=check)
     server = Server(options, dict(zip(names(paths), [Model(path, options.device, options.dtype) for path in paths])))
     for name, worker in server.workers.items():
         print(f"{name}: {', '.join(abilities(worker.model))}")

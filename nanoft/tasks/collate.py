@@ -18,8 +18,8 @@ def batch(encoded: Encoded | images.Pictures, index, task: dict, tokenizer, mult
     """The features number `index` (B,) as the arrays that TaskModel takes.
 
     ids (B, T); mask (B, T) unless nothing is padded; types (B, T) for two texts, 0 and 1, with match_types or a linear
-    model 2 and 3 for tokens that both have; allowed (B, T) for answer, where an
-    answer may lie; targets and weights (B,), (B, K), (B, 2) or (B, T). T is the longest length, rounded up to a
+    model 2 and 3 for tokens that both have; allowed (B, T) for answer, where an answer may lie; teacher (B, K) where
+    there is one; targets and weights (B,), (B, K), (B, 2) or (B, T). T is the longest length, rounded up to a
     `multiple` if max_length allows. class_weights: (K,). augment(ids, number) gives other ids for a feature (as many as
     before, except for classify, pair and regress).
     """
@@ -56,6 +56,8 @@ def batch(encoded: Encoded | images.Pictures, index, task: dict, tokenizer, mult
         weights = np.ones(len(index))
     if class_weights is not None:
         weights = np.where(targets == IGNORE, 0, class_weights[np.maximum(targets, 0)])
+    if encoded.teacher is not None:
+        out["teacher"] = encoded.teacher[index]
     return out | {"targets": targets, "weights": weights.astype(np.float32)}
 
 

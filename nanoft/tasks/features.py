@@ -46,6 +46,7 @@ class Encoded:
     max_context: np.ndarray    # (N, 2)
     n_tokens: np.ndarray       # (rows,) tokens of each row before anything is cut
     offsets: list              # answer: (start, end) of each row, the characters of the context's tokens, each (n,)
+    teacher: np.ndarray | None = None  # (N, K) outputs of a teacher, of which a student learns
 
     @property
     def lengths(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from nanoft.tasks.linear import NGramLinear
 
 # the kinds whose head reads one vector a text, or picture; the other heads read every token's
 ONE_VECTOR = (*WHOLE_TEXT, "image")
+TEMPERATURE = 2.0  # of distillation
 
 
 class TaskModel(nn.Module):
@@ -73,12 +74,12 @@ class TaskModel(nn.Module):
         nats[targets.flatten() != -100] = F.cross_entropy(self.head(rows).float(), labels, reduction="none")
         return nats.view(targets.shape)  # (B * T,) -> (B, T)
 
-    def forward(self, ids, targets, weights, types=None, mask=None, allowed=None) -> Tensor:
+    def forward(self, ids, targets, weights, types=None, mask=None, allowed=None, teacher=None) -> Tensor:
         """The sum of the losses times their weights, which have the shape of the losses.
 
         targets: class numbers (B,) or, for tag and generate, (B, T) with -100 where there is no target; numbers (B,)
         for regress; 0 or 1 (B, K) for multi-label, with weights (B,); positions of start and end (B, 2) for answer,
-        with weights (B,).
+        with weights (B,). teacher: another model's outputs (B, K), of which half of the loss is.
         """
         kind = self.task["kind"]
         if kind == "generate":
@@ -94,7 +95,20 @@ class TaskModel(nn.Module):
             losses = F.cross_entropy(y, targets, reduction="none").mean(1)  # (B, T, 2), (B, 2) -> (B, 2) -> (B,)
         else:
             losses = F.cross_entropy(y.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+        if teacher is not None:
+            losses = (losses + distance(y, teacher, kind)) / 2
         return (losses * weights).sum()
+
+
+def distance(y: Tensor, teacher: Tensor, kind: str) -> Tensor:
+    """How far outputs are from a teacher's, both (B, K) -> (B,): knowledge distillation (arXiv:1503.02531).
+
+    Its temperature, and the half that the labels keep of the loss, are those of its speech recognizer (section 4.1).
+    """
+    if kind == "regress":
+        return (y - teacher)[:, 0].square()
+    soft = (teacher / TEMPERATURE).softmax(1)  # so the unlikely classes count, too; its square evens out the gradients
+    return TEMPERATURE ** 2 * F.cross_entropy(y / TEMPERATURE, soft, reduction="none")
 
 
 def mixed(y, linear, task: dict):

@@ -8,12 +8,15 @@ import statistics
 from collections import Counter
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from nanoft import UserError, bpe, checkpoint, distributed, files
 from nanoft.distributed import Dist
 from nanoft.model import ModelConfig
-from nanoft.published.source import open_checkpoint
+from nanoft.published.source import open_checkpoint, open_model
 from nanoft.tasks import collate, examples, features, images, lora, metrics, predict
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import prepare, vocabulary
@@ -118,7 +121,8 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
     """
     kind, n_rows = task["kind"], len(rows["train"])
     published = source is not None and not source["model_config"].get("qk_norm", True)
-    if not source and kind in features.WHOLE_TEXT and cfg.n_layer == -1 and not cfg.epochs and not cfg.max_steps:
+    if (not source and kind in features.WHOLE_TEXT and cfg.n_layer == -1
+            and not (cfg.epochs or cfg.max_steps or cfg.teacher)):
         choice = {"n_layer": 0, "n_head": 1, "n_embd": 8, "linear": "true", "max_length": cfg.max_length or 2048}
         choice |= {"optimizer": "adamw", "match_types": "false"}
         return replace(cfg, **choice), f"chosen  a linear model of n-grams ({kind} from scratch)"
@@ -228,13 +232,36 @@ def picture_problems(cfg) -> list[str]:
     return problems
 
 
-def encode(cfg, rows: dict[str, list[dict]], task: dict, tokenizer) -> dict[str, features.Encoded]:
+def encode(cfg, rows: dict[str, list[dict]], task: dict, tokenizer, dist: Dist) -> dict[str, features.Encoded]:
     """The features of every split. Where the task lacks the statistics of its pictures, it gets those of training."""
     collate.check_augmentation(cfg, task, tokenizer)
     encoded = {split: features.encode(some, task, tokenizer) for split, some in rows.items()}
     if "picture" in task and "mean" not in task["picture"]:
         task["picture"] |= images.statistics(encoded["train"])  # type: ignore[arg-type]
+    if cfg.teacher and not cfg.eval_only:
+        encoded["train"].teacher = teacher_outputs(cfg.teacher, rows["train"], task, dist)[encoded["train"].row]
     return encoded
+
+
+def teacher_outputs(place: str, rows: list[dict], task: dict, dist: Dist) -> np.ndarray:
+    """What a finished run of the same task answers to each row, by its own tokenizer: float32 (rows, K), as a head."""
+    state, path, tokenizer = open_model(place)
+    theirs = state.get("task", {"kind": "none"})
+    if (any(theirs.get(name) != task.get(name) for name in ("kind", "labels")) or theirs.get("multi_label")
+            or task.get("multi_label") or task["kind"] not in features.WHOLE_TEXT):
+        raise UserError(f"teacher={place} is of kind {theirs['kind']} with labels {theirs.get('labels')!r:.80}; give a "
+                        "run of the same task as these rows: classify (one label a text), pair or regress")
+    model = checkpoint.load_model(state, path, partial(TaskModel, task=theirs), dist.device)
+    encoded = features.encode(rows, theirs, tokenizer)
+    out = predict.outputs(model, encoded, theirs, tokenizer, dist)
+    if dist.main:
+        found = predict.predictions(theirs, rows, encoded, out)
+        score = predict.main_score(task, predict.scores(theirs, rows, found, encoded, out)[0])
+        print(f"teacher {path}: {task['metric']} {abs(score):.4f} on the training rows")
+    out = predict.by_row(encoded, out)
+    if task["kind"] == "regress":
+        out = (out * theirs["deviation"] + theirs["mean"] - task["mean"]) / task["deviation"]
+    return out.astype(np.float32)
 
 
 def positive_label(cfg, task: dict, rows: list[dict]) -> dict[str, str]:
@@ -255,9 +282,9 @@ def positive_label(cfg, task: dict, rows: list[dict]) -> dict[str, str]:
                                          if cfg.train_file else labels[1])}
 
 
-# The options that say which rows a run has.
-DATA = ("data", "train_file", "val_file", "test_file", "val_fraction", "kind", "text_column", "pair_column",
-        "label_column", "columns", "encoding", "separator")
+# The options that say which rows a run has; those that go with a train_file only.
+OF_FILES = ("val_file", "test_file", "text_column", "pair_column", "label_column", "columns", "encoding", "separator")
+DATA = ("data", "train_file", "val_fraction", "kind", *OF_FILES)
 
 
 def eval_ending(cfg) -> str:
