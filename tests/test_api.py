@@ -119,8 +119,7 @@ def test_a_text_ends_at_the_end_of_a_document():
 
 def test_the_example_of_the_readme_runs(runs, monkeypatch, tmp_path):
     blocks = re.findall(r"^```python\n(import nanoft\n.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.S | re.M)
-    if not blocks:
-        pytest.skip("README.md has no example of nanoft.load yet")
+    assert blocks
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     for name, of in (("wikitext", "gpt"), ("wikitext_bert", "masks"), ("sst2", "classify"), ("wnut17", "tag")):
