@@ -54,7 +54,7 @@ def prune_heads(state: dict, fraction: float) -> None:
         value = model[f"{attn}v.weight"].unflatten(0, (K, -1))                      # (K, D, C)
         output = model[f"{attn}proj.weight"].unflatten(1, (K, -1, value.size(1)))   # (C, K, H / K, D)
         written = torch.einsum("ckhd,kde->kche", output, value)                     # (K, C, H / K, C)
-        kept = written.flatten(1).norm(dim=1).topk(left).indices.sort().values      # (left,)
+        kept = written.flatten(1).norm(dim=1).topk(left).indices                    # (left,)
         model[f"{attn}proj.weight"] = output[:, kept].flatten(1)
         for name in (f"{attn}{part}.{kind}" for part in "qkv" for kind in ("weight", "bias")):
             if name in model:

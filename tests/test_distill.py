@@ -79,6 +79,11 @@ def test_a_teacher_of_numbers_speaks_in_the_students_deviations(teachers):
     assert out.shape == (3, 1) and np.ptp(out) > 0.1
 
 
+def test_a_student_has_blocks():
+    chosen = [start.choose_options(finetune.Config(teacher=x), None, TASK, {"train": ROWS}, None)[0] for x in ("", "x")]
+    assert [cfg.n_layer for cfg in chosen] == [0, 2]
+
+
 def test_a_student_learns_what_its_labels_do_not_say(home, tmp_path, call, capsys):
     """The student's labels are random. The teacher, with another tokenizer, has learned the true ones."""
     true = [row | {"text": f"{row['text']} of {i * 7}"} for i, row in enumerate(ROWS * 3)]

@@ -96,6 +96,9 @@ def test_a_file_is_used_as_any_other(runs):
 def test_what_cannot_be_is_refused(runs, tmp_path):
     done = run("nanoft quantize", runs[0], runs[1], check=False)
     assert done.returncode == 2 and "is there already" in done.stderr
+    torch.save(torch.load(runs[0] / "best.pt", weights_only=True) | {"rank": 2, "alpha": 2.0}, tmp_path / "adapter.pt")
+    done = run("nanoft quantize", tmp_path / "adapter.pt", tmp_path / "out", check=False)
+    assert done.returncode == 2 and "is an adapter" in done.stderr and not (tmp_path / "out").exists()
     state = torch.load(runs[1] / "best.pt", weights_only=True)
     for scales in ({"nowhere": torch.ones(3)}, {"head.weight": torch.ones(3)}, {"head.weight": 1.0}):
         torch.save(state | {"scales": scales}, tmp_path / "bad.pt")

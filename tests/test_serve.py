@@ -103,6 +103,7 @@ def test_a_stop_text_ends_it_and_an_echo_begins_it(served):
     (choice,) = complete(served, max_tokens=20, stop=[stop, "never"], echo=True)["choices"]
     assert choice == {"index": 0, "text": TEXT + text[:text.index(stop)], "logprobs": None, "finish_reason": "stop"}
     assert complete(served, max_tokens=20, stop=stop)["choices"][0]["text"] == text[:text.index(stop)]
+    assert complete(served, max_tokens=20, stop="")["choices"][0]["text"] == text
 
 
 def test_several_prompts_and_samples_are_each_as_if_alone(served, models):

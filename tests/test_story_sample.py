@@ -122,6 +122,8 @@ def test_what_was_stopped_goes_on_to_the_same_file(say, tmp_path):
         assert begun.read_bytes() == whole
     begun.unlink()
     say(*options, f"--output={begun}", "--resume")  # a command that is repeated until it is done may always say so
+    with pytest.raises(UserError, match="holds lines already"):
+        say(*options, f"--output={begun}")
     assert begun.read_bytes() == whole
 
 
