@@ -259,7 +259,8 @@ def check_row(task, row, where):
         if name in ("words", "tags", "labels"):
             fits, form = is_texts(value), "a list of texts"
         elif name == "answers":
-            fits, form = is_answers(value), 'a list of {"text": ..., "start": whole number}'
+            fits = not difference(value, [{"text": str, "start": int}])
+            form = 'a list of {"text": ..., "start": whole number}'
         elif name == "label" and kind == "regress":
             fits, form = type(value) in (int, float) and abs(value) < 1e30, "a number below 1e30"
         else:
@@ -276,11 +277,6 @@ def is_text(value):
 
 def is_texts(value):
     return isinstance(value, list) and all(is_text(item) and item.strip(" \t\r\n") for item in value)
-
-
-def is_answers(value):
-    return isinstance(value, list) and all(
-        isinstance(a, dict) and isinstance(a.get("text"), str) and type(a.get("start")) is int for a in value)
 
 
 def check_labels(task, located):
