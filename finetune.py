@@ -410,8 +410,6 @@ def final_metrics(state, path, data, dist, result, started):
     result |= {"best_step": state["step"], "kind": task["kind"], "metric": task["metric"]}
     result |= {name: task[name] for name in ("positive", "thresholds") if name in task}
     lines, written = [], []
-    if dist.main:
-        out_dir.mkdir(parents=True, exist_ok=True)
     for split in [split for split in ("val", "test") if split in data.rows]:
         rows, encoded = data.rows[split], data.features[split]
         out = predict.outputs(model, encoded, task, data.tokenizer, dist)

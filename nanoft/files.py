@@ -17,8 +17,10 @@ from nanoft import UserError
 
 
 def write_whole(path, write):
-    """Have write(file) fill a temporary file, put it safely on disk, then give it its name."""
+    """Have write(file) fill a temporary file, put it safely on disk, then give it its name; make its folder if need be.
+    """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:

@@ -15,7 +15,7 @@ gradient is zero for every token, and a straight path between two embeddings bec
 Shapes: B texts, T tokens, C = n_embd, L layers, H heads, V the vocabulary, N = n_gram.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -29,6 +29,18 @@ from nanoft.kernels import plain_attention
 from nanoft.model import BERT, GPT, Attention, Transformer, gram_rows
 
 BATCH_TOKENS = 4096  # tokens that integrated gradients pass through the model at once
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], hook: Callable, before: bool = False):
+    """Within, the modules have this forward hook, or a hook that is called before their forward pass."""
+    handles = [(module.register_forward_pre_hook if before else module.register_forward_hook)(hook)
+               for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # ---- attention ---------------------------------------------------------------------------------------------------
@@ -91,12 +103,9 @@ class Embedded(NamedTuple):
 @torch.no_grad()
 def embed(trunk: Transformer, ids: Tensor, types: Tensor | None = None) -> Embedded:
     """The embeddings of a text, ids (T,)."""
-    seen = []
-    hook = trunk.norm_in.register_forward_hook(lambda module, args, out: seen.extend((args[0][0], out[0])))
-    try:
+    seen: list = []
+    with hooked([trunk.norm_in], lambda module, args, out: seen.extend((args[0][0], out[0]))):
         trunk(ids[None], None if types is None else types[None])
-    finally:
-        hook.remove()
     total, x = seen
     if trunk.grams is None:
         return Embedded(x, x.new_zeros(len(x), 0, x.size(-1)))
@@ -116,11 +125,8 @@ def share_of_norm(norm: nn.Module, part: Tensor, total: Tensor) -> Tensor:
 
 def score_embeddings(trunk: Transformer, score: Callable, x: Tensor, ids: Tensor, types: Tensor | None = None):
     """Scores of embeddings x: (B, T, C) -> (B,). The blocks read x in place of the embeddings of ids (T,)."""
-    hook = trunk.norm_in.register_forward_hook(lambda module, args, out: x)
-    try:
+    with hooked([trunk.norm_in], lambda module, args, out: x):
         return score(ids.expand(len(x), *ids.shape), None if types is None else types.expand(len(x), -1))
-    finally:
-        hook.remove()
 
 
 def gradients(trunk: Transformer, score: Callable, x: Tensor, ids: Tensor, types: Tensor | None = None) -> Tensor:
@@ -207,13 +213,8 @@ def logit_lens(model: GPT | BERT, ids: Tensor, positions: list[int]) -> Tensor:
     The first row is the embedding's, before any block; the last is the model's own.
     """
     states, trunk = [], model.trunk
-    modules = [*trunk.blocks, trunk.norm_out]
-    hooks = [module.register_forward_pre_hook(lambda module, args: states.append(args[0])) for module in modules]
-    try:
+    with hooked([*trunk.blocks, trunk.norm_out], lambda module, args: states.append(args[0]), before=True):
         trunk(ids[None])
-    finally:
-        for hook in hooks:
-            hook.remove()
     head = model.word_logits if isinstance(model, BERT) else model.head
     return torch.stack([head(trunk.norm_out(x[0, positions])).float()[:, :model.cfg.vocab_size] for x in states])
 

@@ -19,6 +19,7 @@ import torch
 from nanoft import distributed, files
 from nanoft.batches import IGNORE
 from nanoft.inspect import pictures
+from nanoft.inspect.explain import hooked
 from nanoft.inspect.pictures import FONT, png, write
 from nanoft.tasks import collate, metrics
 from nanoft.tasks.features import Encoded
@@ -208,13 +209,12 @@ def head_inputs(model, index: np.ndarray, task: dict, encoded: Encoded, tokenize
     """What the head reads of the features number `index`: for each float32 (1, C), or (words, C) for tags."""
     vectors: list = [None] * len(index)
     recorded = []
-    hook = model.task_head.register_forward_pre_hook(lambda _, inputs: recorded.append(inputs[0].float()))
     for group in length_batches(encoded.lengths[index]):
         batch = distributed.to_device(collate.batch(encoded, index[group], task, tokenizer), dist.device)
-        with dist.autocast():
+        with (hooked([model.task_head], lambda _, inputs: recorded.append(inputs[0].float()), before=True),
+              dist.autocast()):
             model.logits(*(batch.get(name) for name in ("ids", "types", "mask", "allowed")))
         x = recorded.pop()  # (B, C) or (B, T, C)
         for i, number in enumerate(group):
             vectors[number] = x[i][batch["targets"][i] != IGNORE] if task["kind"] == "tag" else x[i][None]
-    hook.remove()
     return vectors

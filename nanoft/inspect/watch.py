@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from nanoft import distributed
-from nanoft.inspect.explain import attention_weights
+from nanoft.inspect.explain import attention_weights, hooked
 from nanoft.inspect.graph import graph_of
 from nanoft.model import MLP, Attention, Block
 
@@ -93,15 +93,13 @@ class Watch:
                 self.log.scalars(step, "attention_entropy", {
                     f"{part_of(names[module])}.h{i}": x for i, x in enumerate(entropy[:, mask].mean(1).tolist())})
 
-        hooks = [module.register_forward_hook(record) for module in names
-                 if isinstance(module, (Attention, MLP, Block))]
+        watched = [module for module in names if isinstance(module, (Attention, MLP, Block))]
         training = self.model.training
         self.model.eval()
-        with attention_weights(self.model) as weights, distributed.autocast(mask.device, self.dtype):
+        with (hooked(watched, record), attention_weights(self.model) as weights,
+              distributed.autocast(mask.device, self.dtype)):
             self.model(**batch)
         self.model.train(training)
-        for hook in hooks:
-            hook.remove()
 
     def compare(self, step: int, cfg, result: dict) -> None:
         """The final scores beside the options, in the HPARAMS tab, which compares runs; as scalars in `final`, too."""

@@ -123,7 +123,6 @@ def main():
         show_rows(page, task, rows["train"], tokenizer, cfg.max_length)
     show_windows(page, splits["train"], tokenizer, cfg.block_size)
     folder = Path(cfg.out) if cfg.out else path.with_name(f"{path.stem}_figures") if is_file else path / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
     for figure_name, figure in page.figures.items():
         plots.save(figure, folder / f"{figure_name}.png")
     write(folder / "figures.html", path.name, *page.parts)

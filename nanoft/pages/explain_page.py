@@ -110,7 +110,6 @@ def write(folder, checkpoint, model, tokenizer, subjects: list[Subject], cfg) ->
     layers = parse_numbers("layers", cfg.layers, model.cfg.n_layer)
     heads = parse_numbers("heads", cfg.heads, model.cfg.n_head)
     model.requires_grad_(False)
-    folder.mkdir(parents=True, exist_ok=True)
     drawing, names, deltas, parts = plots.can_draw(), [], [], [STYLE]
     for number, subject in enumerate(subjects, 1):
         findings = explain_subject(model, tokenizer, subject, cfg.ig_steps)

@@ -71,7 +71,6 @@ def main():
 def write_run(state: dict, tokenizer: Tokenizer, folder: str | Path) -> None:
     """Write a run folder: best.pt, config.json and tokenizer.json. state: the dictionary of a checkpoint."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder / "tokenizer.json")
     files.write_json(folder / "config.json", state["config"])
     checkpoint.save(folder / "best.pt", state)
@@ -83,7 +82,6 @@ def write_bundle(state: dict, tokenizer: Tokenizer, path: str | Path, dtype=torc
     cfg = ModelConfig.from_saved(state["model_config"], path)
     weights = {name: x.to(dtype) for name, x in state["model"].items() if name != "head.weight" or not cfg.tie_head}
     kept = {name: state[name] for name in ("model_config", "task", "config", "fingerprints") if name in state}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     safetensors.write(Path(path), weights, {"nanoft": json.dumps(kept | {"model_type": "nanoft"}),
                                             "tokenizer": json.dumps(tokenizer.content, ensure_ascii=False)})
     print(f"{path}: {len(weights)} tensors of {dtype}, the tokenizer and the description, in one file for nanoft")
@@ -92,7 +90,6 @@ def write_bundle(state: dict, tokenizer: Tokenizer, path: str | Path, dtype=torc
 def write_onnx(state: dict, tokenizer: Tokenizer, path: Path) -> None:
     """Write an encoder as ONNX, and its tokenizer's files beside it."""
     data, inputs = onnx.converted(state)
-    path.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, lambda file: file.write(data))
     names = write_vocabulary(tokenizer, path.parent, {"model_type": "roberta" if tokenizer.separators > 1 else "onnx"})
     task = state.get("task", {})
@@ -111,7 +108,6 @@ def export(state: dict, tokenizer: Tokenizer, folder: str | Path, dtype=torch.fl
     """
     folder = Path(folder)
     content, weights, left = published(state, tokenizer, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     names = write_vocabulary(tokenizer, folder, content)
     files.write_json(folder / "config.json", content | {"torch_dtype": str(dtype).removeprefix("torch.")})
     names += ["config.json", *safetensors.write_folder(folder, {k: x.to(dtype) for k, x in weights.items()}, limit)]

@@ -66,7 +66,6 @@ def write(path: Path, content: dict, weights: dict[str, torch.Tensor], tokenizer
             data = encoded(x, kinds[name])
             file.write(data.ljust(padded(len(data)), b"\0"))
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, fill)
 
 

@@ -418,7 +418,6 @@ def describe_lengths(lengths: list[int], max_length: int = 0, is_split: bool = F
 def save_task(folder, task: dict, splits: dict[str, list[dict]]):
     """Write a folder that load_task reads, task.json last, so that a folder with it is complete; print a report."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "task.json").unlink(missing_ok=True)
     for split in SPLITS:
         (folder / f"{split}.jsonl").unlink(missing_ok=True)

@@ -219,7 +219,6 @@ def main():
     else:
         result = average_gpts(folders)
     if cfg.out_dir:
-        Path(cfg.out_dir).mkdir(parents=True, exist_ok=True)
         if predictions:
             files.write_jsonl(Path(cfg.out_dir, "predictions.jsonl"), predictions)
         files.write_json(Path(cfg.out_dir, "result.json"), {"runs": folders} | result)

@@ -58,7 +58,6 @@ def measure(cfg, dist: Dist) -> None:
                 print(f"{name}, all of it: {evaluate.described(metrics)} ({len(tokens):,} tokens of "
                       f"{tokens.num_bytes:,} bytes, context and stride {context})")
     if out_dir and dist.main:
-        out_dir.mkdir(parents=True, exist_ok=True)
         files.write_json(out_dir / "eval.json", result)
         print(f"{out_dir}: eval.json")
 
