@@ -24,6 +24,7 @@ except ImportError:
 
 import torch  # noqa: E402
 
+from nanoft import checkpoint  # noqa: E402
 from nanoft.distributed import Dist  # noqa: E402
 from nanoft.text import prepare  # noqa: E402
 
@@ -80,6 +81,28 @@ def call(monkeypatch):
     yield call
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+class Crash(BaseException):
+    """The end of a process, as far as its files can tell."""
+
+
+@pytest.fixture
+def crash(call, monkeypatch):
+    """crash(step, module, *args): a script that ends just after it has saved latest.pt at this step; 0: any file."""
+    def crash(step, module, *args):
+        save = checkpoint.save
+
+        def save_then_crash(path, state):
+            save(path, state)
+            if not step or path.name == "latest.pt" and state["step"] == step:
+                raise Crash
+
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            patch.setattr(checkpoint, "save", save_then_crash)
+            call(module, *args)
+
+    return crash
 
 
 MAY_STAY_OPEN = ("meta", "link", "html", "tr", "td", "th", "p", "br", "img")

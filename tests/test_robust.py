@@ -40,10 +40,6 @@ def gpt(corpus, tmp_path_factory):
     return folder
 
 
-class Crash(BaseException):
-    """The end of a process, as far as its files can tell."""
-
-
 def flip(path, rng):
     """Flip one bit of a file."""
     data = bytearray(path.read_bytes())
@@ -205,18 +201,9 @@ def test_inputs_and_foreign_files_are_not_overwritten(gpt, tmp_path, call):
     assert done.returncode == 2 and contents(tmp_path) == before
 
 
-def test_a_run_killed_between_its_first_best_and_latest_is_told_how_to_begin_again(corpus, tmp_path, call, monkeypatch):
+def test_a_run_killed_between_its_first_best_and_latest_is_told_how_to_begin_again(corpus, tmp_path, call, crash):
     words = [f"--data={corpus}", f"--out_dir={tmp_path / 'run'}", *SHORT]
-    save = checkpoint.save
-
-    def save_then_crash(path, state):
-        save(path, state)
-        raise Crash
-
-    monkeypatch.setattr(checkpoint, "save", save_then_crash)
-    with pytest.raises(Crash):
-        call(train, *words)
-    monkeypatch.setattr(checkpoint, "save", save)
+    crash(0, train, *words)
     with pytest.raises(UserError, match=r"no latest.pt to resume; run without --resume"):
         call(train, *words, "--resume")
     with pytest.raises(UserError, match=r"killed as it first saved.* without best.pt the run starts anew"):
@@ -225,7 +212,7 @@ def test_a_run_killed_between_its_first_best_and_latest_is_told_how_to_begin_aga
     call(train, *words)
 
 
-def test_a_run_from_a_table_alone_resumes_bit_for_bit_and_a_run_at_its_end_ends_again(tmp_path, call, monkeypatch):
+def test_a_run_from_a_table_alone_resumes_bit_for_bit_and_a_run_at_its_end_ends_again(tmp_path, call, crash):
     """Its tokenizer is learned from the rows, with a space before each text: so it is read in the resumed run, too."""
     rows = [f"{'good' if i % 3 else 'bad'} film number {i},{'pos' if i % 3 else 'neg'}\n" for i in range(60)]
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(rows))
@@ -233,17 +220,7 @@ def test_a_run_from_a_table_alone_resumes_bit_for_bit_and_a_run_at_its_end_ends_
              "--dtype=float32", "--n_layer=1", "--n_head=2", "--n_embd=16", "--max_length=16", "--linear=false",
              "--epochs=2", "--batch_size=8", "--eval_interval=3", "--log_interval=1", "--lr=0.01"]
     call(finetune, *words, f"--out_dir={tmp_path / 'whole'}")
-    save = checkpoint.save
-
-    def save_then_crash(path, state):
-        save(path, state)
-        if path.name == "latest.pt" and state["step"] == 6:
-            raise Crash
-
-    monkeypatch.setattr(checkpoint, "save", save_then_crash)
-    with pytest.raises(Crash):
-        call(finetune, *words, f"--out_dir={tmp_path / 'run'}")
-    monkeypatch.setattr(checkpoint, "save", save)
+    crash(6, finetune, *words, f"--out_dir={tmp_path / 'run'}")
     for _ in range(2):  # the second time, the run has ended already
         call(finetune, f"--out_dir={tmp_path / 'run'}", "--resume")
         whole, resumed = (checkpoint.load(tmp_path / name / "latest.pt") for name in ("whole", "run"))

@@ -11,13 +11,9 @@ from test_story_train import assert_equal, load, losses, rows
 
 import sample
 import train
-from nanoft import UserError, bins, bpe, checkpoint
+from nanoft import UserError, bins, bpe
 
 OBJECTIVES = ["mlm", "mlm_nsp"]
-
-
-class Crash(BaseException):
-    """The end of a process, as far as its files can tell."""
 
 
 @pytest.fixture(scope="module", params=OBJECTIVES)
@@ -36,20 +32,10 @@ def test_an_encoder_learns_and_reports_its_accuracies(encoder):
     assert ("nsp_loss" in training[0]) == (encoder.name == "mlm_nsp")
 
 
-def test_a_crashed_run_resumes_bit_for_bit(encoder, corpus, tmp_path, call, monkeypatch):
+def test_a_crashed_run_resumes_bit_for_bit(encoder, corpus, tmp_path, call, crash):
     options = [*TINY, f"--objective={encoder.name}", "--dropout=0.1", f"--data={corpus}",
                f"--out_dir={tmp_path / 'run'}"]
-    save = checkpoint.save
-
-    def save_then_crash(path, state):
-        save(path, state)
-        if path.name == "latest.pt" and state["step"] == 8:
-            raise Crash
-
-    monkeypatch.setattr(checkpoint, "save", save_then_crash)
-    with pytest.raises(Crash):
-        call(train, *options)
-    monkeypatch.setattr(checkpoint, "save", save)
+    crash(8, train, *options)
     call(train, *options, "--resume")
     whole, resumed = (load(folder / "latest.pt") for folder in (encoder, tmp_path / "run"))
     assert_equal(whole["model"], resumed["model"], "model")

@@ -14,7 +14,7 @@ from test_story_train import assert_equal, load, losses, result, rows
 
 import finetune
 import sample
-from nanoft import UserError, checkpoint
+from nanoft import UserError
 from nanoft.tasks import collate, sweep
 
 FILLER = "the a one some day house went over under with from many few old new".split()
@@ -190,30 +190,16 @@ def test_a_model_from_scratch_learns_too(n_layer, home, tmp_path, call):
     assert result(tmp_path / "run")["test_accuracy"] > 0.9
 
 
-class Crash(BaseException):
-    """The end of a process, as far as its files can tell."""
-
-
 EVERYTHING = ["--dropout=0.2", "--head_dropout=0.2", "--token_mask=0.1", "--token_drop=0.1",
               "--average=0.9", "--class_weights=balanced", "--layer_decay=0.8",
               "--unfreeze_every=0.4", "--eval_interval=7", "--max_steps=26", "--epochs=9"]
 
 
 @pytest.mark.parametrize("extra", [["--optimizer=muon"], ["--lora_rank=2", "--unfreeze_every=0"]])
-def test_a_crashed_run_resumes_in_the_middle_of_an_epoch_bit_for_bit(extra, home, tmp_path, call, monkeypatch):
+def test_a_crashed_run_resumes_in_the_middle_of_an_epoch_bit_for_bit(extra, home, tmp_path, call, crash):
     options = [*FAST, *EVERYTHING, *extra, f"--data={home / 'classify'}", f"--init_from={home / 'encoder'}"]
     call(finetune, *options, f"--out_dir={tmp_path / 'whole'}")
-    save = checkpoint.save
-
-    def save_then_crash(path, state):
-        save(path, state)
-        if path.name == "latest.pt" and state["step"] == 14:  # of 20 in an epoch
-            raise Crash
-
-    monkeypatch.setattr(checkpoint, "save", save_then_crash)
-    with pytest.raises(Crash):
-        call(finetune, *options, f"--out_dir={tmp_path / 'run'}")
-    monkeypatch.setattr(checkpoint, "save", save)
+    crash(14, finetune, *options, f"--out_dir={tmp_path / 'run'}")  # of 20 steps in an epoch
     call(finetune, *options, f"--out_dir={tmp_path / 'run'}", "--resume")
     parts_of = {"latest.pt": ("model", "optimizer", "averaged", "best", "worse"), "best.pt": ("model",)}
     for name, parts in parts_of.items():
