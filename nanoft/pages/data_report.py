@@ -8,7 +8,7 @@ set without a tokenizer gets one learned from its rows.
 """
 
 import io
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +116,7 @@ def main():
     frequencies(page, counts, tokenizer)
     compression(page, splits, tokenizer)
     if is_task:
-        labels(page, task, rows, splits["train"].lengths)
+        labels(page, task, rows)
     copies(page, splits, text, unit)
     oddities(page, splits["train"], counts, text, unit)
     if is_task:
@@ -238,12 +238,10 @@ def compression(page, splits, tokenizer) -> None:
             plots.plain_ticks(ax.xaxis)
 
 
-def labels(page, task, rows: dict[str, list[dict]], train_lengths) -> None:
-    """How many rows each label has and how long they are; the numbers of a regression; answers."""
-    if task["kind"] == "generate":
-        return
-    page.heading("Labels")
+def labels(page, task, rows: dict[str, list[dict]]) -> None:
+    """How many rows each label has; the numbers of a regression."""
     if task["kind"] == "regress" and plots.can_draw():
+        page.heading("Labels")
         with page.plot("labels", "Labels", "label", "rows (%)") as ax:
             values = {split: np.array([row["label"] for row in rows_of]) for split, rows_of in rows.items()}
             edges = np.histogram_bin_edges(values["train"], 30)
@@ -251,15 +249,12 @@ def labels(page, task, rows: dict[str, list[dict]], train_lengths) -> None:
                 ax.stairs(100 * np.histogram(numbers, edges)[0] / len(numbers), edges, label=split)
     if task["kind"] not in examples.LABELLED:
         return
+    page.heading("Labels")
     counts = {split: Counter(label for row in rows_of for label in examples.labels_of(row))
               for split, rows_of in rows.items()}
-    names, by_label = [label for label, _ in counts["train"].most_common()], defaultdict(list)
-    for row, length in zip(rows["train"], train_lengths.tolist()) if task["kind"] != "tag" else ():
-        for label in examples.labels_of(row):
-            by_label[label].append(length)
-    median = {label: [f"{np.median(numbers):,.0f}"] for label, numbers in by_label.items()}
-    page.add(table(("label", *counts, *["median tokens"] * bool(median)), [
-        (label, *(f"{count[label]:,}" for count in counts.values()), *median.get(label, ())) for label in names]))
+    names = [label for label, _ in counts["train"].most_common()]
+    page.add(table(("label", *counts), [
+        (label, *(f"{count[label]:,}" for count in counts.values())) for label in names]))
     if plots.can_draw():
         names = [label for label in names if label != "O"][:24]
         what = "words with a label other than O" if task["kind"] == "tag" else "rows"
