@@ -6,6 +6,7 @@ are in LOG.md.
 
 import ctypes
 import math
+import os
 import re
 import sys
 import time
@@ -196,11 +197,30 @@ class OneRowLinear(nn.Linear):
         return y.view(*x.shape[:-1], self.out_features)
 
 
+def joined(attn: Attention, sizes: list[int], x: torch.Tensor):
+    """Attention.project where attn.q holds all three matrices, of so many rows each."""
+    return attn.q(x).split(sizes, dim=-1)
+
+
+def join_projections(model: nn.Module) -> None:
+    """Make queries, keys and values of each block one product, in place: each costs some 40 us beside its reading."""
+    for attn in [module for module in model.modules() if isinstance(module, Attention)]:
+        parts = [attn.q, attn.k, attn.v]
+        if not all(type(part) is nn.Linear for part in parts):  # with adapters
+            continue
+        whole = nn.Linear(attn.q.in_features, sum(part.out_features for part in parts), device="meta")
+        whole.weight = nn.Parameter(torch.cat([part.weight.data for part in parts]))  # (H * D + 2 * K * D, C)
+        whole.bias = None if attn.q.bias is None else nn.Parameter(torch.cat([part.bias.data for part in parts]))
+        attn.q, attn.k, attn.v = whole, None, None
+        attn.project = partial(joined, attn, [part.out_features for part in parts])
+
+
 def tune_generation(model: nn.Module, dtype: torch.dtype) -> None:
     """Prepare a model in place for generation: its weights in dtype, on CPUs laid out for products with single rows.
 
     Reading the weights is most of a token's cost, so they are halved where bf16 is fast.
     """
+    join_projections(model)
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
             p.data = p.data.to(dtype)
@@ -295,6 +315,14 @@ def keep_memory() -> None:
         if mallopt:
             mallopt(-3, 2**25)      # M_MMAP_THRESHOLD, 32 MB, the largest it takes: smaller blocks come from the heap
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap shrinks above 2 GB of free memory only
+
+
+def huge_pages() -> None:
+    """Let Linux hold large tensors in pages of 2 MB, which it reads up to a third faster.
+
+    torch asks for this once, at its first tensor, so it has to be said before. Training gains nothing by it.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def peak_memory(device: torch.device) -> float:

@@ -127,7 +127,8 @@ class Attention(nn.Module):
     """softmax(q kᵀ / √D) v for every head (arXiv:1706.03762): who looks at whom, and what is carried over.
 
     `attend` takes q (B, H, T, D) and k, v (B, K, S, D) to (B, H, T, D). kernels.py puts a function that is faster on
-    CPUs in its place, inspect/explain.py one that records the weights; both give the same result.
+    CPUs in its place, inspect/explain.py one that records the weights; both give the same result. In place of
+    `project` kernels.py puts a single product for generation.
     """
     attend = staticmethod(F.scaled_dot_product_attention)
 
@@ -141,6 +142,10 @@ class Attention(nn.Module):
         self.v = nn.Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
         self.proj = nn.Linear(self.n_head * width, cfg.n_embd, bias=cfg.bias)
 
+    def project(self, x):
+        """x: (B, T, C) -> q (B, T, H * D), k and v (B, T, K * D)."""
+        return self.q(x), self.k(x), self.v(x)
+
     def forward(self, x, rope=None, mask=None, cache=None):
         """x: (B, T, C) -> (B, T, C).
 
@@ -148,9 +153,10 @@ class Attention(nn.Module):
         and values, a nanoft.generate.LayerCache.
         """
         B, T, _ = x.shape
-        q = self.q(x).view(B, T, self.n_head, -1)     # (B, T, C) -> (B, T, H, D)
-        k = self.k(x).view(B, T, self.n_kv_head, -1)  # (B, T, K * D) -> (B, T, K, D)
-        v = self.v(x).view(B, T, self.n_kv_head, -1)
+        q, k, v = self.project(x)
+        q = q.view(B, T, self.n_head, -1)     # (B, T, H * D) -> (B, T, H, D)
+        k = k.view(B, T, self.n_kv_head, -1)  # (B, T, K * D) -> (B, T, K, D)
+        v = v.view(B, T, self.n_kv_head, -1)
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         if rope is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nanoft import UserError, checkpoint, config, files
+from nanoft import UserError, checkpoint, config, files, kernels
 
 HAS_KERNELS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
 ROWS = 256  # measured: twice as fast as all of 8,192 rows at once
@@ -38,15 +38,23 @@ class Int8Linear(nn.Module):
         self.packed, self.bias = torch.ops.onednn.qlinear_prepack(integers, None), linear.bias
         self.zeros = torch.zeros(len(integers), dtype=torch.long)  # the integers of 0.0
 
+    def product(self, integers: Tensor, size: float, bias: Tensor | None = None) -> Tensor:
+        """size * integers (m, K) times the weights, plus bias -> (m, N)."""
+        return torch.ops.onednn.qlinear_pointwise(integers, size, 0, self.packed, self.scale, self.zeros, bias, 1.0, 0,
+                                                  torch.float32, "none", [], "")
+
     def forward(self, x: Tensor) -> Tensor:
         """x: float32 (..., K) -> (..., N). A few rows at a time, which stay in the processor's cache."""
+        if x.numel() == x.size(-1):  # one row, a token's: as few operators as can be
+            size = x.abs().max().clamp_(min=1e-12).item()
+            integers = (x * (127 / size)).round_().to(torch.int8).view(1, -1)  # (1, K)
+            return self.product(integers, size / 127, self.bias).view(*x.shape[:-1], -1)
         rows = x.flatten(0, -2)  # (M, K)
         y = x.new_empty(len(rows), len(self.scale))
         for part, out in zip(rows.split(ROWS), y.split(ROWS)):
             sizes = part.abs().amax(-1, keepdim=True).clamp_(min=1e-12)  # (m, 1)
             integers = (part * (127 / sizes)).round_().to(torch.int8)
-            product = torch.ops.onednn.qlinear_pointwise(integers, 1 / 127, 0, self.packed, self.scale, self.zeros,
-                                                         None, 1.0, 0, torch.float32, "none", [], "")  # (m, N)
+            product = self.product(integers, 1 / 127)  # (m, N)
             if self.bias is None:
                 torch.mul(product, sizes, out=out)
             else:
@@ -62,6 +70,7 @@ def compute_in_int8(model) -> None:
     if next(model.parameters()).device.type != "cpu" or not HAS_KERNELS:
         raise UserError("dtype=int8 is for CPUs, with a torch that has oneDNN; use --dtype=auto")
     model.float()
+    kernels.join_projections(model)
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and (name.startswith("trunk.") or name == "head" and model.trunk.cfg.causal):
             parent, _, last = name.rpartition(".")
