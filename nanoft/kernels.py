@@ -197,22 +197,22 @@ class OneRowLinear(nn.Linear):
         return y.view(*x.shape[:-1], self.out_features)
 
 
-def joined(attn: Attention, sizes: list[int], x: torch.Tensor):
-    """Attention.project where attn.q holds all three matrices, of so many rows each."""
-    return attn.q(x).split(sizes, dim=-1)
-
-
 def join_projections(model: nn.Module) -> None:
     """Make queries, keys and values of each block one product, in place: each costs some 40 us beside its reading."""
     for attn in [module for module in model.modules() if isinstance(module, Attention)]:
-        parts = [attn.q, attn.k, attn.v]
-        if not all(type(part) is nn.Linear for part in parts):  # with adapters
-            continue
-        whole = nn.Linear(attn.q.in_features, sum(part.out_features for part in parts), device="meta")
-        whole.weight = nn.Parameter(torch.cat([part.weight.data for part in parts]))  # (H * D + 2 * K * D, C)
-        whole.bias = None if attn.q.bias is None else nn.Parameter(torch.cat([part.bias.data for part in parts]))
-        attn.q, attn.k, attn.v = whole, None, None
-        attn.project = partial(joined, attn, [part.out_features for part in parts])
+        parts: list = [attn.q, attn.k, attn.v]
+        if all(type(part) is nn.Linear for part in parts):  # not with adapters
+            sizes = [part.out_features for part in parts]
+            attn.q = nn.Linear(attn.q.in_features, sum(sizes), attn.q.bias is not None, device="meta")
+            for name, _ in parts[0].named_parameters():  # weights (H * D + 2 * K * D, C) and perhaps biases
+                setattr(attn.q, name, nn.Parameter(torch.cat([getattr(part, name).data for part in parts])))
+            del attn.k, attn.v
+            attn.project = partial(projected, attn, sizes)  # type: ignore[method-assign]
+
+
+def projected(attn: Attention, sizes: list[int], x: torch.Tensor):
+    """Attention.project where attn.q holds all three matrices, of so many rows each."""
+    return attn.q(x).split(sizes, dim=-1)
 
 
 def tune_generation(model: nn.Module, dtype: torch.dtype) -> None:
@@ -318,10 +318,7 @@ def keep_memory() -> None:
 
 
 def huge_pages() -> None:
-    """Let Linux hold large tensors in pages of 2 MB, which it reads up to a third faster.
-
-    torch asks for this once, at its first tensor, so it has to be said before. Training gains nothing by it.
-    """
+    """Large tensors in pages of 2 MB, read up to a third faster. Before the first tensor, when torch looks once."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
