@@ -98,6 +98,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Server
     server_version, sys_version, protocol_version, default_request_version = "nanoft", "", "HTTP/1.1", "HTTP/1.1"
+    disable_nagle_algorithm = True  # else the second write of an answer waits 40 ms for the client to confirm the first
     timeout = 30  # seconds for the next bytes of a request, or for the client to take those of the answer
 
     def do_GET(self):
