@@ -20,6 +20,7 @@ from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from nanoft import UserError, distributed
 from nanoft.files import available_cores, difference, write_whole
@@ -54,14 +55,11 @@ def copied(state, keep: bool = True):
 
     keep: False in a process that writes nothing, but without which a sharded tensor cannot be put together.
     """
-    if isinstance(state, dict):
-        return {name: copied(value, keep) for name, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return [copied(value, keep) for value in state]
-    if isinstance(state, Tensor):
-        state = distributed.whole(state.detach())
-        return state.to("cpu", copy=True) if keep else None
-    return state
+    def copy(tensor: Tensor) -> Tensor | None:
+        tensor = distributed.whole(tensor.detach())
+        return tensor.to("cpu", copy=True) if keep else None
+
+    return tree_map_only(Tensor, copy, state)
 
 
 def find(place) -> Path | None:

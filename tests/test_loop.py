@@ -242,7 +242,8 @@ def test_a_large_checkpoint_is_written_while_training_goes_on(tmp_path, monkeypa
 @pytest.mark.parametrize("large", [True, False])
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch, large):
     monkeypatch.setattr(loop, "LARGE", 100 if large else 10**9)
-    run = bare_run(model=GPT(ModelConfig(vocab_size=64, n_layer=1, n_head=2, n_embd=16)), out_dir=tmp_path / "none",
+    (tmp_path / "file").touch()  # and no folder
+    run = bare_run(model=GPT(ModelConfig(vocab_size=64, n_layer=1, n_head=2, n_embd=16)), out_dir=tmp_path / "file",
                    fingerprints={}, writing=None, writer=ThreadPoolExecutor(1), cfg=train.Config())
     with pytest.raises(OSError):
         run.save("latest.pt", model=run.model.state_dict())

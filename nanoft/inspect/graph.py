@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 
 def graph_of(model: nn.Module, batch: dict):
@@ -59,21 +60,19 @@ class Trace(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func.__name__.strip("_")
-        given = list(flat((args, kwargs)))
+        given = tree_leaves((args, kwargs))
         if name == "setitem" or func.__name__ == name + "_":  # in place: it returns what it changes
             result = [args[0]]
         else:  # x.float() of a float is x itself, which is no operation
-            result = [x for x in flat(out) if isinstance(x, Tensor) and not any(x is y for y in given)]
+            result = [x for x in tree_leaves(out) if isinstance(x, Tensor) and not any(x is y for y in given)]
         if result and name != "get":
             tensors = [x for x in given if isinstance(x, Tensor)]
             used = {self.weights[id(x)]: x for x in tensors if id(x) in self.weights}
-            settings = [repr(x) for x in given if isinstance(x, (bool, int, float)) or x is Ellipsis]
             module = self.inside[-1]
             box = self.modules[module]
             is_node = type(module).__module__.startswith(("torch.nn", "nanoft.kernels"))  # the module itself
             self.node(box if is_node else f"{box}/{name}".lstrip("/"), name,
-                      [self.source(x) for x in tensors if id(x) not in self.weights], *result,
-                      weights=used, settings=", ".join(settings))
+                      [self.source(x) for x in tensors if id(x) not in self.weights], *result, weights=used)
         return out
 
     def source(self, tensor: Tensor) -> str:
@@ -83,7 +82,7 @@ class Trace(TorchFunctionMode):
             self.node(boxed(buffer) if buffer else "constant", "constant", [], tensor)
         return self.made[id(tensor)][0]
 
-    def node(self, name: str, operation: str, inputs: list[str], *outputs: Tensor, weights=None, settings="") -> None:
+    def node(self, name: str, operation: str, inputs: list[str], *outputs: Tensor, weights=None) -> None:
         from tensorboardX.proto.attr_value_pb2 import AttrValue
         from tensorboardX.proto.node_def_pb2 import NodeDef
         from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
@@ -97,24 +96,9 @@ class Trace(TorchFunctionMode):
             attributes[f"weight {weight}"] = AttrValue(s=" x ".join(map(str, tensor.shape)).encode())
         if weights:
             attributes["parameters"] = AttrValue(i=sum(x.numel() for x in weights.values()))
-        if settings:
-            attributes["settings"] = AttrValue(s=settings.encode())
         self.nodes.append(NodeDef(name=name, op=operation, input=inputs, attr=attributes))
         for i, tensor in enumerate(outputs):
             self.made[id(tensor)] = f"{name}:{i}" if i else name, tensor
-
-
-def flat(x):
-    """What lies in nested tuples, lists, dictionaries and slices."""
-    if isinstance(x, (tuple, list)):
-        for y in x:
-            yield from flat(y)
-    elif isinstance(x, dict):
-        yield from flat(list(x.values()))
-    elif isinstance(x, slice):
-        yield from flat([y for y in (x.start, x.stop, x.step) if y is not None])
-    else:
-        yield x
 
 
 def boxed(name: str) -> str:

@@ -110,7 +110,7 @@ def write(folder, checkpoint, model, tokenizer, subjects: list[Subject], cfg) ->
     layers = parse_numbers("layers", cfg.layers, model.cfg.n_layer)
     heads = parse_numbers("heads", cfg.heads, model.cfg.n_head)
     model.requires_grad_(False)
-    drawing, names, deltas, parts = plots.can_draw(), [], [], [STYLE]
+    drawing, names, parts = plots.can_draw(), [], [STYLE]
     for number, subject in enumerate(subjects, 1):
         findings = explain_subject(model, tokenizer, subject, cfg.ig_steps)
         is_picture = subject.ids.dim() == 3
@@ -129,12 +129,8 @@ def write(folder, checkpoint, model, tokenizer, subjects: list[Subject], cfg) ->
                 parts.append(neighbours_section(model, tokenizer, subject, findings))
         if drawing and model.cfg.n_layer:
             names += save_pictures(folder, f"{number}-" * (number > 1), model, tokenizer, subject, findings, view)
-        deltas += print_findings(subject, findings, units, cfg.ig_steps)
+        print_findings(subject, findings, units, cfg.ig_steps)
     html.write(folder / "index.html", f"What {Path(checkpoint).resolve().parent.name} looks at", *parts, SCRIPT)
-    if len(deltas) > 1:
-        print(f"convergence delta of {len(deltas)} scores: median {np.median(deltas):.3%}, largest {max(deltas):.3%} "
-              f"of the difference to the baseline, {sum(delta < 0.01 for delta in deltas)} below 1 % "
-              f"({cfg.ig_steps} steps)")
     print(f"{folder}: index.html{''.join(f', {name}' for name in names[:8])}{', ...' if len(names) > 8 else ''}")
 
 
@@ -169,21 +165,18 @@ def explain_subject(model, tokenizer, subject: Subject, steps: int) -> Findings:
     return findings
 
 
-def print_findings(subject: Subject, findings: Findings, units: list, steps: int) -> list[float]:
+def print_findings(subject: Subject, findings: Findings, units: list, steps: int) -> None:
     """Print a few lines; the convergence delta of each score as a fraction of its difference to the baseline."""
     print(subject.answer)
-    deltas = []
     for target, result in zip(subject.targets, findings.integrated):
         difference = result.score - result.baseline
         delta = abs(result.delta / difference) if abs(difference) > 1e-4 else 0.0  # nothing is explained, nothing wrong
-        deltas.append(delta)
         advice = f"; too large, try --ig_steps={4 * steps}" if delta > 0.05 else ""
         by_unit = unit_sums(result.attributions, units)
         strongest = [i for i in np.abs(by_unit).argsort()[::-1][:6] if by_unit[i]]
         print(f"    {target.name}: {result.score:.3f}, of the baseline {result.baseline:.3f}; convergence delta "
               f"{result.delta:+.1e}, {delta:.3%} of the difference ({steps} steps{advice})\n        "
               + "   ".join(f"{label(units[i][0])} {by_unit[i]:+.3f}" for i in strongest))
-    return deltas
 
 
 # ---- the sections of the page ------------------------------------------------------------------------------------

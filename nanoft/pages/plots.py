@@ -76,14 +76,9 @@ def svg(figure, caption: str = "") -> str:
 
 def save(figure, path) -> None:
     """Write a figure as a PNG file. Prints a line if no installed font has all of its characters."""
-    from PIL import Image  # matplotlib brings it
-
-    full = io.BytesIO()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure.savefig(full, format="png", facecolor="white")
-    small = Image.open(full).convert("RGB").quantize(256, kmeans=1)  # 256 colours do for a plot: a third of the bytes
-    write_whole(path, lambda file: small.save(file, format="png", optimize=True))
+        write_whole(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
     if any("missing from font" in str(warning.message) for warning in caught):
         print(f"{path}: some characters are drawn as boxes, because no installed font has them; install Noto Sans CJK")
 
