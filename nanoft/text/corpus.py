@@ -210,6 +210,8 @@ def read_column(file, path: Path, text_key: str) -> Iterator[str]:
                 if not isinstance(text, str):
                     raise UserError(f"{path}: row {number} has no text under {text_key!r}; mend it, or give --text_key")
                 yield text
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # as pyarrow says that a page is damaged
         raise UserError(f"{path}: damaged after row {number} ({error}); fetch it again") from None
 
