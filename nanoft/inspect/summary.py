@@ -170,6 +170,7 @@ class Options:
     n_layer: int = 4
     n_head: int = 4
     n_kv_head: int = 0
+    head_dim: int = 0
     n_embd: int = 128
     block_size: int = 128
     dropout: float = 0.0
