@@ -1,5 +1,7 @@
 """8-bit weights: how close they are, what a file of them weighs, and that everything reads it."""
 
+import time
+
 import pytest
 import torch
 from conftest import TINY as RUN
@@ -38,6 +40,20 @@ def test_a_product_is_close_and_a_row_is_itself_in_every_batch(bias, monkeypatch
     torch.testing.assert_close(y[0, 4], torch.zeros(64) if linear.bias is None else linear.bias.detach())
     with torch.no_grad():
         torch.testing.assert_close(fast(x[1, 7][None])[0], y[1, 7], rtol=1e-5, atol=1e-7)
+
+
+@needs_kernels
+@torch.no_grad()
+def test_a_single_row_takes_no_longer_than_a_few():
+    fast, seconds = quantize.Int8Linear(torch.nn.Linear(256, 1024, bias=False)), []
+    for x in (torch.randn(1, 256), torch.randn(3, 256)):
+        times = []
+        for _ in range(8):
+            begun = time.perf_counter()
+            fast(x)
+            times.append(time.perf_counter() - begun)
+        seconds.append(min(times))
+    assert seconds[0] < 10 * seconds[1]  # 150 times as long by oneDNN's reference code
 
 
 @needs_kernels
