@@ -294,7 +294,7 @@ class Data:
     def fitted(self):
         """A linear model of the training rows, seconds, or None for a kind without one."""
         train, val = self.features["train"], self.features["val"]
-        return linear.fit(self.task, train, val) if self.task["kind"] in features.WHOLE_TEXT else None
+        return linear.fit(self.task, train, val, self.tokenizer) if self.task["kind"] in features.LINEAR else None
 
     def tokens_of(self, step):
         """How many tokens the batch of a step holds, without padding."""
@@ -364,7 +364,7 @@ def evaluate(run, data):
     if task["linear"]:
         task["linear_share"] = predict.best_share(task, rows, encoded, out, data.second_opinion())
         out = mixed(out, data.second_opinion(), task)
-    if task.get("multi_label"):
+    if predict.has_thresholds(task):
         task["thresholds"] = predict.best_thresholds(task, rows, encoded, out)
     found = predict.predictions(task, rows, encoded, out)
     scores, matrix = predict.scores(task, rows, found, encoded, out)

@@ -1,6 +1,6 @@
 """Pretrain a language model: text -> tokens -> batches -> loss -> weights -> samples, top to bottom in this file.
 
-    python train.py                                          # the standard library of your own Python, 3 minutes
+    python train.py                                          # config/stdlib.py: your own Python's library, 3 minutes
     python train.py config/wikitext.py --max_minutes=20      # a config file, then options over it
     python train.py config/wikitext.py --resume              # go on where it stopped
     python train.py --eval_only --init_from=out/wikitext --text_file=book.txt  # any GPT or encoder on any text
@@ -79,6 +79,7 @@ class Config:
     log_interval: int = 10             # steps between status lines
     watch_interval: int = 1            # evaluations between TensorBoard's histograms, 0 = nothing for TensorBoard
     sample_tokens: int = 96            # length of the text sample at each evaluation
+    sample_prompt: str = ""            # what a GPT's samples begin with, "" = as a document begins
 
 
 def check(cfg):
@@ -113,7 +114,7 @@ def check(cfg):
 
 def main():
     started = time.monotonic()
-    cfg = config.load(Config, check=check)
+    cfg = config.load(Config, check=check, usual="config/stdlib.py")
     if cfg.max_minutes == -1:
         cfg.max_minutes = 0.0 if cfg.max_steps else 2.2
     dist = distributed.start(cfg.device, cfg.dtype)  # rank, world_size, device, dtype
@@ -379,7 +380,7 @@ def log_sample(run, model, data, length):
 
 
 def write_sample(model, data, cfg, dist, length):
-    """What a GPT writes when it begins a document; how an encoder fills masks in validation text, in [brackets].
+    """What a GPT writes, sample_prompt first; how an encoder fills masks in validation text, in [brackets].
 
     Always from the same random numbers.
     """
@@ -397,11 +398,12 @@ def write_sample(model, data, cfg, dist, length):
         parts = [b"[" + tokenizer.decode_bytes([next(guesses)]) + b"]" if masked else tokenizer.decode_bytes([token])
                  for token, masked in zip(ids.tolist(), (hidden != ids).tolist())]
         return b"".join(parts).decode("utf-8", errors="replace")  # a character may be of several tokens
-    rules = Sampling(temperature=0.8, top_k=50, stop_ids=(eot,))
+    rules = Sampling(temperature=0.7, top_p=0.9, stop_ids=(eot,))
+    prompt = torch.tensor([[eot, *tokenizer.encode(cfg.sample_prompt)]])
     with dist.autocast():
-        ids = [int(token) for token in generate.generate(model, torch.tensor([[eot]]), length, rules, seeds=cfg.seed)]
+        ids = [int(token) for token in generate.generate(model, prompt, length, rules, seeds=cfg.seed)]
     model.train()
-    return tokenizer.decode([i for i in ids if i != eot])
+    return cfg.sample_prompt + tokenizer.decode([i for i in ids if i != eot])
 
 
 def final_metrics(run, model, data):

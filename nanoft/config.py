@@ -52,13 +52,14 @@ OTHER_NAMES = {  # what other programs call our options, for suggestions
 }
 
 
-def load(cls, argv=None, check=None, others=False):
+def load(cls, argv=None, check=None, others=False, usual=""):
     """Read the options of a script.
 
     cls: a dataclass whose fields are int, float, bool, str, tuple (of strings) or Literal of strings.
     argv: the command line without the program's name: `--key=value`, or `--key value`; any other word is a config file.
     check: called as check(cfg), gives a list of sentences on values that cannot go together.
     others: whether a config file may set options that cls lacks, for a tool that needs only some of a script's.
+    usual: the config file that is read where the command names none, and neither data nor a model to go on with.
     Returns an instance of cls. Raises UserError naming every problem; `--help` prints the fields and exits.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -85,7 +86,8 @@ def load(cls, argv=None, check=None, others=False):
             problems.append(f"{where}: {key} {error}")
 
     options, paths = split_words(argv, fields)
-    for path in paths:  # files first: the command line comes last
+    named = paths or {"data", "init_from", "resume", "eval_only"} & {key for _, key, _ in options}
+    for path in paths if named or not usual else [usual]:  # files first: the command line comes last
         for key, value in read_file(path).items():
             put(key, value, path, accept)
     for word, key, value in options:

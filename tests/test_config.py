@@ -153,3 +153,13 @@ def test_every_config_fits_a_script(path):
         except UserError as error:
             problems.append(str(error))
     assert len(problems) == 1, problems
+
+
+def test_the_usual_file_is_read_where_nothing_else_is_named(tmp_path):
+    usual = tmp_path / "usual.py"
+    usual.write_text("n_layer = 2\nn_gram = 3\n")
+    assert config.load(train.Config, ["--n_gram=1"], usual=str(usual)) == train.Config(n_layer=2, n_gram=1)
+    other = tmp_path / "other.py"
+    other.write_text("lr = 0.5\n")
+    for words in ([str(other)], ["--data=mine"], [f"--init_from={tmp_path}"], ["--resume"], ["--eval_only"]):
+        assert config.load(train.Config, [*words, f"--out_dir={tmp_path}"], usual=str(usual)).n_gram == 1

@@ -95,6 +95,44 @@ def test_labels_and_numbers(kind):
     assert (guess == [row["label"] for row in rows]).mean() > 0.95
 
 
+TAGS = TASK | {"kind": "tag", "labels": ["O", "B-x"], "metric": "f1", "pool": "mean"}
+
+
+def tagged_rows(n, seed):
+    """Sentences of lower-case words, with a new name in each."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(n):
+        words = rng.choices(FILLER, k=rng.randint(4, 9))
+        words[rng.randrange(len(words))] = "".join(rng.choices("abcdefghijkl", k=5)).capitalize()
+        rows.append({"words": words, "tags": ["B-x" if word[0].isupper() else "O" for word in words]})
+    return rows
+
+
+def test_a_name_never_seen_is_known_by_its_shape():
+    rows, new = tagged_rows(200, 1), tagged_rows(30, 2)
+    tokenizer = bpe.train([" ".join(row["words"]) for row in rows], 300, progress=False)
+    train, test = (features.encode(some, TAGS, tokenizer) for some in (rows, new))
+    model = linear.fit(TAGS, train, train, tokenizer)
+    out = linear.outputs(model, test)
+    guesses = predict.predictions(TAGS, new, test, out)
+    assert predict.scores(TAGS, new, guesses, test, out)[0]["f1"] > 0.95
+    batch = collate.batch(test, np.arange(30), TAGS, tokenizer)  # padding, which must not be read
+    logits = model(torch.from_numpy(batch["ids"]), torch.from_numpy(batch["mask"])).numpy()
+    assert logits.shape == (*batch["ids"].shape, 2)
+    np.testing.assert_allclose(logits[batch["targets"] != -100], out, atol=1e-4)
+
+
+def test_a_rare_tag_is_given_from_the_threshold_on_that_the_rows_tell():
+    rows = [{"words": list("abcd"), "tags": ["O", "O", "O", "B-x"]}] * 5
+    out = np.tile([[5.0, 0.0], [5.0, 0.0], [5.0, 0.0], [2.1, 0.0]], (5, 1))  # O is the likeliest everywhere
+    assert predict.has_thresholds(TAGS) and not predict.has_thresholds(TAGS | {"metric": "accuracy"})
+    task = TAGS | {"thresholds": predict.best_thresholds(TAGS, rows, None, out)}
+    assert task["thresholds"] == {"O": 2.5}
+    guess = predict.predictions(task, rows, None, out)[0]
+    assert guess["prediction"] == ["O", "O", "O", "B-x"] and guess["probabilities"][3] == pytest.approx(0.109, abs=1e-3)
+
+
 @pytest.mark.parametrize("position, given, expected", [
     ("rope", 0, 304), ("rope", 100, 100), ("learned", 0, 0), ("rope", 0, 0)])
 def test_a_small_block_size_does_not_cut_long_texts(position, given, expected):
@@ -167,7 +205,8 @@ def test_remarks():
     ("classify", {"n_embd": 64, "qk_norm": True}, {"optimizer": "muon", "lr": 1e-3, "match_types": "false"}),
     ("pair", {"n_embd": 64, "qk_norm": True}, {"optimizer": "muon", "embed_lr": 0.03, "match_types": "true"}),
     ("pair", {"n_embd": 768, "qk_norm": False}, {"optimizer": "adamw", "lr": 5e-5, "match_types": "false"}),
-    ("classify", None, {"n_layer": 0, "linear": "true"}), ("tag", None, {"n_layer": 2, "optimizer": "muon"})])
+    ("classify", None, {"n_layer": 0, "linear": "true"}),
+    ("tag", None, {"n_layer": 2, "optimizer": "muon", "linear": "true"})])
 def test_options_follow_from_where_one_begins(kind, source, expected):
     rows = {"train": [{"text": "a", "pair": "b"} if kind == "pair" else {"text": "a"}] * 9}
     tokenizer, source = bpe.train(["a b"], 300, progress=False), source and {"block_size": 64} | source

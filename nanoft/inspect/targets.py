@@ -16,7 +16,7 @@ from torch import Tensor
 from nanoft import distributed
 from nanoft.batches import IGNORE
 from nanoft.inspect import explain
-from nanoft.tasks import collate, linear
+from nanoft.tasks import collate, linear, predict
 
 MAX_TARGETS = 8  # scores of one text
 
@@ -82,7 +82,10 @@ def subject_from_row(model, task: dict, tokenizer, row: dict, guess: dict, answe
         return model.logits(ids, types, allowed=None if allowed is None else allowed.expand(len(ids), -1))
 
     if kind == "tag":
-        targets = tag_targets(logits, task, row["words"], ids, batch["targets"][0])
+        beside = None
+        if model.ngrams is not None:
+            beside = model.ngrams(ids[None])[0].cpu() * task.get("linear_share", 1.0)  # (T, K)
+        targets = tag_targets(logits, task, row["words"], ids, batch["targets"][0], beside)
     elif kind == "answer":
         start, end = map(int, out[feature, 1:3]) if guess["prediction"] else (0, 0)
         said = f"start and end of “{tokenizer.decode(ids[start:end + 1].tolist()).strip()}”" if end else "no answer"
@@ -114,18 +117,25 @@ def text_scores(logits: Callable, task: dict, mean: np.ndarray) -> list[tuple[in
     return [(k, f"logit of {task['labels'][k]}", lambda ids, types, k=k: logits(ids, types)[:, k]) for k in chosen]
 
 
-def tag_targets(logits: Callable, task: dict, words: list[str], ids: Tensor, targets: Tensor) -> list[Target]:
-    """The tag of each word that is not tagged O; if all are, of the word that is least surely O. targets: (T,)"""
+def tag_targets(logits: Callable, task: dict, words: list[str], ids: Tensor, targets: Tensor,
+                beside: Tensor | None) -> list[Target]:
+    """The tag of each word that is not tagged O; if all are, of the word that is least surely O. targets: (T,)
+
+    beside: (T, K), what a linear model adds, shown at the word itself, though it reads some tokens around it, too.
+    """
+    def own(at, k):
+        return None if beside is None else torch.where(torch.arange(len(ids)) == at, beside[at, k], 0.0)
+
     positions = (targets != IGNORE).nonzero()[:, 0].tolist()
     with torch.no_grad():
-        scores = logits(ids[None], None)[0, positions]  # (words, K)
-    labels, chosen = task["labels"], scores.argmax(dim=-1)
+        scores = logits(ids[None], None)[0, positions].cpu()  # (words, K)
+    labels, chosen = task["labels"], predict.chosen_tags(task, scores.numpy())
     if "O" in labels and (chosen == labels.index("O")).all():
         doubtful = scores.softmax(-1)[:, labels.index("O")].argmin()
         scores[:, labels.index("O")] = -torch.inf
         chosen[doubtful] = scores[doubtful].argmax()
     return [Target(f"logit of {labels[k]} for “{word}”", lambda ids, types, at=at, k=k: logits(ids, types)[:, at, k],
-                   [at]) for word, at, k in zip(words, positions, chosen.tolist()) if labels[k] != "O"]
+                   [at], own(at, k)) for word, at, k in zip(words, positions, chosen.tolist()) if labels[k] != "O"]
 
 
 # ---- the answers of language models ------------------------------------------------------------------------------

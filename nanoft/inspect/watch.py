@@ -22,7 +22,7 @@ from nanoft.inspect.graph import graph_of
 from nanoft.model import MLP, Attention, Block
 
 NOT_COMPARED = ("out_dir", "resume", "eval_only", "device", "eval_interval", "eval_tokens", "log_interval",
-                "watch_interval", "sample_tokens")  # options that do not change what is learned
+                "watch_interval", "sample_tokens", "sample_prompt")  # options that do not change what is learned
 BINS = 64           # of a histogram
 MAX_VALUES = 2**17  # that a histogram counts; of a larger tensor as many, evenly spread
 

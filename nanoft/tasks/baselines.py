@@ -32,7 +32,7 @@ def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encod
         outputs["linear"] = linear.outputs(fitted, encoded)
     values = {}
     for name, out in outputs.items():
-        if name == "linear" and task.get("multi_label"):
+        if name == "linear" and predict.has_thresholds(task):
             task["thresholds"] = predict.best_thresholds(task, *val, linear.outputs(fitted, val[1]))
         guesses = predict.predictions(task, rows, encoded, out)
         values[name] = float(predict.scores(task, rows, guesses, encoded, out)[0][task["metric"]])

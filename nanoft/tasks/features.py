@@ -22,6 +22,7 @@ from nanoft.files import available_cores
 from nanoft.tasks import images
 
 WHOLE_TEXT = ("classify", "pair", "regress")  # the kinds that ask one thing of all the text
+LINEAR = (*WHOLE_TEXT, "tag")  # the kinds for which there is a linear model of n-grams
 TWO_TEXTS = ("pair", "regress", "answer")  # the kinds that have token types: 0 for the first text, 1 for the second
 MAX_QUESTION = 64  # tokens; the rest of a longer question is cut off
 

@@ -39,7 +39,8 @@ class TaskModel(nn.Module):
             nn.init.zeros_(self.task_head.weight)
             nn.init.zeros_(self.task_head.bias)
         # a linear model of n-grams, fitted before training; in evaluation its logits are averaged with the head's
-        self.ngrams = NGramLinear(n_outputs(task)) if task.get("linear") else None
+        self.ngrams = NGramLinear(n_outputs(task), cfg.vocab_size * (task["kind"] == "tag")) if task.get(
+            "linear") else None
 
     def hidden(self, ids: Tensor, types: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """One vector a token: ids (B, T), or pixels, -> (B, T, C). mask: bool (B, T), False at padding; None: none.

@@ -8,16 +8,22 @@ its distinct tokens and pairs of neighbours, each weighted by (1 + log count) * 
 n-grams that naive Bayes finds telling (after Wang and Manning 2012, aclanthology.org/P12-2018). Of two texts, a token
 counts as another one by where it stands: in the first alone, in the second alone, in both.
 
-Shapes: B texts, T tokens, K outputs, M distinct n-grams of each text, over all texts of a batch.
+Where words are tagged, each word is such a text, made of its surroundings: the tokens near it in lower case, and their
+shapes, by which names are known that were never seen (as in Ratinov and Roth 2009, aclanthology.org/W09-1119).
+
+Shapes: B texts, T tokens, V vocabulary, K outputs, M distinct n-grams of each text, over all texts of a batch.
 """
 
+import itertools
 import warnings
+import zlib
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanoft.batches import IGNORE
 from nanoft.model import hash_multipliers
 from nanoft.tasks.collate import token_types
 from nanoft.tasks.features import Encoded
@@ -28,15 +34,20 @@ PENALTIES = (1, 10, 100)  # C: |W|^2 / (2 * C * rows) is added to the mean loss;
 class NGramLinear(nn.Module):
     """Logits of a text from its n-grams. table: (n_buckets, K); idf: (n_buckets,), 0 where training had no such n-gram.
 
-    Both are found by fit(), not by gradient descent, and are saved with the model.
+    Both are found by fit(), not by gradient descent, and are saved with the model. spelling: (V, 2), of tags alone.
     """
 
     table: Tensor
     idf: Tensor
+    spelling: Tensor
     multipliers: Tensor
 
-    def __init__(self, n_outputs: int):
+    def __init__(self, n_outputs: int, vocab_size: int = 0):
+        """vocab_size: of the tokenizer where words are tagged, 0 for the other kinds."""
         super().__init__()
+        self.tags = vocab_size > 0
+        if self.tags:
+            self.register_buffer("spelling", torch.zeros(vocab_size, 2, dtype=torch.long))
         self.n_buckets = 2**18 if n_outputs <= 16 else 2**15
         self.register_buffer("table", torch.zeros(self.n_buckets, n_outputs))
         self.register_buffer("idf", torch.zeros(self.n_buckets))
@@ -50,11 +61,29 @@ class NGramLinear(nn.Module):
         hashed = torch.stack((ids, before), dim=-1) * self.multipliers       # (B, T, 2)
         return (hashed.cumsum(-1) >> 32) % self.n_buckets                    # (B, T, 2)
 
-    def ngrams(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The distinct n-grams of texts: number of the text, bucket, count, each (M,). ids, mask, types: (B, T)."""
-        keys = self.keys(ids, types)
-        keys = keys + self.n_buckets * torch.arange(len(ids), device=ids.device)[:, None, None]
-        keys, counts = (keys if mask is None else keys[mask]).flatten().unique(return_counts=True)
+    def surroundings(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Buckets of what stands around each token, two places before it to three after it: (B, T) -> (B, T, 19)."""
+        spelled = self.spelling[ids] if mask is None else self.spelling[ids] * mask[..., None]      # (B, T, 2)
+        lower, shape = F.pad(spelled, (0, 0, 2, 3)).unfold(1, 6, 1).unbind(2)                       # (B, T, 6) each
+        pairs = [form[..., 1:4] * self.multipliers[1] + form[..., 2:5] for form in (lower, shape)]  # (B, T, 3) each
+        found = torch.cat((lower, shape, *pairs, ids[..., None]), dim=-1)                           # (B, T, 19)
+        place = torch.arange(found.size(-1), device=ids.device) << 32
+        return ((found + place) * self.multipliers[0] >> 32) % self.n_buckets
+
+    def ngrams(self, ids: Tensor, mask: Tensor | None, types: Tensor | None,
+               words: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The distinct n-grams of texts: number of the text, bucket, count, each (M,). ids, mask, types: (B, T).
+
+        words: of tags, bool (B, T), the tokens whose surroundings are a text each; None: all tokens.
+        """
+        if self.tags:
+            keys = self.surroundings(ids, mask)
+            keys = keys.flatten(0, 1) if words is None else keys[words]                         # (words, 19)
+            keys = keys + self.n_buckets * torch.arange(len(keys), device=ids.device)[:, None]
+        else:
+            keys = self.keys(ids, types) + self.n_buckets * torch.arange(len(ids), device=ids.device)[:, None, None]
+            keys = keys if mask is None else keys[mask]
+        keys, counts = keys.flatten().unique(return_counts=True)
         return keys // self.n_buckets, keys % self.n_buckets, counts
 
     def weights(self, text: Tensor, bucket: Tensor, count: Tensor, n_texts: int) -> Tensor:
@@ -64,11 +93,14 @@ class NGramLinear(nn.Module):
         return weight / norm.clamp(min=1e-9)[text]
 
     def forward(self, ids: Tensor, mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
-        """ids, mask: (B, T) -> (B, K). types: (B, T) of two texts, 0 and 1, of tokens that both have 2 and 3."""
+        """ids, mask: (B, T) -> (B, K), of tags (B, T, K). types: (B, T) of two texts, 0 and 1, of shared ones 2, 3.
+        """
         text, bucket, count = self.ngrams(ids, mask, types)
-        weight = self.weights(text, bucket, count, len(ids))
-        return self.table.new_zeros(len(ids), self.table.size(1)).index_add(
+        n_texts = ids.numel() if self.tags else len(ids)
+        weight = self.weights(text, bucket, count, n_texts)
+        logits = self.table.new_zeros(n_texts, self.table.size(1)).index_add(
             0, text, weight[:, None] * self.table[bucket])
+        return logits.view(*ids.shape, -1) if self.tags else logits
 
 
 @torch.no_grad()
@@ -84,28 +116,42 @@ def contributions(model: NGramLinear, ids: Tensor, types: Tensor | None) -> Tens
     return single + pair / 2 + F.pad(pair[1:], (0, 0, 0, 1)) / 2 + F.pad(pair[:1], (0, 0, 0, len(ids) - 1)) / 2
 
 
-def fit(task: dict, train: Encoded, val: Encoded) -> NGramLinear:
+def fit(task: dict, train: Encoded, val: Encoded, tokenizer=None) -> NGramLinear:
     """The model fitted on the training features, its penalty chosen by the validation loss; a few seconds.
 
-    task: of a kind in features.WHOLE_TEXT, several labels a text among them.
+    task: of a kind in features.LINEAR, several labels a text among them. tokenizer: read of tags alone.
     """
-    model = NGramLinear(1 if task["kind"] == "regress" else len(task["labels"]))
+    tags = task["kind"] == "tag"
+    model = NGramLinear(1 if task["kind"] == "regress" else len(task["labels"]), tokenizer.vocab_size if tags else 0)
+    if tags:
+        model.spelling = spelling(tokenizer)
+    y, y_val = (torch.from_numpy(encoded.targets[encoded.targets != IGNORE] if tags else encoded.targets)
+                for encoded in (train, val))
     text, bucket, count = count_all(model, train)
     df = torch.bincount(bucket, minlength=model.n_buckets).float()
-    model.idf = torch.where(df > 0, ((1 + len(train)) / (1 + df)).log() + 1, 0.0)
+    model.idf = torch.where(df > 0, ((1 + len(y)) / (1 + df)).log() + 1, 0.0)
     used = df.nonzero()[:, 0]  # the buckets that occur
-    X = matrix(model, text, bucket, count, len(train), used)
-    V = matrix(model, *count_all(model, val), len(val), used)
-    y, y_val = (torch.from_numpy(encoded.targets) for encoded in (train, val))
+    X = matrix(model, text, bucket, count, len(y), used)
+    V = matrix(model, *count_all(model, val), len(y_val), used)
     Xt, W, best = X.t().to_sparse_csr(), torch.zeros(len(used), model.table.size(1)), float("inf")
-    scale = 1.0 if task["kind"] == "regress" else naive_bayes(
+    scale = 1.0 if task["kind"] in ("regress", "tag") else naive_bayes(
         Xt, y if task.get("multi_label") else F.one_hot(y, W.size(1)).float())
     for C in PENALTIES:
-        W = solve(X, Xt, y, W, scale, 1 / (C * len(train)), task)
+        W = solve(X, Xt, y, W, scale, 1 / (C * len(y)), task)
         loss = loss_of(V @ (scale * W), y_val, task).item()
         if loss < best:
             best, model.table[used] = loss, scale * W
     return model.eval()
+
+
+def spelling(tokenizer) -> Tensor:
+    """Of each token a hash of its text in lower case and one of its shape, as " Xxd" of " Rome27": int64 (V, 2)."""
+    texts = [token.decode("utf-8", "replace") for token in tokenizer.token_bytes]
+    kinds = (("X", str.isupper), ("x", str.islower), ("d", str.isdigit))
+    shapes = ["".join(next((sign for sign, is_it in kinds if is_it(c)), c) for c in text) for text in texts]
+    shapes = ["".join(sign for sign, _ in itertools.groupby(shape)) for shape in shapes]
+    return torch.tensor([[zlib.crc32(form.encode()) for form in forms]
+                         for forms in zip((text.lower() for text in texts), shapes)])
 
 
 def naive_bayes(Xt: Tensor, is_class: Tensor) -> Tensor:
@@ -120,22 +166,27 @@ def naive_bayes(Xt: Tensor, is_class: Tensor) -> Tensor:
 
 
 def outputs(model: NGramLinear, encoded: Encoded) -> np.ndarray:
-    """The logits of all features, (N, K), as predict.outputs gives them for a whole model."""
-    used = torch.arange(model.n_buckets)
-    return (matrix(model, *count_all(model, encoded), len(encoded), used) @ model.table).numpy().astype(float)
+    """The logits of all features, (N, K), of tags (words, K), as predict.outputs gives them for a whole model."""
+    used, n_texts = torch.arange(model.n_buckets), (encoded.targets != IGNORE).sum() if model.tags else len(encoded)
+    return (matrix(model, *count_all(model, encoded), n_texts, used) @ model.table).numpy().astype(float)
 
 
 def count_all(model: NGramLinear, encoded: Encoded, size: int = 256) -> tuple[Tensor, Tensor, Tensor]:
     """The n-grams of all features, as NGramLinear.ngrams gives them."""
-    parts, two_texts = [], (encoded.second < encoded.lengths).any()
+    parts, two_texts, done = [], (encoded.second < encoded.lengths).any(), 0
     for first in range(0, len(encoded), size):
         lengths, second = encoded.lengths[first:first + size], encoded.second[first:first + size]
         mask = np.arange(lengths.max()) < lengths[:, None]  # (B, T)
-        ids = np.zeros(mask.shape, dtype=np.int64)
-        ids[mask] = encoded.ids[encoded.begin[first]:encoded.begin[first + len(lengths)]]
+        tokens = slice(encoded.begin[first], encoded.begin[first + len(lengths)])
+        ids, words = np.zeros(mask.shape, dtype=np.int64), None
+        ids[mask] = encoded.ids[tokens]
+        if model.tags:
+            words = torch.zeros(mask.shape, dtype=torch.bool)
+            words[torch.from_numpy(mask)] = torch.from_numpy(encoded.targets[tokens] != IGNORE)
         types = torch.from_numpy(token_types(ids, second, mask, match=True)) if two_texts else None
-        text, bucket, count = model.ngrams(torch.from_numpy(ids), torch.from_numpy(mask), types)
-        parts.append((text + first, bucket, count))
+        text, bucket, count = model.ngrams(torch.from_numpy(ids), torch.from_numpy(mask), types, words)
+        parts.append((text + done, bucket, count))
+        done += len(lengths) if words is None else int(words.sum())
     text, bucket, count = (torch.cat(columns) for columns in zip(*parts))
     return text, bucket, count
 

@@ -115,7 +115,8 @@ def predictions(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray)
     if kind == "tag":
         probabilities = np.exp(log_softmax(out))  # (words, K)
         ends = np.cumsum([len(row["words"]) for row in rows])[:-1]
-        by_sentence = zip(*(np.split(x, ends) for x in (probabilities.argmax(axis=1), probabilities.max(axis=1))))
+        best = chosen_tags(task, out)
+        by_sentence = zip(*(np.split(x, ends) for x in (best, probabilities[np.arange(len(best)), best])))
         return [{"prediction": [labels[k] for k in best], "probabilities": [round(float(p), 6) for p in largest]}
                 for best, largest in by_sentence]
     logits = by_row(encoded, out)
@@ -127,6 +128,16 @@ def predictions(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray)
     return [{"prediction": [label for label, x, least in zip(labels, p, thresholds) if x > least] if several
              else labels[p.argmax()],
              "probabilities": {label: round(float(x), 6) for label, x in zip(labels, p)}} for p in probabilities]
+
+
+def chosen_tags(task: dict, logits: np.ndarray) -> np.ndarray:
+    """The number of each word's tag: the likeliest, but O by its threshold. logits: (words, K) -> (words,)"""
+    return (logits - [task.get("thresholds", {}).get(label, 0.0) for label in task["labels"]]).argmax(axis=1)
+
+
+def has_thresholds(task: dict) -> bool:
+    """Is a label given, or O refused, from a probability on that the validation rows tell?"""
+    return bool(task.get("multi_label")) or task["kind"] == "tag" and task["metric"] == "f1" and "O" in task["labels"]
 
 
 def best_share(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray, linear: np.ndarray) -> float:
@@ -142,7 +153,14 @@ def best_thresholds(task: dict, rows: list[dict], encoded: Encoded, out: np.ndar
     """{label: the probability from which on a text is given it} of a multi-label task: the best F1 on labelled rows.
 
     Half-way between two probabilities; of thresholds as good the nearest to 0.5, which is that of a label without rows.
+    Of tags {"O": what is taken from its logit}: most words are O, so that a rare tag is never the likeliest.
     """
+    if task["kind"] == "tag":
+        def entity_f1(least):
+            guesses = predictions(task | {"thresholds": {"O": least}}, rows, encoded, out)
+            return scores(task, rows, guesses, encoded, out)[0]["f1"]
+
+        return {"O": max((i / 2 for i in range(11)), key=entity_f1)}
     thresholds = {}
     for k, label in enumerate(task["labels"]):
         p = sigmoid(by_row(encoded, out)[:, k])

@@ -128,7 +128,7 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
         return replace(cfg, **choice), f"chosen  a linear model of n-grams ({kind} from scratch)"
     choice = {"epochs": 3.0 if n_rows < 20_000 else 2.0, "n_layer": 2, "match_types": "false"}
     # beside published weights it is worth little, and other programs, to which these may return, do not have it
-    choice["linear"] = "true" if kind in features.WHOLE_TEXT and not published and not cfg.lora_rank else "false"
+    choice["linear"] = "true" if kind in features.LINEAR and not published and not cfg.lora_rank else "false"
     if kind == "image" and not published:
         choice |= {"epochs": 10.0, "optimizer": "muon", "lr": 2e-3, "muon_lr": 0.02}
         choice |= {} if cfg.head_lr or cfg.lr else {"head_lr": 0.01}
