@@ -98,19 +98,20 @@ def test_labels_and_numbers(kind):
 TAGS = TASK | {"kind": "tag", "labels": ["O", "B-x"], "metric": "f1", "pool": "mean"}
 
 
-def tagged_rows(n, seed):
-    """Sentences of lower-case words, with a new name in each."""
+def tagged_rows(n, seed, letters):
+    """Sentences with a word and a name in each that are in no other; only the capital tells which is which."""
     rng = random.Random(seed)
     rows = []
     for _ in range(n):
         words = rng.choices(FILLER, k=rng.randint(4, 9))
-        words[rng.randrange(len(words))] = "".join(rng.choices("abcdefghijkl", k=5)).capitalize()
+        new, name = ("".join(rng.choices(letters, k=5)) for _ in range(2))
+        words = rng.sample([*words, new, name.capitalize()], len(words) + 2)
         rows.append({"words": words, "tags": ["B-x" if word[0].isupper() else "O" for word in words]})
     return rows
 
 
 def test_a_name_never_seen_is_known_by_its_shape():
-    rows, new = tagged_rows(200, 1), tagged_rows(30, 2)
+    rows, new = tagged_rows(200, 1, "abcdefghijkl"), tagged_rows(30, 2, "mnopqrstuvwx")
     tokenizer = bpe.train([" ".join(row["words"]) for row in rows], 300, progress=False)
     train, test = (features.encode(some, TAGS, tokenizer) for some in (rows, new))
     model = linear.fit(TAGS, train, train, tokenizer)
