@@ -1,7 +1,8 @@
 # ChnSentiCorp: Chinese reviews of hotels, books and laptops, from the encoder of config/chnsenticorp_mlm.py.
 #     python finetune.py config/chnsenticorp.py --seeds=1,2,3
-# Seen: 87.0 % of the 1,200 test reviews, deviation 0.3 over the three seeds, together 87.6 %; 5 minutes each.
-# Naive Bayes on one to three characters has 83.5 %.
+# Seen: 87.0 % of the 1,200 test reviews, deviation 0.3 over the three seeds, together 87.6 %; 5 minutes each, without
+# the linear model. With it, from the same three runs' predictions: 88.5 %, deviation 0.3, together 88.1 %.
+# Naive Bayes on one to three characters has 83.5 %, the linear model alone 87.8 %.
 data = "chnsenticorp"
 init_from = "out/chnsenticorp_mlm"
 out_dir = "out/chnsenticorp"
