@@ -273,6 +273,15 @@ def test_one_file_speaks(options, tokenizers, tmp_path, call, capsys):
         call(convert, tmp_path / "run", f"--export={file}")
 
 
+def test_a_file_of_halved_weights_keeps_whole_numbers(tokenizers, tmp_path):
+    state, _ = state_of(tokenizers["gpt4"])
+    hashes = torch.tensor([[4_000_000_001, 3]])  # as linear.spelling has them
+    convert.write_bundle(state | {"model": state["model"] | {"ngrams.spelling": hashes}}, tokenizers["gpt4"],
+                         tmp_path / "x.safetensors", torch.bfloat16)
+    found = safetensors.map_tensors(safetensors.read_entries(tmp_path / "x.safetensors"))
+    assert found["ngrams.spelling"].tolist() == hashes.tolist()
+
+
 def test_training_makes_what_goes_out(corpus, tmp_path, call):
     options = [*TINY, f"--data={corpus}", "--max_steps=2"]
     with pytest.raises(UserError, match="leave it out"):

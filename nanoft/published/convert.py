@@ -80,7 +80,8 @@ def write_run(state: dict, tokenizer: Tokenizer, folder: str | Path) -> None:
 def write_bundle(state: dict, tokenizer: Tokenizer, path: str | Path, dtype=torch.float32) -> None:
     """Write any model as one file: its weights by nanoft's names, and as metadata its description and tokenizer."""
     cfg = ModelConfig.from_saved(state["model_config"], path)
-    weights = {name: x.to(dtype) for name, x in state["model"].items() if name != "head.weight" or not cfg.tie_head}
+    weights = {name: x.to(dtype) if x.is_floating_point() else x for name, x in state["model"].items()
+               if name != "head.weight" or not cfg.tie_head}
     kept = {name: state[name] for name in ("model_config", "task", "config", "fingerprints") if name in state}
     safetensors.write(Path(path), weights, {"nanoft": json.dumps(kept | {"model_type": "nanoft"}),
                                             "tokenizer": json.dumps(tokenizer.content, ensure_ascii=False)})
