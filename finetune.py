@@ -41,7 +41,7 @@ class Config:
     grid: str = ""                     # options to try, as lr=1e-4,3e-4;dropout=0,0.1: a run for each combination
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the matrix products; auto: bf16 if native
-    compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: not, for lengths vary
+    compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: pictures alone, for lengths vary
 
     train_file: str = ""               # your own rows instead of data: .csv .tsv .jsonl; CoNLL (tag), SQuAD (answer)
     val_file: str = ""                 # the same for validation; without it val_fraction of train_file
@@ -203,7 +203,7 @@ def fine_tune(cfg, dist):
         return loss.detach()
 
     net = run.wrap(lambda net: forward_backward(net, data.batch("train", np.arange(run.micro), dist), 1.0),
-                   cfg.compile == "true", data.task["max_length"])  # auto: not, for lengths vary
+                   start.wants_compile(cfg, data.task, steps), data.task["max_length"])
     watched = data.watched_batch(run.micro, dist)  # validation features whose activations are logged
     run.start(watched)
     while True:

@@ -42,6 +42,8 @@ def orthogonalize(m, steps=3, dtype=torch.float32):
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised: matrices of one shape go through the products together, in `dtype`.
 
+    A convolution is taken as the matrix that it is for what lies under it: (out, in, 3, 3) as (out, in * 9).
+
     world_size, rank: several processes deal the matrices out, so that each does a share of the products.
     """
 
@@ -63,7 +65,8 @@ class Muon(torch.optim.Optimizer):
                 weights, grads, buffers = (list(map(distributed.local, some)) for some in zip(*(
                     (p, p.grad, self.state[p]["momentum"]) for p in params)))
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-                ahead = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))  # (N, rows, columns)
+                ahead = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))
+                ahead = ahead.flatten(2)  # (N, rows, columns)
                 if self.world_size == 1:
                     ahead = self.orthogonalize(ahead, dtype=self.dtype)
                 elif weights[0] is params[0]:
@@ -71,9 +74,9 @@ class Muon(torch.optim.Optimizer):
                 else:
                     ahead = self.orthogonalize_shards(ahead, shape[0])
                 # entries of about lr / sqrt(columns): in proportion to those the matrix began with
-                scale = group["lr"] * max(1, shape[0] / shape[1]) ** 0.5
+                scale = group["lr"] * max(1, shape[0] / ahead.size(2)) ** 0.5
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(weights, list(ahead), alpha=-scale)
+                torch._foreach_add_(weights, list(ahead.reshape(-1, *weights[0].shape)), alpha=-scale)
 
     def orthogonalize_share(self, m):
         """As orthogonalize, each process its share of the matrices, which all then gather. m: (N, rows, columns)."""
@@ -159,7 +162,8 @@ def finetuning_groups(model, cfg) -> tuple[list[dict], list[dict]]:
         if not p.requires_grad:
             continue
         level = depth(name, n_layer)
-        embedding, matrix = level == 0 and p.dim() == 2, level <= n_layer and p.dim() == 2 and ".lora_" not in name
+        embedding = level == 0 and p.dim() == 2
+        matrix = level <= n_layer and p.dim() in (2, 4) and ".lora_" not in name  # 4: of a convolution
         muon = cfg.optimizer == "muon" and matrix and not embedding
         lr = (cfg.muon_lr if muon else cfg.embed_lr or cfg.lr if embedding else
               cfg.head_lr or cfg.lr if level > n_layer else cfg.lr)

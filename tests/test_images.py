@@ -17,9 +17,10 @@ from test_story_train import assert_equal, load, result
 import finetune
 import nanoft
 import sample
-from nanoft import UserError
+from nanoft import UserError, optim
 from nanoft.model import ModelConfig, Transformer
 from nanoft.tasks import collate, images
+from nanoft.tasks.heads import TaskModel
 
 PIL = pytest.importorskip("PIL.Image", reason="reads pictures by Pillow (pip install nanoft[images])")
 COLOURS = {"blue": (30, 60, 200), "green": (40, 180, 60), "red": (200, 40, 50)}
@@ -67,28 +68,33 @@ def trained(folder, tmp_path_factory):
 # ---- augmentation ------------------------------------------------------------------------------------------------
 
 
-def test_shift_flip_and_cut_out_by_hand():
+def moved(x, fill, degrees=0.0, down=0, right=0, mirrored=False):
+    """images.moved, each argument a tensor (B,) or one for all pictures."""
+    return images.moved(x, *(torch.as_tensor(each).expand(len(x)) for each in (degrees, down, right, mirrored)), fill)
+
+
+def test_moves_and_cut_out_by_hand():
     x, fill = torch.arange(1.0, 10).view(1, 1, 3, 3), torch.zeros(1, 1, 1)
-    down = images.shift(x, torch.tensor([1]), torch.tensor([0]), fill)
-    assert down[0, 0].tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
-    left = images.shift(x, torch.tensor([0]), torch.tensor([-2]), fill)
-    assert left[0, 0].tolist() == [[3, 0, 0], [6, 0, 0], [9, 0, 0]]
+    for wanted, kwargs in (([[0, 0, 0], [1, 2, 3], [4, 5, 6]], {"down": 1}), ([[3, 0, 0], [6, 0, 0], [9, 0, 0]], {
+            "right": -2}), ([[3, 2, 1], [6, 5, 4], [9, 8, 7]], {"mirrored": True}), ([[3, 6, 9], [2, 5, 8], [1, 4, 7]], {
+            "degrees": 90.0}), ([[0, 9, 6], [0, 8, 5], [0, 7, 4]], {"degrees": 90.0, "right": -1, "mirrored": True})):
+        assert moved(x, fill, **kwargs)[0, 0].round(decimals=3).tolist() == wanted  # 90 degrees: counter-clockwise
     cut = images.cut_out(x, torch.tensor([0]), torch.tensor([2]), 2, fill)
     assert cut[0, 0].tolist() == [[1, 0, 0], [4, 5, 6], [7, 8, 9]]
-    assert images.rotate(x, torch.tensor([90.0]), fill)[0, 0].round(decimals=3).tolist() == [
-        [3, 6, 9], [2, 5, 8], [1, 4, 7]]  # counter-clockwise
 
 
 def test_augmentation_is_torchvisions():
     tv = pytest.importorskip("torchvision.transforms.v2.functional", reason="compares with torchvision")
     x, fill = torch.from_numpy(some_pixels()).float(), torch.tensor([10.0, 20, 30])[:, None, None]
     down, right = torch.tensor([-2, -1, 0, 1, 2]), torch.tensor([2, 0, -1, 1, -2])
-    ours = images.shift(x, down, right, fill)
+    ours = moved(x, fill, down=down, right=right)
+    flipped = moved(x, fill, down=down, right=right, mirrored=True)
     padded = tv.pad(x, [2], fill=[10.0, 20, 30])
     for i in range(5):
-        assert torch.equal(ours[i], tv.crop(padded[i], 2 - int(down[i]), 2 - int(right[i]), 16, 16))
+        theirs = tv.crop(padded[i], 2 - int(down[i]), 2 - int(right[i]), 16, 16)
+        assert torch.equal(ours[i].round(), theirs) and torch.equal(flipped[i].round(), tv.horizontal_flip(theirs))
     degrees = torch.tensor([-15.0, -3, 0, 7, 14])
-    ours = images.rotate(x, degrees, fill)
+    ours = moved(x, fill, degrees)
     for i in range(5):
         theirs = tv.rotate(x[i], float(degrees[i]), interpolation=tv.InterpolationMode.BILINEAR, fill=[10.0, 20, 30])
         inside = (slice(None), slice(3, 13), slice(3, 13))  # at the border torchvision leaves a seam of the fill
@@ -175,6 +181,15 @@ def test_convolutions_give_as_many_tokens_as_patches(patch):
     side, row_part, column_part = 16 // patch, trunk.sin[:, 0, :3], trunk.sin[:, 0, 3:]
     assert torch.equal(row_part[0], row_part[side - 1]) and not torch.equal(row_part[0], row_part[side])
     assert torch.equal(column_part[0], column_part[side]) and not torch.equal(column_part[0], column_part[1])
+
+
+def test_convolutions_are_steps_of_muon():
+    cfg = ModelConfig(n_layer=1, n_embd=24, n_head=2, causal=False, vocab_size=1, block_size=16)
+    model = TaskModel(cfg, TASK | {"pool": "mean", "head_dropout": 0.0})
+    rates = SimpleNamespace(optimizer="muon", lr=1e-3, muon_lr=0.02, head_lr=0.01, embed_lr=0.0, weight_decay=0.1,
+                            layer_decay=1.0, unfreeze_every=0.0)
+    _, by_muon = optim.finetuning_groups(model, rates)
+    assert [p.dim() for group in by_muon if "embeddings" in group["name"] for p in group["params"]] == [4] * 4
 
 
 # ---- files -------------------------------------------------------------------------------------------------------

@@ -46,6 +46,18 @@ def test_muon_lowers_a_loss():
     assert losses[-1] < 0.1 * losses[0]
 
 
+def test_muon_takes_a_convolution_as_a_matrix():
+    torch.manual_seed(0)
+    start, grad = torch.randn(4, 3, 3, 3), torch.randn(4, 3, 3, 3)
+    moved = []
+    for shape in ((4, 3, 3, 3), (4, 27)):
+        w = torch.nn.Parameter(start.reshape(shape).clone())
+        w.grad = grad.reshape(shape)
+        optim.Muon([w], lr=0.05, weight_decay=0.1).step()
+        moved.append(w.detach().reshape(4, 27))
+    assert torch.equal(*moved) and not torch.equal(moved[0], start.view(4, 27))
+
+
 def test_schedules():
     f = lambda progress, name: optim.lr_factor(progress, name, warmup=0.1, warmdown=0.4)  # noqa: E731
     assert f(0.05, "cosine") == pytest.approx(0.5) and f(0.1, "linear") == 1.0

@@ -155,13 +155,9 @@ def encode(rows: list[dict], task: dict) -> Pictures:
         if pixels.shape[1] > picture["channels"]:
             raise UserError(f"{names[0][0]}: pictures with colours, but the model reads grey ones; give another model")
     else:
-        def read(row):
-            path, number = split_name(row["image"])
-            return open_pixels(path)[number] if path else read_picture(row["image"], picture["size"],
-                                                                        picture["channels"])
-
         with ThreadPoolExecutor(available_cores()) as pool:  # Pillow releases Python's lock while it works
-            pixels, index = np.stack(list(pool.map(read, rows))), np.arange(len(rows))
+            read = [pool.submit(read_picture, row["image"], picture["size"], picture["channels"]) for row in rows]
+            pixels, index = np.stack([one.result() for one in read]), np.arange(len(rows))
     targets = np.array([labels.get(row.get("label"), 0) for row in rows])
     return Pictures(pixels, index, targets, n_tokens(picture))
 
@@ -213,13 +209,10 @@ def augmentation(cfg, task: dict, epoch: int) -> Callable | None:
         """pixels (B, C, S, S) and for each picture 6 numbers of 0 to 1 -> float32 pixels."""
         x, draws = torch.from_numpy(pixels).float(), torch.from_numpy(draws)  # (B, 6)
         S, colour = x.size(-1), fill[:x.size(1)]
-        if "rotate" in names:
-            x = rotate(x, (2 * draws[:, 0] - 1) * DEGREES, colour)
-        if "crop" in names:
-            by = (draws[:, 1:3] * (2 * (S // 8) + 1)).long() - S // 8  # (B, 2)
-            x = shift(x, by[:, 0], by[:, 1], colour)
-        if "flip" in names:
-            x = torch.where((draws[:, 3] < 0.5)[:, None, None, None], x.flip(-1), x)
+        if names & {"rotate", "crop", "flip"}:
+            degrees = (2 * draws[:, 0] - 1) * DEGREES * ("rotate" in names)
+            by = ((draws[:, 1:3] * (2 * (S // 8) + 1)).long() - S // 8) * ("crop" in names)  # (B, 2)
+            x = moved(x, degrees, by[:, 0], by[:, 1], (draws[:, 3] < 0.5) & ("flip" in names), colour)
         if "cutout" in names:
             at = (draws[:, 4:6] * S).long()  # (B, 2)
             x = cut_out(x, at[:, 0], at[:, 1], S // 2, colour)
@@ -244,23 +237,18 @@ def augmentation(cfg, task: dict, epoch: int) -> Callable | None:
     return augment
 
 
-def shift(x: Tensor, down: Tensor, right: Tensor, fill: Tensor) -> Tensor:
-    """Each picture moved by whole pixels, as by cutting it out of itself with a margin. down, right: int (B,)."""
-    S = x.size(-1)
-    rows, columns = (torch.arange(S) - by[:, None] for by in (down, right))  # (B, S) where a pixel comes from
-    inside = ((rows >= 0) & (rows < S))[:, :, None] & ((columns >= 0) & (columns < S))[:, None, :]  # (B, S, S)
-    rows, columns = rows.clamp(0, S - 1), columns.clamp(0, S - 1)
-    picture, channel = torch.arange(len(x))[:, None, None, None], torch.arange(x.size(1))[:, None, None]
-    moved = x[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]  # (B, C, S, S)
-    return torch.where(inside[:, None], moved, fill)
+def moved(x: Tensor, degrees: Tensor, down: Tensor, right: Tensor, mirrored: Tensor, fill: Tensor) -> Tensor:
+    """Each picture turned about its middle, counter-clockwise, then moved by whole pixels, then mirrored or not.
 
-
-def rotate(x: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
-    """Each picture turned about its middle, counter-clockwise, between pixels interpolated. degrees: (B,)."""
-    angle = degrees.float() * (math.pi / 180)
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    where = torch.stack((cos, -sin, zero, sin, cos, zero), dim=1).view(-1, 2, 3)  # (B, 6) -> (B, 2, 3)
-    grid = F.affine_grid(where, list(x.shape), align_corners=False)
+    x: (B, C, S, S); degrees, down, right, mirrored (bool): (B,); fill: (C, 1, 1), what comes in from outside. What lies
+    between pixels is interpolated; to move by whole pixels is the same as to cut the picture out of a padded one.
+    """
+    angle, side = degrees.float() * (math.pi / 180), x.size(-1)
+    cos, sin, way = angle.cos(), angle.sin(), 1 - 2 * mirrored.float()
+    down, right = 2 * down / side, 2 * right / side  # of coordinates that go from -1 to 1
+    come_from = torch.stack((way * cos, -sin, down * sin - right * cos,  # the column that a pixel comes from, by its
+                             way * sin, cos, -down * cos - right * sin), dim=1).view(-1, 2, 3)  # own place (x, y, 1);
+    grid = F.affine_grid(come_from, list(x.shape), align_corners=False)  # the row: (B, 6) -> (B, 2, 3)
     return F.grid_sample(x - fill, grid, align_corners=False) + fill  # outside lies 0
 
 
@@ -275,11 +263,23 @@ def cut_out(x: Tensor, row: Tensor, column: Tensor, side: int, fill: Tensor) -> 
 # ---- pixels to embeddings ----------------------------------------------------------------------------------------
 
 
+class Residual(nn.Module):
+    """A convolution beside which its input goes on, as in the blocks: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-6)  # RMSNorm over the channels
+        return x + self.conv(F.relu(y))
+
+
 class Patches(nn.Module):
     """Pictures to T embeddings, in the place of the token embedding: uint8 (B, C, S, S) -> (B, T, n_embd).
 
-    stem=linear: each patch through one matrix, as in ViT (arXiv:2010.11929). stem=conv: a few 3 x 3 convolutions, some
-    of which halve the sides (arXiv:2106.14881): patches overlap, and small models learn far faster (LOG.md).
+    stem=linear: each patch through one matrix, as in ViT (arXiv:2010.11929). stem=conv: 3 x 3 convolutions, of which
+    every other halves the sides (arXiv:2106.14881): patches overlap, and small models learn far faster (LOG.md).
     """
     mean: Tensor
     deviation: Tensor
@@ -292,10 +292,9 @@ class Patches(nn.Module):
                 self.register_buffer(name, torch.tensor(picture[name])[:, None, None], persistent=False)
         layers: list[nn.Module] = [nn.Conv2d(channels, width, patch, stride=patch)]
         if picture["stem"] == "conv":
-            layers = [nn.Conv2d(channels, width // 2, 3, stride=2, padding=1), nn.ReLU(),
-                      nn.Conv2d(width // 2, width, 3, padding=1)]
-            for _ in range(patch.bit_length() - 2):
-                layers += [nn.ReLU(), nn.Conv2d(width, width, 3, stride=2, padding=1)]
+            widths = [channels, *(width * 2**i // patch for i in range(1, patch.bit_length()))]  # of 4: half, whole
+            layers = [layer for before, after in zip(widths, widths[1:])
+                      for layer in (nn.Conv2d(before, after, 3, stride=2, padding=1), Residual(after))]
         self.layers = nn.Sequential(*layers)
         self.cls = nn.Parameter(torch.zeros(width)) if picture["cls"] else None
         for p in self.layers.parameters():

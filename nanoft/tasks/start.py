@@ -232,6 +232,11 @@ def picture_problems(cfg) -> list[str]:
     return problems
 
 
+def wants_compile(cfg, task: dict, steps: int) -> bool:
+    """Whether to compile. auto: pictures in a run of some length, for texts vary in theirs."""
+    return cfg.compile == "true" or cfg.compile == "auto" and task["kind"] == "image" and steps > 1000
+
+
 def encode(cfg, rows: dict[str, list[dict]], task: dict, tokenizer, dist: Dist) -> dict[str, features.Encoded]:
     """The features of every split. Where the task lacks the statistics of its pictures, it gets those of training."""
     collate.check_augmentation(cfg, task, tokenizer)
