@@ -4,7 +4,7 @@
 
 Two convolutions of 5 x 5 (6 and 16 channels) with pooling, three linear layers, SGD of rate .001 and momentum .9 with
 batches of 4 pictures, whose pixels become -1 to 1. It trains on all training pictures and prints test accuracy after
-each epoch, with the seconds of training alone.
+each epoch, with the processor's seconds of training alone: with OMP_NUM_THREADS=1 those of a clock.
 """
 
 import sys
@@ -46,15 +46,15 @@ def main():
     optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
     seconds = 0.0
     for epoch in range(1, cfg.epochs + 1):
-        began = time.perf_counter()
+        began = time.process_time()
         for index in torch.randperm(len(x)).split(4):
             optimizer.zero_grad()
             F.cross_entropy(net(x[index]), y[index]).backward()
             optimizer.step()
-        seconds += time.perf_counter() - began
+        seconds += time.process_time() - began
         with torch.no_grad():
             right = sum(int((net(a).argmax(1) == b).sum()) for a, b in zip(x_test.split(1000), y_test.split(1000)))
-        print(f"epoch {epoch:2} | {seconds:6.1f} s | test accuracy {right / len(y_test):.4f}", flush=True)
+        print(f"epoch {epoch:2} | {seconds:6.1f} CPU s | test accuracy {right / len(y_test):.4f}", flush=True)
 
 
 if __name__ == "__main__":

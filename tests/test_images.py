@@ -75,10 +75,10 @@ def moved(x, fill, degrees=0.0, down=0, right=0, mirrored=False):
 
 def test_moves_and_cut_out_by_hand():
     x, fill = torch.arange(1.0, 10).view(1, 1, 3, 3), torch.zeros(1, 1, 1)
-    for wanted, kwargs in (([[0, 0, 0], [1, 2, 3], [4, 5, 6]], {"down": 1}), ([[3, 0, 0], [6, 0, 0], [9, 0, 0]], {
-            "right": -2}), ([[3, 2, 1], [6, 5, 4], [9, 8, 7]], {"mirrored": True}), ([[3, 6, 9], [2, 5, 8], [1, 4, 7]], {
-            "degrees": 90.0}), ([[0, 9, 6], [0, 8, 5], [0, 7, 4]], {"degrees": 90.0, "right": -1, "mirrored": True})):
-        assert moved(x, fill, **kwargs)[0, 0].round(decimals=3).tolist() == wanted  # 90 degrees: counter-clockwise
+    for wanted, *how in (([[0, 0, 0], [1, 2, 3], [4, 5, 6]], 0, 1), ([[3, 0, 0], [6, 0, 0], [9, 0, 0]], 0, 0, -2),
+                         ([[3, 2, 1], [6, 5, 4], [9, 8, 7]], 0, 0, 0, True), ([[3, 6, 9], [2, 5, 8], [1, 4, 7]], 90),
+                         ([[0, 9, 6], [0, 8, 5], [0, 7, 4]], 90, 0, -1, True)):
+        assert moved(x, fill, *how)[0, 0].round(decimals=3).tolist() == wanted  # 90 degrees: counter-clockwise
     cut = images.cut_out(x, torch.tensor([0]), torch.tensor([2]), 2, fill)
     assert cut[0, 0].tolist() == [[1, 0, 0], [4, 5, 6], [7, 8, 9]]
 

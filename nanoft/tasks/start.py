@@ -234,7 +234,7 @@ def picture_problems(cfg) -> list[str]:
 
 def wants_compile(cfg, task: dict, steps: int) -> bool:
     """Whether to compile. auto: pictures in a run of some length, for texts vary in theirs."""
-    return cfg.compile == "true" or cfg.compile == "auto" and task["kind"] == "image" and steps > 1000
+    return cfg.compile == "true" or cfg.compile == "auto" and task["kind"] == "image" and steps > 500
 
 
 def encode(cfg, rows: dict[str, list[dict]], task: dict, tokenizer, dist: Dist) -> dict[str, features.Encoded]:
