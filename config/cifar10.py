@@ -1,5 +1,6 @@
 # CIFAR-10: 50,000 pictures of 32 x 32 pixels in ten classes, 5,000 of them for validation. data/cifar10/prepare.py
-# fetches the archive, or takes it from --source.
+# fetches the archive, or takes it from --source. Seen on two cores, seed 1, on JPEG copies of the pictures: 83.1 % of
+# the test pictures after 6 minutes of training; with --epochs=1.5 see LOG.md. More epochs: not measured.
 data = "cifar10"
 out_dir = "out/cifar10"
 
@@ -8,7 +9,7 @@ n_head = 6
 n_embd = 192
 patch = 4
 augment = "flip,crop"
-batch_size = 125  # divides 45,000: one shape to compile
+batch_size = 125  # divides the 45,000: one shape to compile
 epochs = 6
 dropout = 0.0
 head_dropout = 0.0
