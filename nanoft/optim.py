@@ -42,9 +42,8 @@ def orthogonalize(m, steps=3, dtype=torch.float32):
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised: matrices of one shape go through the products together, in `dtype`.
 
-    A convolution is taken as the matrix that it is for what lies under it: (out, in, 3, 3) as (out, in * 9).
-
-    world_size, rank: several processes deal the matrices out, so that each does a share of the products.
+    A convolution (out, in, 3, 3) counts as a matrix (out, in * 9). world_size, rank: several processes deal the
+    matrices out, so that each does a share of the products.
     """
 
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype=torch.float32, world_size=1, rank=0):
