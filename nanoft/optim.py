@@ -42,8 +42,7 @@ def orthogonalize(m, steps=3, dtype=torch.float32):
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised: matrices of one shape go through the products together, in `dtype`.
 
-    A convolution (out, in, 3, 3) counts as a matrix (out, in * 9). world_size, rank: several processes deal the
-    matrices out, so that each does a share of the products.
+    world_size, rank: several processes deal the matrices out, so that each does a share of the products.
     """
 
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, dtype=torch.float32, world_size=1, rank=0):
@@ -65,7 +64,7 @@ class Muon(torch.optim.Optimizer):
                     (p, p.grad, self.state[p]["momentum"]) for p in params)))
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 ahead = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))
-                ahead = ahead.flatten(2)  # (N, rows, columns)
+                ahead = ahead.flatten(2)  # (N, rows, columns); of a convolution, (out, in, 3, 3) as (out, in * 9)
                 if self.world_size == 1:
                     ahead = self.orthogonalize(ahead, dtype=self.dtype)
                 elif weights[0] is params[0]:
@@ -161,8 +160,7 @@ def finetuning_groups(model, cfg) -> tuple[list[dict], list[dict]]:
         if not p.requires_grad:
             continue
         level = depth(name, n_layer)
-        embedding = level == 0 and p.dim() == 2
-        matrix = level <= n_layer and p.dim() in (2, 4) and ".lora_" not in name  # 4: of a convolution
+        embedding, matrix = level == 0 and p.dim() == 2, level <= n_layer and p.dim() > 1 and ".lora_" not in name
         muon = cfg.optimizer == "muon" and matrix and not embedding
         lr = (cfg.muon_lr if muon else cfg.embed_lr or cfg.lr if embedding else
               cfg.head_lr or cfg.lr if level > n_layer else cfg.lr)

@@ -109,10 +109,7 @@ def split_name(name: str) -> tuple[str, int]:
 
 
 def picture_of(cfg, source_task: dict, first: str) -> dict:
-    """The task's `picture`: as in the task of the checkpoint to begin from, else of the options and a first picture.
-
-    Raises UserError where its size is no multiple of the patch.
-    """
+    """The task's `picture`: of the checkpoint to begin from, else of the options and a first picture. Raises UserError."""
     if "picture" in source_task:
         return source_task["picture"]
     path, _ = split_name(first)
@@ -305,7 +302,7 @@ class Patches(nn.Module):
         if x.size(-1) != self.size:
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         x = (x - self.mean) / self.deviation
-        x = self.layers(x.contiguous(memory_format=torch.channels_last))  # (B, n_embd, G, G)
+        x = self.layers(x.contiguous(memory_format=torch.channels_last))
         x = x.flatten(2).transpose(1, 2)  # (B, n_embd, G, G) -> (B, T, n_embd)
         return x if self.cls is None else torch.cat((self.cls.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
 
