@@ -109,7 +109,7 @@ def split_name(name: str) -> tuple[str, int]:
 
 
 def picture_of(cfg, source_task: dict, first: str) -> dict:
-    """The task's `picture`: of the checkpoint to begin from, else of the options and a first picture. Raises UserError."""
+    """The task's `picture`: the checkpoint's to begin from, else of options and a first picture. Raises UserError."""
     if "picture" in source_task:
         return source_task["picture"]
     path, _ = split_name(first)
