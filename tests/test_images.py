@@ -19,7 +19,7 @@ import nanoft
 import sample
 from nanoft import UserError, optim
 from nanoft.model import ModelConfig, Transformer
-from nanoft.tasks import collate, images
+from nanoft.tasks import collate, images, start
 from nanoft.tasks.heads import TaskModel
 
 PIL = pytest.importorskip("PIL.Image", reason="reads pictures by Pillow (pip install nanoft[images])")
@@ -190,6 +190,13 @@ def test_convolutions_are_steps_of_muon():
                             layer_decay=1.0, unfreeze_every=0.0)
     _, by_muon = optim.finetuning_groups(model, rates)
     assert [p.dim() for group in by_muon if "embeddings" in group["name"] for p in group["params"]] == [4] * 4
+
+
+@pytest.mark.parametrize("choice, kind, steps, wanted", [
+    ("auto", "image", 600, True), ("auto", "image", 100, False), ("auto", "classify", 600, False),
+    ("false", "image", 600, False), ("true", "classify", 1, True)])
+def test_longer_runs_on_pictures_are_compiled_by_themselves(choice, kind, steps, wanted):
+    assert start.wants_compile(SimpleNamespace(compile=choice), {"kind": kind}, steps) == wanted
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
