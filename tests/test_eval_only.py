@@ -151,5 +151,6 @@ def test_a_threshold_has_the_best_f1_and_is_half_way(monkeypatch):
     monkeypatch.setattr(predict, "by_row", lambda encoded, out: out)
     labels = [["a"], ["a"], [], ["a"], []]
     p = np.array([[0.9, 0.2], [0.3, 0.2], [0.2, 0.2], [0.8, 0.2], [0.1, 0.2]])
-    found = predict.best_thresholds({"labels": ["a", "b"]}, [{"labels": x} for x in labels], None, np.log(p / (1 - p)))
+    task = {"kind": "classify", "labels": ["a", "b"]}
+    found = predict.best_thresholds(task, [{"labels": x} for x in labels], None, np.log(p / (1 - p)))
     assert found == {"a": pytest.approx(0.25), "b": 0.5}
