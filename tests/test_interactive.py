@@ -86,7 +86,8 @@ def test_given_texts_do_not_go_with_it(call, runs):
 def test_ctrl_c_stops_the_answer_and_not_the_program(runs):
     words = command("sample.py", f"--checkpoint={runs['gpt']}", "--interactive", "--device=cpu", "--temperature=0",
                     "--max_new_tokens=1000000")
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's & ignores it
     try:
         process.stdout.readline()
         process.stdin.write(b"one\n/quit\n")
