@@ -87,7 +87,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(runs):
     words = command("sample.py", f"--checkpoint={runs['gpt']}", "--interactive", "--device=cpu", "--temperature=0",
                     "--max_new_tokens=1000000")
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's & ignores it
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # `&` ignores it
     try:
         process.stdout.readline()
         process.stdin.write(b"one\n/quit\n")
