@@ -379,7 +379,6 @@ def sampling(who, size, dtype, prompt=16, sequences=1, checkout=""):
 
         if DEVICE == "cpu":
             kernels.keep_memory()
-            kernels.huge_pages()
         model = make_model(ModelConfig(**size, **CLASSIC["gpt2"]))
 
         def sample(ids, n):

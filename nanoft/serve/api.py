@@ -46,7 +46,6 @@ class Model:
             print(self.dist.reason, file=sys.stderr)
         if self.dist.device.type == "cpu":
             kernels.keep_memory()
-            kernels.huge_pages()
         state, self.path, self.tokenizer = open_model(path)
         self.task: dict = state.get("task", {})      # of a fine-tuned model
         self.kind: str = self.task.get("kind", "")   # classify, pair, regress, tag, answer or generate
