@@ -327,7 +327,8 @@ def test_a_port_in_use_is_one_sentence(served, models):
 
 def test_ctrl_c_ends_it(runs):
     process = subprocess.Popen(command("nanoft serve", runs["gpt"], "--port=0", "--device=cpu", "--dtype=float32"),
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # `&` ignores it
     assert process.stdout.readline() == "gpt: completions\n"
     port = int(re.search(r":(\d+) ", process.stdout.readline())[1])
     connection = http.client.HTTPConnection("127.0.0.1", port)  # one that stays open
