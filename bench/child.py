@@ -379,6 +379,7 @@ def sampling(who, size, dtype, prompt=16, sequences=1, checkout=""):
 
         if DEVICE == "cpu":
             kernels.keep_memory()
+            os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as nanoft/serve/api.py
         model = make_model(ModelConfig(**size, **CLASSIC["gpt2"]))
 
         def sample(ids, n):

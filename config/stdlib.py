@@ -1,7 +1,6 @@
 # The first run, which `python train.py` alone takes: the standard library of your own Python. A GPT of 2 layers x 128
 # with hashed embeddings for pairs and triples of tokens, 2.2 minutes on 2 cores.
 # Seen: 1.472 bits/byte on the validation files (Python 3.11), 1,917 steps in 2 min 22 s from nothing on an Intel Xeon.
-# --max_steps=1750, about what that machine does in 2.2 minutes when it is quiet.
 data = "stdlib"
 out_dir = "out/stdlib"
 

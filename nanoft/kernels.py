@@ -6,7 +6,6 @@ are in LOG.md.
 
 import ctypes
 import math
-import os
 import re
 import sys
 import time
@@ -308,9 +307,8 @@ def keep_memory() -> None:
     """Let glibc keep freed memory instead of handing it back to the system.
 
     Every step asks for the same gigabyte again, and the system would give it page by page, each cleared anew: a tenth
-    of the step. Where no tensor was made yet, large ones come in pages of 2 MB on Linux, which are read a third faster.
+    of the step.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch looks at it once, at the first tensor
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library may lack it
         if mallopt:

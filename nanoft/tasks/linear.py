@@ -93,8 +93,7 @@ class NGramLinear(nn.Module):
         return weight / norm.clamp(min=1e-9)[text]
 
     def forward(self, ids: Tensor, mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
-        """ids, mask: (B, T) -> (B, K), of tags (B, T, K). types: (B, T) of two texts, 0 and 1, of shared ones 2, 3.
-        """
+        """ids, mask: (B, T) -> (B, K), of tags (B, T, K). types: (B, T) of two texts, 0 and 1, of shared ones 2, 3."""
         text, bucket, count = self.ngrams(ids, mask, types)
         n_texts = ids.numel() if self.tags else len(ids)
         weight = self.weights(text, bucket, count, n_texts)
