@@ -324,6 +324,8 @@ def open_data(cfg, dist, source, path):
         task = start.complete_task(task, cfg, shape, rows)
         if cfg.resume:
             start.check_same_task(source, path, task)
+            if task["linear"]:
+                task["linear_buckets"] = linear.n_buckets(source["task"])
     task |= start.positive_label(cfg, task, rows["train"])
     encoded = start.encode(cfg, rows, task, tokenizer, dist)
     if dist.main:

@@ -37,8 +37,8 @@ NEEDS = {"classify": {"labels": [str]}, "pair": {"labels": [str]}, "tag": {"labe
 TASK = {"kind": {*NEEDS}, "metric?": str, "pool": {"mean", "cls", "last"}, "max_length?": int, "head_dropout": float,
         "long_text?": {"head", "tail", "head_tail", "windows"}, "doc_stride?": int, "multi_label?": bool,
         "linear?": bool, "linear_share?": float, "mirror?": bool, "match_types?": bool, "leading_space?": bool,
-        "positive?": str, "thresholds?": {str: float}, "separator?": str, "columns?": {str: [str]},
-        "column_names?": str, "encoding?": str}
+        "positive?": str, "thresholds?": {str: float}, "transitions?": [[float]], "linear_buckets?": int,
+        "separator?": str, "columns?": {str: [str]}, "column_names?": str, "encoding?": str}
 FORM = {"model": {str: Tensor}, "step": int, "task?": TASK, "config?": {str: object}, "fingerprints?": {str: str},
         "model_config": {f"{f.name}?": {*get_args(f.type)} or f.type for f in fields(ModelConfig)},
         "optimizer?": [{"state": dict}], "scaler?": dict, "evaluated?": int, "seconds?": float, "worse?": int,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import itertools
 import random
 import re
 
@@ -122,6 +123,43 @@ def test_a_name_never_seen_is_known_by_its_shape():
     logits = model(torch.from_numpy(batch["ids"]), torch.from_numpy(batch["mask"])).numpy()
     assert logits.shape == (*batch["ids"].shape, 2)
     np.testing.assert_allclose(logits[batch["targets"] != -100], out, atol=1e-4)
+
+
+def test_words_are_put_together_from_their_tokens():
+    rows = [{"words": words, "tags": ["O"] * len(words)} for words in (["Ab", "c9", "x" * 30], ["é"], ["b", "-B-", "a"])]
+    tokenizer = bpe.train(["Ab ab abc"], 262, progress=False)
+    batch = collate.batch(features.encode(rows, TAGS, tokenizer), np.arange(3), TAGS, tokenizer)
+    model = linear.NGramLinear(TAGS, tokenizer.vocab_size)
+    model.spelling = linear.spelling(tokenizer)
+    words, number = model.words(torch.from_numpy(batch["ids"]), torch.from_numpy(batch["mask"]))
+    for row, spelled, of, targets in zip(rows, words, number, batch["targets"]):
+        read = ["".join(chr(code >> 2) for code in word if code) for word in spelled.tolist()]
+        expected = [f" {word.lower()}"[:linear.LETTERS] for word in row["words"]]
+        if row["words"] != ["é"]:  # two tokens of a byte each, which are no letters alone
+            assert read[2:2 + len(expected)] == expected and read[:2] == ["", " "]
+        assert of[torch.from_numpy(targets != -100)].tolist() == list(range(2, 2 + len(expected)))
+    assert (words[0, 2, :4] & 3).tolist() == [0, 1, 2, 0] and words[0, 3, 2] & 3 == 3
+
+
+def test_the_likeliest_sequence_of_tags_is_found():
+    labels = ["O", "B-x", "I-x"]
+    rows = [{"words": list("abcd"), "tags": ["O", "B-x", "I-x", "O"]}, {"words": ["a"], "tags": ["B-x"]}]
+    task = {"labels": labels, "transitions": predict.transitions(labels, rows), "thresholds": {"O": 0.5}}
+    after = np.array(task["transitions"])
+    assert after[1, 2] > 0 > after[0, 2] and after.shape == (4, 3)
+    lengths, rng = [3, 1, 5], np.random.default_rng(0)
+    for _ in range(20):
+        logits = rng.normal(size=(9, 3))
+        found, score = predict.chosen_tags(task, logits, lengths), predict.log_softmax(logits) - [0.5, 0, 0]
+        for begin, n in zip((0, 3, 4), lengths):
+            def total(tags):
+                return sum(score[begin + t, tag] + after[tags[t - 1] if t else 3, tag] for t, tag in enumerate(tags))
+            assert tuple(found[begin:begin + n]) == max(itertools.product(range(3), repeat=n), key=total)
+
+
+def test_the_table_of_an_older_run_keeps_its_size():
+    assert linear.n_buckets(TASK) == 2**18 and linear.n_buckets(TASK | {"linear_buckets": 2**20}) == 2**20
+    assert linear.NGramLinear(TASK | {"labels": list("abcdefghijklmnopqrst")}).table.shape == (2**15, 20)
 
 
 def test_a_rare_tag_is_given_from_the_threshold_on_that_the_rows_tell():

@@ -129,7 +129,7 @@ def tag_targets(logits: Callable, task: dict, words: list[str], ids: Tensor, tar
     positions = (targets != IGNORE).nonzero()[:, 0].tolist()
     with torch.no_grad():
         scores = logits(ids[None], None)[0, positions].cpu()  # (words, K)
-    labels, chosen = task["labels"], predict.chosen_tags(task, scores.numpy())
+    labels, chosen = task["labels"], predict.chosen_tags(task, scores.numpy(), [len(scores)])
     if "O" in labels and (chosen == labels.index("O")).all():
         doubtful = scores.softmax(-1)[:, labels.index("O")].argmin()
         scores[:, labels.index("O")] = -torch.inf

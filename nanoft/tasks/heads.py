@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nanoft.model import ModelConfig, Transformer, make_head, masked_rows
 from nanoft.tasks import images
 from nanoft.tasks.features import WHOLE_TEXT
-from nanoft.tasks.linear import NGramLinear
+from nanoft.tasks.linear import NGramLinear, n_outputs
 
 # the kinds whose head reads one vector a text, or picture; the other heads read every token's
 ONE_VECTOR = (*WHOLE_TEXT, "image")
@@ -39,8 +39,7 @@ class TaskModel(nn.Module):
             nn.init.zeros_(self.task_head.weight)
             nn.init.zeros_(self.task_head.bias)
         # a linear model of n-grams, fitted before training; in evaluation its logits are averaged with the head's
-        self.ngrams = NGramLinear(n_outputs(task), cfg.vocab_size * (task["kind"] == "tag")) if task.get(
-            "linear") else None
+        self.ngrams = NGramLinear(task, cfg.vocab_size * (task["kind"] == "tag")) if task.get("linear") else None
 
     def hidden(self, ids: Tensor, types: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """One vector a token: ids (B, T), or pixels, -> (B, T, C). mask: bool (B, T), False at padding; None: none.
@@ -116,11 +115,6 @@ def mixed(y, linear, task: dict):
     """The weighted mean of the head's logits y and those of the linear model, by the task's linear_share."""
     share = task.get("linear_share", 1.0)
     return (1 - share) * y + share * linear
-
-
-def n_outputs(task: dict) -> int:
-    """K, the numbers that the head gives for a text, or for each of its tokens."""
-    return {"regress": 1, "answer": 2}.get(task["kind"]) or len(task["labels"])
 
 
 def pooled(x: Tensor, mask: Tensor | None, pool: str) -> Tensor:

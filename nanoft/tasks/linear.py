@@ -8,15 +8,14 @@ its distinct tokens and pairs of neighbours, each weighted by (1 + log count) * 
 n-grams that naive Bayes finds telling (after Wang and Manning 2012, aclanthology.org/P12-2018). Of two texts, a token
 counts as another one by where it stands: in the first alone, in the second alone, in both.
 
-Where words are tagged, each word is such a text, made of its surroundings: the tokens near it in lower case, and their
-shapes, by which names are known that were never seen (as in Ratinov and Roth 2009, aclanthology.org/W09-1119).
+Where words are tagged, each word is such a text, made of its own spelling (in lower case, as a shape such as "Xxd", its
+first and last letters) and of the words on both sides, by which names are known that were never seen (as in Ratinov and
+Roth 2009, aclanthology.org/W09-1119).
 
 Shapes: B texts, T tokens, V vocabulary, K outputs, M distinct n-grams of each text, over all texts of a batch.
 """
 
-import itertools
 import warnings
-import zlib
 
 import numpy as np
 import torch
@@ -29,12 +28,14 @@ from nanoft.tasks.collate import token_types
 from nanoft.tasks.features import Encoded
 
 PENALTIES = (1, 10, 100)  # C: |W|^2 / (2 * C * rows) is added to the mean loss; the best by validation loss is taken
+SPACE = ord(" ") << 2
+LETTERS = 20  # of a word that is tagged, its leading space included; the rest is not read
 
 
 class NGramLinear(nn.Module):
     """Logits of a text from its n-grams. table: (n_buckets, K); idf: (n_buckets,), 0 where training had no such n-gram.
 
-    Both are found by fit(), not by gradient descent, and are saved with the model. spelling: (V, 2), of tags alone.
+    Both are found by fit(), not by gradient descent, and are saved with the model. spelling: (V, LETTERS), of tags alone.
     """
 
     table: Tensor
@@ -42,33 +43,58 @@ class NGramLinear(nn.Module):
     spelling: Tensor
     multipliers: Tensor
 
-    def __init__(self, n_outputs: int, vocab_size: int = 0):
+    def __init__(self, task: dict, vocab_size: int = 0):
         """vocab_size: of the tokenizer where words are tagged, 0 for the other kinds."""
         super().__init__()
-        self.tags = vocab_size > 0
+        self.n_buckets, self.tags = n_buckets(task), vocab_size > 0
         if self.tags:
-            self.register_buffer("spelling", torch.zeros(vocab_size, 2, dtype=torch.long))
-        self.n_buckets = 2**18 if n_outputs <= 16 else 2**15
-        self.register_buffer("table", torch.zeros(self.n_buckets, n_outputs))
+            self.register_buffer("spelling", torch.zeros(vocab_size, LETTERS, dtype=torch.long))
+        self.register_buffer("table", torch.zeros(self.n_buckets, n_outputs(task)))
         self.register_buffer("idf", torch.zeros(self.n_buckets))
         with torch.device("cpu"):  # never "meta": no checkpoint holds these
-            self.register_buffer("multipliers", hash_multipliers(2), persistent=False)
+            self.register_buffer("multipliers", hash_multipliers(LETTERS), persistent=False)
 
     def keys(self, ids: Tensor, types: Tensor | None) -> Tensor:
         """The bucket of each token and of each pair that ends at it. ids, types: (B, T) -> (B, T, 2)."""
         ids = ids + 1 if types is None else ids + 1 + (types << 20)
         before = F.pad(ids, (1, 0))[:, :-1]                                  # (B, T) the token before, 0 for none
-        hashed = torch.stack((ids, before), dim=-1) * self.multipliers       # (B, T, 2)
+        hashed = torch.stack((ids, before), dim=-1) * self.multipliers[:2]   # (B, T, 2)
         return (hashed.cumsum(-1) >> 32) % self.n_buckets                    # (B, T, 2)
 
+    def words(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The words that tokens make, letter by letter, (B, T + 1, LETTERS), and the number of each token's word (B, T).
+
+        A word begins with a token that begins with a space; before the first there is an empty one.
+        """
+        B, T = ids.shape
+        letters = self.spelling[ids] if mask is None else self.spelling[ids] * mask[..., None]  # (B, T, LETTERS)
+        number = (letters[..., 0] == SPACE).cumsum(1)                                           # (B, T) from 0 to T
+        end = (letters > 0).sum(-1).cumsum(1)                                                   # (B, T), letters so far
+        before = torch.zeros_like(F.pad(end, (0, 1))).scatter_reduce(1, number, end, "amax")    # (B, T + 1)
+        begin = F.pad(before, (1, 0)).gather(1, number)                                         # (B, T) of the word
+        place = (F.pad(end, (1, 0))[:, :-1] - begin)[..., None] + torch.arange(LETTERS, device=ids.device)
+        place = torch.where(letters > 0, place, LETTERS).clamp(max=LETTERS)                     # the last is left out
+        place = place + (LETTERS + 1) * number[..., None]                                       # (B, T, LETTERS)
+        spelled = letters.new_zeros(B, (T + 1) * (LETTERS + 1)).scatter(1, place.flatten(1), letters.flatten(1))
+        return spelled.view(B, T + 1, -1)[..., :LETTERS], number
+
     def surroundings(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Buckets of what stands around each token, two places before it to three after it: (B, T) -> (B, T, 19)."""
-        spelled = self.spelling[ids] if mask is None else self.spelling[ids] * mask[..., None]      # (B, T, 2)
-        lower, shape = F.pad(spelled, (0, 0, 2, 3)).unfold(1, 6, 1).unbind(2)                       # (B, T, 6) each
-        pairs = [form[..., 1:4] * self.multipliers[1] + form[..., 2:5] for form in (lower, shape)]  # (B, T, 3) each
-        found = torch.cat((lower, shape, *pairs, ids[..., None]), dim=-1)                           # (B, T, 19)
-        place = torch.arange(found.size(-1), device=ids.device) << 32
-        return ((found + place) * self.multipliers[0] >> 32) % self.n_buckets
+        """Buckets of the spelling of each token's word and of the words beside it: (B, T) -> (B, T, 19)."""
+        words, number = self.words(ids, mask)
+        lower, case, powers = words >> 2, words & 3, self.multipliers                  # (B, W, LETTERS), W = T + 1
+        case = torch.where(case > 0, case, words)                                      # signs stand for themselves
+        changes = (case != F.pad(case, (1, 0))[..., :-1]) * (case > 0)                 # " Xxd" of " Rome27"
+        shape = (case * changes * powers[(changes.cumsum(-1) - 1).clamp(min=0)]).sum(-1)          # (B, W)
+        last = ((words > 0).sum(-1, keepdim=True) - torch.arange(1, 4, device=ids.device)).clamp(min=0)
+        forms = [(some * powers[:some.size(-1)]).sum(-1) for some in (
+            lower, lower[..., :3], lower[..., :4], lower.gather(-1, last[..., :2]), lower.gather(-1, last))]
+        own = torch.stack((forms[0], shape), -1)                                       # (B, W, 2)
+        first, left, _, right, second = F.pad(own, (0, 0, 2, 2)).unfold(1, own.size(1), 1).transpose(-1, -2).unbind(1)
+        found = torch.cat((torch.stack([*forms, shape, torch.zeros_like(shape)], -1), first, left, right, second,
+                           left * powers[1] + own, own * powers[1] + right), -1)       # (B, W, 19); always the zero
+        kind = torch.arange(found.size(-1), device=ids.device) << 32
+        buckets = ((found + kind) * powers[0] >> 32) % self.n_buckets
+        return buckets.gather(1, number[..., None].expand(-1, -1, found.size(-1)))
 
     def ngrams(self, ids: Tensor, mask: Tensor | None, types: Tensor | None,
                words: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,6 +128,16 @@ class NGramLinear(nn.Module):
         return logits.view(*ids.shape, -1) if self.tags else logits
 
 
+def n_buckets(task: dict) -> int:
+    """The rows of a task's table; runs of older versions, which did not save it, had those named here."""
+    return task.get("linear_buckets") or (2**18 if n_outputs(task) <= 16 else 2**15)
+
+
+def n_outputs(task: dict) -> int:
+    """K, the numbers that a head gives for a text, or for each of its tokens."""
+    return {"regress": 1, "answer": 2}.get(task["kind"]) or len(task["labels"])
+
+
 @torch.no_grad()
 def contributions(model: NGramLinear, ids: Tensor, types: Tensor | None) -> Tensor:
     """What each token of a text adds to its logits: ids, types (T,) -> (T, K). A pair's part is half of either token's.
@@ -121,14 +157,14 @@ def fit(task: dict, train: Encoded, val: Encoded, tokenizer=None) -> NGramLinear
     task: of a kind in features.LINEAR, several labels a text among them. tokenizer: read of tags alone.
     """
     tags = task["kind"] == "tag"
-    model = NGramLinear(1 if task["kind"] == "regress" else len(task["labels"]), tokenizer.vocab_size if tags else 0)
+    model = NGramLinear(task, tokenizer.vocab_size if tags else 0)
     if tags:
         model.spelling = spelling(tokenizer)
     y, y_val = (torch.from_numpy(encoded.targets[encoded.targets != IGNORE] if tags else encoded.targets)
                 for encoded in (train, val))
     text, bucket, count = count_all(model, train)
     df = torch.bincount(bucket, minlength=model.n_buckets).float()
-    model.idf = torch.where(df > 0, ((1 + len(y)) / (1 + df)).log() + 1, 0.0)
+    model.idf = torch.where(df > 0, 1.0 if tags else ((1 + len(y)) / (1 + df)).log() + 1, 0.0)
     used = df.nonzero()[:, 0]  # the buckets that occur
     X = matrix(model, text, bucket, count, len(y), used)
     V = matrix(model, *count_all(model, val), len(y_val), used)
@@ -144,13 +180,14 @@ def fit(task: dict, train: Encoded, val: Encoded, tokenizer=None) -> NGramLinear
 
 
 def spelling(tokenizer) -> Tensor:
-    """Of each token a hash of its text in lower case and one of its shape, as " Xxd" of " Rome27": int64 (V, 2)."""
-    texts = [token.decode("utf-8", "replace") for token in tokenizer.token_bytes]
-    kinds = (("X", str.isupper), ("x", str.islower), ("d", str.isdigit))
-    shapes = ["".join(next((sign for sign, is_it in kinds if is_it(c)), c) for c in text) for text in texts]
-    shapes = ["".join(sign for sign, _ in itertools.groupby(shape)) for shape in shapes]
-    return torch.tensor([[zlib.crc32(form.encode()) for form in forms]
-                         for forms in zip((text.lower() for text in texts), shapes)])
+    """The letters of each token, int64 (V, LETTERS), 0 where it has no more: four times the number of the letter in lower
+    case, and 1 for a capital, 2 for a small letter, 3 for a digit. A special token is a word of its own.
+    """
+    kinds = (str.isupper, str.islower, str.isdigit)
+    rows = [[(ord(c.lower()[0]) << 2) + next((i for i, is_it in enumerate(kinds, 1) if is_it(c)), 0)
+             for c in (" " if special else token.decode("utf-8", "replace"))[:LETTERS]]
+            for token, special in zip(tokenizer.token_bytes, tokenizer.is_special)]
+    return torch.tensor([row + [0] * (LETTERS - len(row)) for row in rows])
 
 
 def naive_bayes(Xt: Tensor, is_class: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from nanoft.model import GPT
 from nanoft.sampling import Sampling
 from nanoft.tasks import collate, features, metrics
 from nanoft.tasks.features import Encoded
-from nanoft.tasks.heads import TaskModel, mixed, n_outputs, pooled
+from nanoft.tasks.heads import TaskModel, mixed, pooled
+from nanoft.tasks.linear import n_outputs
 
 BATCH_TOKENS = 8192  # tokens of a batch, padding included
 IMPOSSIBLE = -1e9    # the score of an answer that cannot be
@@ -114,8 +115,8 @@ def predictions(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray)
         return answers(task, rows, encoded, out)
     if kind == "tag":
         probabilities = np.exp(log_softmax(out))  # (words, K)
-        ends = np.cumsum([len(row["words"]) for row in rows])[:-1]
-        best = chosen_tags(task, out)
+        lengths = [len(row["words"]) for row in rows]
+        ends, best = np.cumsum(lengths)[:-1], chosen_tags(task, out, lengths)
         by_sentence = zip(*(np.split(x, ends) for x in (best, probabilities[np.arange(len(best)), best])))
         return [{"prediction": [labels[k] for k in best], "probabilities": [round(float(p), 6) for p in largest]}
                 for best, largest in by_sentence]
@@ -130,9 +131,43 @@ def predictions(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray)
              "probabilities": {label: round(float(x), 6) for label, x in zip(labels, p)}} for p in probabilities]
 
 
-def chosen_tags(task: dict, logits: np.ndarray) -> np.ndarray:
-    """The number of each word's tag: the likeliest, but O by its threshold. logits: (words, K) -> (words,)"""
-    return (logits - [task.get("thresholds", {}).get(label, 0.0) for label in task["labels"]]).argmax(axis=1)
+def chosen_tags(task: dict, logits: np.ndarray, lengths: list[int]) -> np.ndarray:
+    """The number of each word's tag: logits (words, K) -> (words,). lengths: the words of each sentence.
+
+    The likeliest, where O is refused below its threshold; with `transitions`, of each sentence the likeliest sequence
+    (Viterbi), so that a name's second word follows its first.
+    """
+    score = log_softmax(logits) - [task.get("thresholds", {}).get(label, 0.0) for label in task["labels"]]
+    if "transitions" not in task:
+        return score.argmax(axis=1)
+    after, (S, L, K) = np.array(task["transitions"]), (len(lengths), max(lengths), score.shape[1])
+    inside = np.arange(L) < np.array(lengths)[:, None]                     # (S, L)
+    words = np.zeros((S, L, K))
+    words[inside] = score
+    best, back = words[:, 0] + after[K], np.tile(np.arange(K), (S, L, 1))  # (S, K) of what ends so far in each tag
+    for t in range(1, L):
+        ways, more = best[:, :, None] + after[:K], inside[:, t]            # (S, K before, K)
+        back[more, t] = ways.argmax(1)[more]
+        best = np.where(more[:, None], ways.max(1) + words[:, t], best)
+    tags = np.empty((S, L), dtype=np.int64)
+    tags[:, -1] = best.argmax(1)
+    for t in range(L - 1, 0, -1):
+        tags[:, t - 1] = back[np.arange(S), t, tags[:, t]]
+    return tags[inside]
+
+
+def transitions(labels: list[str], rows: list[dict]) -> list[list[float]]:
+    """How much commoner each tag is after another than anywhere, (K + 1, K), the last line: at the start of a sentence.
+
+    A quarter of the log of the ratio, for the words of a sentence tell most of it already (LOG.md).
+    """
+    K, number = len(labels), {label: k for k, label in enumerate(labels)}
+    count = np.full((K + 1, K), 0.1)  # as if each had been seen a tenth of a time
+    for row in rows:
+        tags = [number[tag] for tag in row["tags"]]
+        np.add.at(count, ([K, *tags[:-1]], tags), 1)
+    anywhere = count.sum(0) / count.sum()
+    return (0.25 * np.log(count / count.sum(1, keepdims=True) / anywhere)).round(6).tolist()
 
 
 def has_thresholds(task: dict) -> bool:

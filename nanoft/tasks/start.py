@@ -17,7 +17,7 @@ from nanoft import UserError, bpe, checkpoint, distributed, files
 from nanoft.distributed import Dist
 from nanoft.model import ModelConfig
 from nanoft.published.source import open_checkpoint, open_model
-from nanoft.tasks import collate, examples, features, images, lora, metrics, predict
+from nanoft.tasks import collate, examples, features, images, linear, lora, metrics, predict
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import prepare, vocabulary
 
@@ -204,6 +204,8 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
         task["pool"] = "cls"
     task |= {name: getattr(cfg, name) for name in ("long_text", "doc_stride", "head_dropout")}
     task |= {"match_types": cfg.match_types == "true", "linear": cfg.linear == "true"}
+    if kind in features.LINEAR and linear.n_outputs(task) <= 4:
+        task["linear_buckets"] = 2**20  # 12 MB of two classes; in fewer rows the pairs of many texts get mixed up (LOG.md)
     if task["max_length"] < 8:
         raise UserError(f"a block_size of {task['max_length']} has no room for a text; give --max_length=64, say")
     if kind == "regress":  # the head learns numbers of mean 0 and deviation 1
@@ -215,6 +217,8 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
         task |= {"max_answer": 30, "v2": has_unanswered(rows)}
     if kind == "tag" and not cfg.metric and not predict.has_entities(task["labels"]):
         task["metric"] = "accuracy"
+    if kind == "tag" and predict.has_thresholds(task):
+        task["transitions"] = predict.transitions(task["labels"], rows["train"])
     if cfg.long_text == "windows" and any("pair" in row for row in rows["train"]):
         raise UserError("long_text=windows is for single texts; for pairs use head, tail or head_tail")
     if cfg.class_weights == "balanced" and (kind not in examples.LABELLED or task.get("multi_label")):
