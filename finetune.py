@@ -87,6 +87,7 @@ class Config:
     layer_decay: float = 1.0           # layer-wise decay: a block's rate over that of the block above it
     weight_decay: float = 0.01         # of the matrices
     grad_clip: float = 1.0             # largest norm of the gradient, 0 = no clipping
+    adversarial: float = 0.0           # norm of noise that misleads, on the tokens' embeddings (FGM), 0 = none; 1 is usual
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # of the learning rate
     warmup: float = 0.1                # fraction of the steps over which the rate rises
     dropout: float = 0.1               # fraction of the activations set to zero
@@ -109,7 +110,7 @@ def check(cfg):
     problems += config.at_least(cfg, 1, "batch_size", "log_interval", "doc_stride")
     problems += config.at_least(cfg, 0, "seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr",
                                 "muon_lr", "patience", "weight_decay", "grad_clip", "eval_interval", "unfreeze_every",
-                                "lora_rank", "watch_interval", "image_size")
+                                "lora_rank", "watch_interval", "image_size", "adversarial")
     problems += config.fraction(cfg, "token_drop", "token_mask", "dropout", "head_dropout", "average",
                                 "val_fraction", one=False)
     problems += config.fraction(cfg, "warmup", "layer_decay")
@@ -124,6 +125,8 @@ def check(cfg):
         problems.append(f"max_length={cfg.max_length} has no room for a text; use 8 or more, or 0")
     if cfg.lora_rank and (cfg.freeze_blocks or cfg.unfreeze_every):
         problems.append("lora_rank freezes the whole trunk already; leave freeze_blocks and unfreeze_every out")
+    if cfg.adversarial and (cfg.kind == "image" or cfg.freeze_blocks or cfg.lora_rank):
+        problems.append("adversarial noise is put on the embeddings of tokens, which have to be trained; leave it out")
     if cfg.adapter and cfg.init_from == "scratch":
         problems.append("an adapter needs the model that it was trained on; give that by --init_from")
     if (cfg.adapter and cfg.eval_only and (Path(cfg.out_dir) / "best.pt").exists()
@@ -195,11 +198,14 @@ def fine_tune(cfg, dist):
     source = None  # free memory
     describe(run, data, steps)
 
-    def forward_backward(net, batch, share):
-        """Forward and backward of one micro-batch: the sum of its losses times `share`."""
+    def forward_backward(net, batch, share, noise=0.0):
+        """Forward and backward of one micro-batch, again with noise if there is any: the sum of its losses * share."""
         with dist.autocast():
             loss = net(**batch) * share
         run.scaler.scale(loss * dist.world_size).backward()  # DDP takes the mean over the ranks
+        if noise:
+            with model.misled(noise):
+                forward_backward(net, batch, share)
         return loss.detach()
 
     net = run.wrap(lambda net: forward_backward(net, data.batch("train", np.arange(run.micro), dist), 1.0),
@@ -220,7 +226,7 @@ def fine_tune(cfg, dist):
                     if run.record(predict.main_score(data.task, scores)):
                         save_best(run, data.task)
                 run.row(epoch=epoch, **{f"val_{k}": v for k, v in scores.items() if isinstance(v, float)})
-                run.log.say(f"step {run.step:6} | val {described(data.task, scores)}"
+                run.log.say(f"step {run.step:6} | val {metrics.described(data.task, scores)}"
                             f"{'' if run.worse else '  (best so far)'}")
                 run.save_latest(task=data.task, averaged=average.weights)
         if run.done or (cfg.patience and run.worse >= cfg.patience):
@@ -230,7 +236,7 @@ def fine_tune(cfg, dist):
         run.seed_dropout()
         loss = torch.zeros((), device=dist.device)
         for batch, _, total in run.micro_batches(net, data.make_batch, lambda batch: batch["weights"].sum(dtype=float)):
-            loss += forward_backward(net, batch, 1 / total)
+            loss += forward_backward(net, batch, 1 / total, cfg.adversarial)
         factor = optim.lr_factor(progress, cfg.schedule, cfg.warmup, 0.0)
         optim.set_lr(optimizers, factor, epoch)
         norm = run.clip_and_step(optim.training_now(optimizers, epoch))
@@ -396,14 +402,6 @@ def describe(run, data, steps):
                 f"{run.describe('features')}")
 
 
-def described(task, scores):
-    """The main scores as a line."""
-    names = dict.fromkeys([task["metric"], *(n for n in ("loss", "accuracy", "f1", "exact", "mcc", "auc", "macro_f1",
-                                                         "spearman", "mae", "rmse", "rouge_l") if n in scores)])
-    of = {"f1": f" of {task['positive']!r:.30}"} if "positive" in task else {}
-    return " | ".join(f"{name}{of.get(name, '')} {scores[name]:.4f}" for name in names)
-
-
 def final_metrics(state, path, data, dist, result, started):
     """Measure a checkpoint on val and test, print the report, write result.json and predictions; the result."""
     cfg, out_dir, ending = data.cfg, Path(data.cfg.out_dir), start.eval_ending(data.cfg)
@@ -428,7 +426,7 @@ def final_metrics(state, path, data, dist, result, started):
         result |= {f"{split}_{k}": v for k, v in scores.items()}
         result |= {f"{split}_{task['metric']}_of_{name}": value for name, value in simple.items()}
         result |= {} if matrix is None else {f"{split}_confusion": matrix.tolist()}
-        lines.append(f"{split}, all of it: {described(task, scores)}")
+        lines.append(f"{split}, all of it: {metrics.described(task, scores)}")
         lines += [f"    {line}" for line in baselines.remarks(task, found, scores[task["metric"]], simple,
                                                               result.get("train_loss"), scores.get("loss"))]
         written.append(f"predictions{'_val' * (split == 'val' and 'test' in data.rows)}{ending}.jsonl")

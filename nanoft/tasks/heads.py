@@ -7,6 +7,8 @@ labels, multi_label, and what fine-tuning adds: pool, head_dropout, linear, line
 Shapes: B features, T tokens, C = n_embd, K outputs of the head.
 """
 
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,6 +52,18 @@ class TaskModel(nn.Module):
         if types is not None and self.cfg.n_types:  # a trunk of two types takes tokens of both texts as any other
             types = types % self.cfg.n_types
         return self.drop(self.trunk(ids, types, mask))
+
+    @contextmanager
+    def misled(self, size: float):
+        """Within, the tokens' embeddings have noise of this norm that raises the loss, which their gradient tells.
+
+        A step on the sum of both gradients is adversarial training by FGM (arXiv:1605.07725, there on each text alone).
+        """
+        weight = self.trunk.tokens.weight
+        before, noise = weight.detach().clone(), weight.grad * (size / (weight.grad.norm() + 1e-12))
+        weight.data.add_(noise)
+        yield
+        weight.data.copy_(before)
 
     def logits(self, ids: Tensor, types=None, mask=None, allowed=None) -> Tensor:
         """(B, K) for a text, (B, T, K) for its words; for answers (B, T, 2), start and end, -inf where not `allowed`.

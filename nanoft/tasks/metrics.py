@@ -289,6 +289,14 @@ def squad_scores(answers: list[list[str]], predictions: list[str], v2: bool = Fa
 # ---- tables for a person -----------------------------------------------------------------------------------------
 
 
+def described(task: dict, scores: dict) -> str:
+    """The main scores of a task as a line."""
+    names = dict.fromkeys([task["metric"], *(n for n in ("loss", "accuracy", "f1", "exact", "mcc", "auc", "macro_f1",
+                                                         "spearman", "mae", "rmse", "rouge_l") if n in scores)])
+    of = {"f1": f" of {task['positive']!r:.30}"} if "positive" in task else {}
+    return " | ".join(f"{name}{of.get(name, '')} {scores[name]:.4f}" for name in names)
+
+
 def report(scores: dict) -> str:
     """The scores of any function above as text: a line per class, then the averages, then the other scores."""
     per_class = scores.get("per_class", {})
