@@ -155,10 +155,6 @@ def _(x, weight):  # the shape alone, for the compiler
     return x.new_empty(*x.shape[:-1], weight.size(0))
 
 
-def save_inputs(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
 def product_backward(ctx, dy):
     """dy: (..., N) -> the gradients of x (..., K) and of weight (N, K)."""
     x, weight = ctx.saved_tensors
@@ -167,7 +163,7 @@ def product_backward(ctx, dy):
     return dx, dw
 
 
-product.register_autograd(product_backward, setup_context=save_inputs)
+product.register_autograd(product_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 
 class CPULinear(nn.Linear):

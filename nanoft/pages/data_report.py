@@ -62,10 +62,6 @@ class Page:
         print("\n".join(lines), end="\n" * bool(lines))
         self.add(f"<h2>{escape(text)}</h2>", *(f"<p>{escape(line)}</p>" for line in lines))
 
-    def words(self, texts, values, notes=()) -> None:
-        """Coloured words, see html.words."""
-        self.add(words(texts, values, notes))
-
     @contextmanager
     def plot(self, name: str, title: str, x: str, y: str, caption: str = ""):
         """A figure with its labels and its legend: yields the axes to draw on."""
@@ -326,7 +322,7 @@ def show_rows(page, task, rows: list[dict], tokenizer, max_length: int) -> None:
             values[np.flatnonzero(target[:-1] != batches.IGNORE) + 1] = TARGET
         label = row.get("label", row.get("labels", ""))
         page.add(f"<h3>{escape(label)}</h3>")
-        page.words(*statistics.readable(ids, values, tokenizer, notes))
+        page.add(words(*statistics.readable(ids, values, tokenizer, notes)))
 
 
 def show_windows(page, documents, tokenizer, block_size: int) -> None:
@@ -337,24 +333,19 @@ def show_windows(page, documents, tokenizer, block_size: int) -> None:
     windows = documents.ids[starts[:, None] + np.arange(block_size)]  # (2, T)
     page.heading(f"Windows of {block_size} tokens, as a GPT sees them: at each it predicts the next")
     for ids in windows:
-        page.words(*statistics.readable(ids, background(ids, tokenizer), tokenizer))
+        page.add(words(*statistics.readable(ids, background(ids, tokenizer), tokenizer)))
     if "<|mask|>" not in tokenizer.special:
         return
     masked, targets = batches.mask_words(windows, batches.masking(tokenizer, 0.15), 0, starts)
     page.heading("The same windows as an encoder sees them: it predicts 15 % of the tokens")
     legend(page, {"masked": TARGET, "replaced by another": REPLACED, "unchanged, but predicted": UNCHANGED})
-    for ids, target in zip(masked, targets):
-        show_masked(page, ids, target, tokenizer)
-
-
-def show_masked(page, ids, targets, tokenizer) -> None:
-    """A window with masked words, ids and targets (T,); the tooltips say what was there."""
-    values, notes = background(ids, tokenizer), [""] * len(ids)
-    for i in np.flatnonzero(targets != batches.IGNORE):
-        is_mask = ids[i] == tokenizer.special["<|mask|>"]
-        values[i] = UNCHANGED if ids[i] == targets[i] else TARGET if is_mask else REPLACED
-        notes[i] = f"was {statistics.token_text(tokenizer, targets[i])}"
-    page.words(*statistics.readable(ids, values, tokenizer, notes))
+    for ids, target in zip(masked, targets):  # (T,) each
+        values, notes = background(ids, tokenizer), [""] * len(ids)
+        for i in np.flatnonzero(target != batches.IGNORE):
+            is_mask = ids[i] == tokenizer.special["<|mask|>"]
+            values[i] = UNCHANGED if ids[i] == target[i] else TARGET if is_mask else REPLACED
+            notes[i] = f"was {statistics.token_text(tokenizer, target[i])}"
+        page.add(words(*statistics.readable(ids, values, tokenizer, notes)))
 
 
 def background(ids, tokenizer) -> np.ndarray:
@@ -364,4 +355,4 @@ def background(ids, tokenizer) -> np.ndarray:
 
 
 def legend(page, colours: dict[str, float]) -> None:
-    page.words([f" {text} " for text in colours], colours.values())
+    page.add(words([f" {text} " for text in colours], colours.values()))

@@ -257,7 +257,8 @@ def check_row(task, row, where):
     for name in (*columns, *(("pair",) if kind == "regress" and "pair" in row else ())):
         value = row[name]
         if name in ("words", "tags", "labels"):
-            fits, form = is_texts(value), "a list of texts"
+            fits = isinstance(value, list) and all(is_text(item) and item.strip(" \t\r\n") for item in value)
+            form = "a list of texts"
         elif name == "answers":
             fits = not difference(value, [{"text": str, "start": int}])
             form = 'a list of {"text": ..., "start": whole number}'
@@ -273,10 +274,6 @@ def check_row(task, row, where):
 
 def is_text(value):
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # JSON may bring halves of characters
-
-
-def is_texts(value):
-    return isinstance(value, list) and all(is_text(item) and item.strip(" \t\r\n") for item in value)
 
 
 def check_labels(task, located):

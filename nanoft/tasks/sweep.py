@@ -223,7 +223,3 @@ def main():
             files.write_jsonl(Path(cfg.out_dir, "predictions.jsonl"), predictions)
         files.write_json(Path(cfg.out_dir, "result.json"), {"runs": folders} | result)
         print(f"{cfg.out_dir}: result.json{', predictions.jsonl' if predictions else ''}")
-
-
-if __name__ == "__main__":
-    config.run(main)
