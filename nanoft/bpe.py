@@ -50,8 +50,7 @@ def train(texts: Iterable, vocab_size: int, pattern: str = "gpt4", processes: in
     chunks = count_chunks(texts, pattern, processes, progress)
     if not chunks:
         raise UserError("the text to learn a tokenizer from is empty; give at least one file with text in it")
-    merges = learn_merges(chunks, vocab_size - smallest, progress)
-    tokenizer = Tokenizer(pattern, merges)
+    tokenizer = Tokenizer(pattern, learn_merges(chunks, vocab_size - smallest, progress))
     if tokenizer.vocab_size < vocab_size:
         print(f"tokenizer: the text has no pairs left to merge; vocabulary {tokenizer.vocab_size}, not {vocab_size}")
     return tokenizer

@@ -275,8 +275,7 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 def describe(cls):
     """The text of --help: the module's first paragraph, then every field with its default and its comment."""
-    module = sys.modules[cls.__module__]
-    lines = [(module.__doc__ or "").strip(), "", "options (in a config file: key = value):"]
+    lines = [(sys.modules[cls.__module__].__doc__ or "").strip(), "", "options (in a config file: key = value):"]
     comments = {}
     for line in inspect.getsource(cls).splitlines():
         code, _, comment = line.partition("  #")

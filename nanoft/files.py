@@ -209,8 +209,7 @@ def width(text):
 
 def aligned(rows):
     """Rows of strings as lines: the first column to the left, the others to the right."""
-    widths = [max(map(width, column)) for column in zip(*rows)]
-    lines = []
+    widths, lines = [max(map(width, column)) for column in zip(*rows)], []
     for row in rows:
         gaps = [" " * (wide - width(cell)) for wide, cell in zip(widths, row)]
         lines.append("  ".join([row[0] + gaps[0], *(gap + cell for gap, cell in zip(gaps[1:], row[1:]))]).rstrip())

@@ -320,9 +320,8 @@ def show_rows(page, task, rows: list[dict], tokenizer, max_length: int) -> None:
             values[[note not in ("", "O") for note in notes]] = TARGET
         elif task["kind"] == "generate":
             values[np.flatnonzero(target[:-1] != batches.IGNORE) + 1] = TARGET
-        label = row.get("label", row.get("labels", ""))
-        page.add(f"<h3>{escape(label)}</h3>")
-        page.add(words(*statistics.readable(ids, values, tokenizer, notes)))
+        page.add(f"<h3>{escape(row.get('label', row.get('labels', '')))}</h3>",
+                 words(*statistics.readable(ids, values, tokenizer, notes)))
 
 
 def show_windows(page, documents, tokenizer, block_size: int) -> None:

@@ -148,8 +148,7 @@ def find_family(cfg: ModelConfig, task: dict | None, tokenizer: Tokenizer) -> st
         return None
     if cfg.causal:
         return None if cfg.embed_norm or cfg.n_types else "gpt2"
-    pooled = kind in WHOLE_TEXT
-    if not (cfg.embed_norm and cfg.post_norm) or (pooled and not (task["pool"] == "cls" and cfg.n_types)):
+    if not (cfg.embed_norm and cfg.post_norm) or (kind in WHOLE_TEXT and not (task["pool"] == "cls" and cfg.n_types)):
         return None
     return "roberta" if "<s>" in tokenizer.special and cfg.activation == "gelu" else "bert"
 

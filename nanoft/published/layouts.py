@@ -338,8 +338,7 @@ def load_own(config: dict, weights: dict[str, torch.Tensor], path: Path) -> dict
     if not isinstance(config.get("model_config"), dict):
         raise UserError(f"{path} has no model_config; export the model again")
     kept = {name: config[name] for name in ("task", "config", "fingerprints") if name in config}
-    task = "task" in kept
-    if config["model_config"].get("tie_head") and (not task or config["task"]["kind"] == "generate"):
+    if config["model_config"].get("tie_head") and ("task" not in kept or kept["task"]["kind"] == "generate"):
         weights["head.weight"] = weights["trunk.tokens.weight"]
     return {"model": weights, "model_config": config["model_config"]} | kept
 
