@@ -144,10 +144,7 @@ def eval_starts(n_tokens: int, block_size: int, max_tokens: int = 0) -> np.ndarr
 
 
 def eval_batch(tokens, block_size: int, starts: np.ndarray, first_id: int) -> dict[str, np.ndarray]:
-    """Windows of evaluation: ids and targets, each (len(starts), block_size).
-
-    The very first token is predicted from `first_id`; targets past the end are IGNORE.
-    """
+    """ids and targets (len(starts), block_size): the first token is predicted from first_id; past the end is IGNORE."""
     rows = np.full((len(starts), block_size + 1), first_id, dtype=np.int64)
     for row, start in zip(rows, starts):
         ids = tokens.read(max(start - 1, 0), min(start + block_size, len(tokens)))

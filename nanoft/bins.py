@@ -148,8 +148,7 @@ def name_shards(stem: Path, shards: list[dict[str, int]], tokenizer, folder: Pat
 
 
 def encode_parts(tokenizer, parts: Iterable[tuple[str, bool]]) -> tuple[np.ndarray, int, int]:
-    """(part of a document, is it the last part), ... -> their ids, bytes of text, and the documents that end in them.
-    """
+    """[(part of a document, is it the last part)] -> their ids, bytes of text, and the documents that end in them."""
     end = np.array([tokenizer.special["<|endoftext|>"]], dtype=np.uint32)
     arrays = [array for text, is_last in parts for array in (tokenizer.encode_to_numpy(text), end)[:1 + is_last]]
     num_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text, _ in parts)
@@ -207,8 +206,7 @@ def header_bytes(header: dict) -> int:
 
 
 def verify(path: str | Path) -> bool:
-    """Compare a token file's ids with the checksum in its header; False if it has none. Raises UserError if it differs.
-    """
+    """Compare a token file's ids with its header's checksum; False if it has none. Raises UserError if it differs."""
     header, crc = read_header(path), 0
     expected = header["crc"]
     with open(path, "rb") as file:

@@ -227,10 +227,7 @@ class Tokenizer:
         return tiktoken.Encoding("nanoft", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=special)
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Text to a list of ids. `<|endoftext|>` in a text is plain text unless allow_special.
-
-        Raises UserError for lone surrogates, which are no text.
-        """
+        """Text to ids. `<|endoftext|>` in it is plain text unless allow_special. Raises UserError as check_text."""
         return self.encode_to_numpy(text, allow_special).tolist()
 
     def encode_to_numpy(self, text: str, allow_special: bool = False) -> np.ndarray:

@@ -203,10 +203,7 @@ def run_problems(cfg) -> list[str]:
 
 
 def torchrun() -> tuple[int, int, int]:
-    """(rank, world size, rank on this machine) as torchrun put them into the environment; (0, 1, 0) without it.
-
-    Raises UserError where something else has set them.
-    """
+    """(rank, world size, rank on this machine) by torchrun, else (0, 1, 0). Raises UserError if another set it."""
     names = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
     try:
         rank, world_size, local = (int(os.environ.get(name, default)) for name, default in

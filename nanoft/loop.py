@@ -290,10 +290,7 @@ class Run:
                             "raise --warmup")
 
     def save(self, name: str, **state) -> None:
-        """Write a checkpoint, on rank 0: what every one has, and `state`.
-
-        A large one is copied and written by a thread while training goes on.
-        """
+        """Write a checkpoint, on rank 0. A large one is copied and written by a thread while training goes on."""
         large = sum(p.numel() for p in self.model.parameters()) > LARGE
         if large or distributed.is_sharded(self.model):
             state = checkpoint.copied(state, self.dist.main)

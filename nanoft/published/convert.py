@@ -221,10 +221,7 @@ def published_config(family: str, cfg: ModelConfig, task: dict | None, tokenizer
 
 
 def write_vocabulary(tokenizer: Tokenizer, folder: Path, content: dict) -> list[str]:
-    """Write the tokenizer's files, as their family has them or as Hugging Face's tokenizer.json; returns their names.
-
-    content: of config.json.
-    """
+    """Write the tokenizer's files, its family's or Hugging Face's; returns their names. content: of config.json."""
     own = tokenizer.content
     if isinstance(tokenizer, WordPiece):
         lines = "".join(f"{token}\n" for token in own["tokens"])

@@ -108,10 +108,7 @@ def layout(family: str, cfg: ModelConfig, task: dict | None = None) -> dict[str,
 
 
 def tensor_names(table: dict[str, list[str]], own: Iterable[str]) -> dict[str, list[str]]:
-    """{published tensor: nanoft's tensors}: the table with .weight and .bias, as far as a model has them.
-
-    own: the names of all of nanoft's tensors.
-    """
+    """{published tensor: nanoft's tensors}: the table with .weight and .bias, as far as `own` has these names."""
     return {name + end: [part + end for part in parts] for name, parts in table.items()
             for end in (".weight", ".bias", "") if parts[0] + end in own}
 
@@ -331,10 +328,7 @@ def load_published(config: dict, entries: dict[str, safetensors.Entry], take: Ca
 
 
 def load_own(config: dict, weights: dict[str, torch.Tensor], path: Path) -> dict:
-    """A model whose weights have nanoft's names: one file that convert.py has written, or a folder of older versions.
-
-    config: its description, which was read from `path`.
-    """
+    """A model under nanoft's names: one file of convert.py, or an older folder. config: read from `path`."""
     if not isinstance(config.get("model_config"), dict):
         raise UserError(f"{path} has no model_config; export the model again")
     kept = {name: config[name] for name in ("task", "config", "fingerprints") if name in config}

@@ -120,10 +120,7 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
 
 
 def named_row(raw: dict, where: str, kind: str, chosen: dict[str, list[str]], separator: str, path) -> dict:
-    """A row of the table `path` with our names for its columns, and label and picture as the kind needs them.
-
-    Raises UserError.
-    """
+    """A row of the table `path` by our names, its label and picture as the kind needs them. Raises UserError."""
     row = {}
     for name, columns in chosen.items():
         for column in columns:

@@ -186,8 +186,7 @@ def read_tagged(path: str, task: dict, given: dict[str, str], encoding: str) -> 
 
 
 def read_words(path: str, column: str, encoding: str) -> list[tuple[str, dict]]:
-    """[(where, row)] of a file with a word on each line, in the column with this number, and a blank line after each
-    sentence."""
+    """[(where, row)] of a file with a word a line, in the column of this number, and blank lines after sentences."""
     index, located, words, first = int(column) - 1 if column.isdigit() else 0, [], [], 0
     for number, line in enumerate([*read_text(path, encoding).split("\n"), ""], 1):
         if line.strip() and not line.startswith(("# ", "-DOCSTART-")):

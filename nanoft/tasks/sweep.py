@@ -169,10 +169,7 @@ class MeanGPT:
 
 
 def average_gpts(folders: list) -> dict:
-    """The metrics of the mean of several GPTs on all of the validation and test splits of the first one's data.
-
-    Raises UserError where a folder holds no GPT of train.py, or one with another tokenizer or context.
-    """
+    """The metrics of the mean of several GPTs on the first one's data. Raises UserError for models that do not fit."""
     dist = distributed.start()
     models: list = []
     for folder in folders:
