@@ -38,7 +38,6 @@ CONFIG = {f"{name}?": form for form, names in {  # of config.json, for files.dif
 EPS = torch.finfo(torch.float32).eps  # that of F.rms_norm without an eps
 KINDS = {"ForSequenceClassification": "classify", "ForTokenClassification": "tag", "ForQuestionAnswering": "answer"}
 
-
 # Of each family: the prefix of the trunk's names and of a block's; then {published module: nanoft's modules, which lie
 # side by side in it}, outside the blocks and in each block.
 NAMES: dict[str, tuple[str, str, dict[str, str], dict[str, str]]] = {
@@ -58,16 +57,14 @@ NAMES: dict[str, tuple[str, str, dict[str, str], dict[str, str]]] = {
         "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.proj"}),
 }
 NAMES["roberta"] = ("roberta.", *NAMES["bert"][1:])
-FIELDS = {  # of each family: {name in config.json: name in ModelConfig}
+SHARED = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
+          "max_position_embeddings": "block_size", "intermediate_size": "n_hidden", "hidden_act": "activation"}
+FIELDS = {  # of each family: {name in config.json: name in ModelConfig}; SHARED are those of bert and qwen3
     "gpt2": {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "n_positions": "block_size",
              "n_inner": "n_hidden", "activation_function": "activation", "layer_norm_epsilon": "norm_eps",
              "resid_pdrop": "dropout"},
-    "bert": {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
-             "max_position_embeddings": "block_size", "intermediate_size": "n_hidden", "hidden_act": "activation",
-             "layer_norm_eps": "norm_eps", "hidden_dropout_prob": "dropout", "type_vocab_size": "n_types"},
-    "qwen3": {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
-              "max_position_embeddings": "block_size", "intermediate_size": "n_hidden", "hidden_act": "activation",
-              "rms_norm_eps": "norm_eps", "num_key_value_heads": "n_kv_head"},
+    "bert": SHARED | {"layer_norm_eps": "norm_eps", "hidden_dropout_prob": "dropout", "type_vocab_size": "n_types"},
+    "qwen3": SHARED | {"rms_norm_eps": "norm_eps", "num_key_value_heads": "n_kv_head"},
 }
 FIELDS["roberta"] = FIELDS["bert"]
 # The fields of ModelConfig that each family fixes, and what holds where its config.json says nothing.
