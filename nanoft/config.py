@@ -27,7 +27,7 @@ from nanoft import HOME, UserError
 from nanoft.files import read_json
 
 LARGEST = 2**31  # of sizes and counts; of seeds 2**63
-
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "texts (in brackets)"}
 OTHER_NAMES = {  # what other programs call our options, for suggestions
     "lr": "learning_rate base_lr max_lr", "optimizer": "optim", "schedule": "lr_scheduler_type lr_scheduler scheduler",
     "warmup": "warmup_ratio warmup_steps num_warmup_steps warmup_proportion warmup_iters",
@@ -265,9 +265,6 @@ def accept(value, kind):
     if isinstance(value, str) and "\0" in value:
         raise ValueError("has a character of code 0, which no name has")
     return value
-
-
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "texts (in brackets)"}
 
 
 def describe(cls):

@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from nanoft import UserError
 from nanoft.model import GPT, Attention, head_loss
 
+MOST_LOGITS = 2**27  # that are held at once
+
 
 def tune(model: nn.Module, device: torch.device) -> None:
     """Prepare a model in place for training on its device: same weights, same results, faster."""
@@ -46,9 +48,6 @@ def half_residual(module, inputs, x):
     """
     half = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16
     return x.bfloat16() if half else x
-
-
-MOST_LOGITS = 2**27  # that are held at once
 
 
 def chunked_loss(head, x, targets):
@@ -273,7 +272,7 @@ def checkpoint_activations(model) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-# ---- what a device can do ----------------------------------------------------------------------------------------
+# ---- what a device can do, and its memory ------------------------------------------------------------------------
 
 # 10^12 operations a second in dense bf16 (V100, T4: fp16) products, from the makers' data sheets
 CARDS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165,
@@ -294,9 +293,6 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         (a @ a)[0, 0].item()
         seconds = min(seconds, time.perf_counter() - began)
     return 2 * n**3 / seconds
-
-
-# ---- memory ------------------------------------------------------------------------------------------------------
 
 
 def keep_memory() -> None:

@@ -28,7 +28,6 @@ OTHERS = {"val_bits_per_byte": "bits per byte", "lr": "learning rate", "grad_nor
           "tokens_per_s": "tokens per second", "rows_per_s": "rows per second", "mfu": "model FLOPs utilisation",
           "memory_gb": "memory (GB)"}
 
-
 # the forms of a run's files, for files.difference, as far as the page depends on them
 METRICS = {"step": int, str: (float, None)}
 SAMPLES = {"step": int, "tag": str, "text": str}

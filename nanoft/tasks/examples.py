@@ -33,6 +33,7 @@ ONE_LABEL = ("classify", "pair", "image")  # the kinds with one label a row (of 
 LABELLED = (*ONE_LABEL, "tag")  # the kinds whose task.json lists labels
 INPUTS = ("text", "pair", "words", "context", "question", "prompt", "image")  # what a model sees of a row
 TARGETS = ("label", "labels", "tags", "answers", "response")  # what it is to give
+UNITS = (("utf-32-le", 4), ("utf-16-le", 2), ("utf-8", 1))  # what offsets may count: characters, UTF-16's units, bytes
 
 
 # ---- rows from folders and tables --------------------------------------------------------------------------------
@@ -288,9 +289,6 @@ def check_labels(task, located):
                     raise UserError(f"label {label!r} in {where} " + (
                         "is not among the labels of task.json; mend either" if split == "train" else
                         "does not occur in training; mend it, or give training rows with it"))
-
-
-UNITS = (("utf-32-le", 4), ("utf-16-le", 2), ("utf-8", 1))  # what offsets may count: characters, UTF-16's units, bytes
 
 
 def fix_offsets(rows, split):

@@ -28,7 +28,7 @@ NO_SPACES = f"{CHINESE}\u3040-\u30ff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # 
 UNSPACED = re.compile(f"[{NO_SPACES}]")
 
 
-# ---- one class per example ---------------------------------------------------------------------------------------
+# ---- classes -----------------------------------------------------------------------------------------------------
 
 
 def confusion(labels, predictions, n_classes: int) -> np.ndarray:
@@ -108,9 +108,6 @@ def matthews(matrix: np.ndarray) -> float:
         return 0.0
     covariance = hits * total - sum(p * a for p, a in zip(predicted, actual))
     return covariance / math.sqrt(variance_predicted * variance_actual)
-
-
-# ---- any number of labels per example ----------------------------------------------------------------------------
 
 
 def multi_label(labels, predictions, names: list) -> dict:
