@@ -233,7 +233,7 @@ class Tokens:
     """
 
     def __init__(self, paths: list[Path]):
-        headers = [read_header(path) for path in paths]
+        self.headers = headers = [read_header(path) for path in paths]
         first = headers[0]
         for i, (path, header) in enumerate(zip(paths, headers, strict=True)):
             place = (0, 0) if header["magic"] == "llm.c" else (i, len(paths))  # those do not say how many there are
@@ -244,7 +244,6 @@ class Tokens:
                 verify(path)
         self.paths, self.files = paths, [open(path, "rb") for path in paths]  # noqa: SIM115  (a new preparation of the
         # data replaces the files: these stay the ones that are read)
-        self.headers = headers
         self.dtype = id_type(first["vocab_size"])
         self.vocab_size, self.fingerprint = first["vocab_size"], first["fingerprint"]
         self.num_bytes = sum(header["bytes"] for header in headers)

@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from nanoft import UserError, checkpoint, distributed, files, kernels, optim
-from nanoft.distributed import Dist
 from nanoft.runlog import RunLog, clock, lock
 
 LARGE = 2**24  # parameters of a model whose checkpoints take seconds to write
@@ -40,7 +39,7 @@ class Run:
     together; micro: sequences that a process takes through the model at once; done, interrupted: set by progress().
     """
 
-    def __init__(self, cfg, dist: Dist, model, optimizers: list, source: dict | None, tokenizer,
+    def __init__(self, cfg, dist: distributed.Dist, model, optimizers: list, source: dict | None, tokenizer,
                  data: dict[str, str], max_steps: float = 0, max_minutes: float = 0.0, started: float = 0.0):
         """source: the checkpoint that is resumed, else None. data: a fingerprint of each split that training reads.
 
