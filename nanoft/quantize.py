@@ -88,10 +88,7 @@ def quantized(state: dict) -> dict:
 
 
 def rewrite(words: list[str], change: Callable[[dict], dict]) -> None:
-    """Write the run words[0], changed and without what training needs, into the new folder words[1].
-
-    change: from a checkpoint's dictionary to another one. Raises UserError.
-    """
+    """Write the run words[0], changed and without what training needs, into the folder words[1]. Raises UserError."""
     if len(words) != 2:
         raise UserError("give a run and a new folder: python -m nanoft quantize out/wikitext out/wikitext_int8")
     source, out = checkpoint.find(words[0]), Path(words[1])

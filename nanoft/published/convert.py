@@ -103,10 +103,7 @@ def write_onnx(state: dict, tokenizer: Tokenizer, path: Path) -> None:
 
 def export(state: dict, tokenizer: Tokenizer, folder: str | Path, dtype=torch.float32,
            limit: int = 5_000_000_000) -> None:
-    """Write a folder as published: config.json, vocabulary, model.safetensors in shards of at most `limit` bytes.
-
-    state: the dictionary of a checkpoint. Raises UserError for a model that has no published form.
-    """
+    """Write a folder as published, in shards of at most `limit` bytes. Raises UserError where there is no such form."""
     folder = Path(folder)
     content, weights, left = published(state, tokenizer, folder)
     names = write_vocabulary(tokenizer, folder, content)

@@ -78,10 +78,7 @@ FIXED["roberta"] = FIXED["bert"]
 
 
 def layout(family: str, cfg: ModelConfig, task: dict | None = None) -> dict[str, list[str]]:
-    """{published module: nanoft's modules, which lie side by side in it}; a few are names of tensors.
-
-    family: gpt2, bert, roberta or qwen3; task: that of a fine-tuned encoder.
-    """
+    """{published module: nanoft's, which lie side by side in it}; a few are tensors. task: of a fine-tuned encoder."""
     trunk, blocks, outside, block = NAMES[family]
     if cfg.causal:
         heads = {} if cfg.tie_head else {"lm_head": "head"}

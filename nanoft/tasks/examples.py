@@ -392,10 +392,7 @@ def describe_labels(task: dict, rows: list[dict]) -> str:
 
 
 def describe_lengths(lengths: list[int], max_length: int = 0, is_split: bool = False) -> str:
-    """A line on the numbers of tokens: median, 90 %, 99 %, longest; and what max_length cuts away.
-
-    is_split: longer rows are split into several features, and nothing is cut away.
-    """
+    """A line on the numbers of tokens, and what max_length cuts away (is_split: divides, nothing is lost)."""
     ordered = sorted(lengths)
     median, p90, p99 = (ordered[math.ceil(fraction * len(ordered)) - 1] for fraction in (0.5, 0.9, 0.99))
     line = f"tokens: median {median:,}, 90 % up to {p90:,}, 99 % up to {p99:,}, longest {ordered[-1]:,}"

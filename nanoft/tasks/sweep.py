@@ -122,10 +122,7 @@ def compare(cfg, runs: list, results: list[dict]) -> None:
 
 
 def average_predictions(folders: list) -> tuple[dict, np.ndarray, list[dict]]:
-    """The mean of the predictions.jsonl of several runs: its scores, its confusion matrix (K, K) and its predictions.
-
-    Raises UserError where the runs are not of classify or pair with one label a row, or not of the same rows.
-    """
+    """The mean of several runs' predictions.jsonl: scores, confusion matrix (K, K), predictions. Raises UserError."""
     runs = [[row for _, row in tables.read_jsonl(Path(folder, "predictions.jsonl"))] for folder in folders]
     for folder, rows in zip(folders, runs):
         if not rows or not all(isinstance(row.get("label"), str) and isinstance(row.get("probabilities"), dict)
