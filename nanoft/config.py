@@ -276,8 +276,7 @@ def describe(cls):
         comments[code.partition(":")[0].strip()] = comment.strip()
     for field in dataclasses.fields(cls):
         comment = comments.get(field.name, "")
-        choices = typing.get_args(field.type)
-        if choices:
+        if choices := typing.get_args(field.type):
             comment = f"{'|'.join(choices)}: {comment}"
         lines.append(f"  --{field.name + '=' + str(field.default):28} {comment}")
     return "\n".join(lines)

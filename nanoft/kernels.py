@@ -302,8 +302,7 @@ def keep_memory() -> None:
     of the step.
     """
     if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library may lack it
-        if mallopt:
+        if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # another C library may lack it
             mallopt(-3, 2**25)      # M_MMAP_THRESHOLD, 32 MB, the largest it takes: smaller blocks come from the heap
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap shrinks above 2 GB of free memory only
 

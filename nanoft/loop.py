@@ -281,10 +281,9 @@ class Run:
     def check_finite(self, loss: float, which: str) -> None:
         """Raises Diverged where a loss (or another number, for `which` of the losses) is nan or infinite."""
         if not math.isfinite(loss):
-            kept = "nothing was saved yet"
             self.finish_writing()
-            if (self.out_dir / "latest.pt").exists():
-                kept = "the last good weights are in latest.pt"
+            has_latest = (self.out_dir / "latest.pt").exists()
+            kept = "the last good weights are in latest.pt" if has_latest else "nothing was saved yet"
             raise Diverged(f"the {which} loss is {loss} at step {self.step}, {kept}; lower --lr and --muon_lr, or "
                             "raise --warmup")
 

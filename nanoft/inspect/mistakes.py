@@ -86,8 +86,7 @@ def worst_rows(task: dict, rows: list[dict], guesses: list[dict]) -> list[Mistak
     """
     wrong = []
     for number, (row, guess) in enumerate(zip(rows, guesses)):
-        error = error_of(task, row, guess)
-        if error > 0:
+        if (error := error_of(task, row, guess)) > 0:
             wrong.append(Mistake(error, number, *described(task, row, guess)))
     return sorted(wrong, key=lambda mistake: -mistake.error)
 

@@ -148,8 +148,7 @@ def about_tokens(page, tokens: dict[str, Tokens]) -> None:
              f"{file.num_bytes / len(file):.3f}") for split, file in tokens.items()]
     print(files.aligned([head, *rows]))
     page.add(table(head, rows))
-    long = [split for split, file in tokens.items() if len(file) > MAX_TOKENS]
-    if long:
+    if long := [split for split, file in tokens.items() if len(file) > MAX_TOKENS]:
         page.add(f"<p>All below is about the first {MAX_TOKENS:,} tokens of {' and '.join(long)}.</p>")
 
 
@@ -276,8 +275,7 @@ def copies(page, splits, text, unit: str) -> None:
                  ", whatever their label" * (unit == "row"), *(
         f"{split}: {statistics.overlap(documents, splits['train']):.2%} of its runs of {statistics.RUN} tokens are in "
         "train, too" for split, documents in splits.items() if split != "train"))
-    times = Counter(first[again].tolist()).most_common(8)
-    if times:
+    if times := Counter(first[again].tolist()).most_common(8):
         page.add(table(("times", f"the {unit}s that occur most often"), [(f"{n + 1:,}", text(i)) for i, n in times]))
 
 

@@ -228,8 +228,7 @@ def errors(run: Run, task: dict) -> list[str]:
     parts, matrix = [], run.result.get(f"{split}_confusion")
     if matrix and {len(task["labels"])} == {len(matrix), *map(len, matrix)}:
         parts += [f"<h2>Confusion ({split})</h2>", confusion(np.array(matrix), task["labels"])]
-    classes = run.result.get(f"{split}_per_class")
-    if classes:
+    if classes := run.result.get(f"{split}_per_class"):
         rows = [(name, *map(format_value, scores.values())) for name, scores in classes.items()]
         parts += [f"<h2>Each class ({split})</h2>", table(("", *next(iter(classes.values()))), rows)]
     if not (run.folder / "predictions.jsonl").exists():

@@ -171,8 +171,7 @@ def read_shape(config: dict, family: str, folder: Path) -> ModelConfig:
         other.append(f"the activation {act!r}")
     if other:
         raise UserError(f"{folder}: nanoft's {family} has no {' and no '.join(other)}; give another model")
-    missing = {"n_layer", "n_head", "n_embd", "block_size"} - read.keys() or {"vocab_size"} - config.keys()
-    if missing:
+    if missing := {"n_layer", "n_head", "n_embd", "block_size"} - read.keys() or {"vocab_size"} - config.keys():
         raise UserError(f"{folder}: its config.json does not describe a {family} (it lacks {', '.join(missing)}); "
                         "fetch it again")
     read["block_size"] -= skipped(config)

@@ -263,8 +263,7 @@ def until(pieces: Iterable[str], stop: tuple[str, ...]) -> Iterator[str]:
     held = ""
     for piece in pieces:
         held += piece
-        ends = [held.index(text) for text in stop if text in held]
-        if ends:
+        if ends := [held.index(text) for text in stop if text in held]:
             yield held[:min(ends)]
             return
         keep = max((n for text in stop for n in range(1, len(text)) if held.endswith(text[:n])), default=0)
