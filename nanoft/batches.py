@@ -54,8 +54,7 @@ def window_starts(n_tokens: int, length: int, seed: int, index: np.ndarray) -> n
 
 def causal_batch(tokens, block_size: int, seed: int, index: np.ndarray) -> dict[str, np.ndarray]:
     """The training windows number `index` (B,): ids and targets, each int64 (B, block_size). tokens: bins.Tokens."""
-    starts = window_starts(len(tokens) - 1, block_size, seed, index)
-    rows = tokens.gather(starts, block_size + 1)  # (B, T + 1)
+    rows = tokens.gather(window_starts(len(tokens) - 1, block_size, seed, index), block_size + 1)  # (B, T + 1)
     return {"ids": rows[:, :-1], "targets": rows[:, 1:]}
 
 
@@ -107,8 +106,7 @@ def mask_words(ids: np.ndarray, masking: Masking, seed: int, index: np.ndarray) 
         draw = np.take_along_axis(draw, first, axis=1)
     maskable = masking.is_ordinary[ids]
     draw[~maskable] = np.inf
-    order = draw.argsort(axis=1, kind="stable")
-    rank = order.argsort(axis=1)
+    rank = draw.argsort(axis=1, kind="stable").argsort(axis=1)
     count = np.floor(masking.prob * maskable.sum(1) + rounding[:, 0]).astype(np.int64)
     count = np.clip(count, 1, maskable.sum(1))[:, None]  # (B, 1); at least one, as in BERT
     selected = rank < count
@@ -146,10 +144,7 @@ def eval_starts(n_tokens: int, block_size: int, max_tokens: int = 0) -> np.ndarr
 
 
 def eval_batch(tokens, block_size: int, starts: np.ndarray, first_id: int) -> dict[str, np.ndarray]:
-    """Windows of evaluation: ids and targets, each (len(starts), block_size).
-
-    The very first token is predicted from `first_id`; targets past the end are IGNORE.
-    """
+    """ids and targets (len(starts), block_size): the first token is predicted from first_id; past the end is IGNORE."""
     rows = np.full((len(starts), block_size + 1), first_id, dtype=np.int64)
     for row, start in zip(rows, starts):
         ids = tokens.read(max(start - 1, 0), min(start + block_size, len(tokens)))

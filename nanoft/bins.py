@@ -148,8 +148,7 @@ def name_shards(stem: Path, shards: list[dict[str, int]], tokenizer, folder: Pat
 
 
 def encode_parts(tokenizer, parts: Iterable[tuple[str, bool]]) -> tuple[np.ndarray, int, int]:
-    """(part of a document, is it the last part), ... -> their ids, bytes of text, and the documents that end in them.
-    """
+    """[(part of a document, is it the last part)] -> their ids, bytes of text, and the documents that end in them."""
     end = np.array([tokenizer.special["<|endoftext|>"]], dtype=np.uint32)
     arrays = [array for text, is_last in parts for array in (tokenizer.encode_to_numpy(text), end)[:1 + is_last]]
     num_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text, _ in parts)
@@ -207,8 +206,7 @@ def header_bytes(header: dict) -> int:
 
 
 def verify(path: str | Path) -> bool:
-    """Compare a token file's ids with the checksum in its header; False if it has none. Raises UserError if it differs.
-    """
+    """Compare a token file's ids with its header's checksum; False if it has none. Raises UserError if it differs."""
     header, crc = read_header(path), 0
     expected = header["crc"]
     with open(path, "rb") as file:
@@ -235,7 +233,7 @@ class Tokens:
     """
 
     def __init__(self, paths: list[Path]):
-        headers = [read_header(path) for path in paths]
+        self.headers = headers = [read_header(path) for path in paths]
         first = headers[0]
         for i, (path, header) in enumerate(zip(paths, headers, strict=True)):
             place = (0, 0) if header["magic"] == "llm.c" else (i, len(paths))  # those do not say how many there are
@@ -246,7 +244,6 @@ class Tokens:
                 verify(path)
         self.paths, self.files = paths, [open(path, "rb") for path in paths]  # noqa: SIM115  (a new preparation of the
         # data replaces the files: these stay the ones that are read)
-        self.headers = headers
         self.dtype = id_type(first["vocab_size"])
         self.vocab_size, self.fingerprint = first["vocab_size"], first["fingerprint"]
         self.num_bytes = sum(header["bytes"] for header in headers)

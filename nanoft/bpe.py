@@ -50,8 +50,7 @@ def train(texts: Iterable, vocab_size: int, pattern: str = "gpt4", processes: in
     chunks = count_chunks(texts, pattern, processes, progress)
     if not chunks:
         raise UserError("the text to learn a tokenizer from is empty; give at least one file with text in it")
-    merges = learn_merges(chunks, vocab_size - smallest, progress)
-    tokenizer = Tokenizer(pattern, merges)
+    tokenizer = Tokenizer(pattern, learn_merges(chunks, vocab_size - smallest, progress))
     if tokenizer.vocab_size < vocab_size:
         print(f"tokenizer: the text has no pairs left to merge; vocabulary {tokenizer.vocab_size}, not {vocab_size}")
     return tokenizer
@@ -228,10 +227,7 @@ class Tokenizer:
         return tiktoken.Encoding("nanoft", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=special)
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Text to a list of ids. `<|endoftext|>` in a text is plain text unless allow_special.
-
-        Raises UserError for lone surrogates, which are no text.
-        """
+        """Text to ids. `<|endoftext|>` in it is plain text unless allow_special. Raises UserError as check_text."""
         return self.encode_to_numpy(text, allow_special).tolist()
 
     def encode_to_numpy(self, text: str, allow_special: bool = False) -> np.ndarray:

@@ -27,7 +27,7 @@ from nanoft import HOME, UserError
 from nanoft.files import read_json
 
 LARGEST = 2**31  # of sizes and counts; of seeds 2**63
-
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "texts (in brackets)"}
 OTHER_NAMES = {  # what other programs call our options, for suggestions
     "lr": "learning_rate base_lr max_lr", "optimizer": "optim", "schedule": "lr_scheduler_type lr_scheduler scheduler",
     "warmup": "warmup_ratio warmup_steps num_warmup_steps warmup_proportion warmup_iters",
@@ -203,10 +203,7 @@ def run_problems(cfg) -> list[str]:
 
 
 def torchrun() -> tuple[int, int, int]:
-    """(rank, world size, rank on this machine) as torchrun put them into the environment; (0, 1, 0) without it.
-
-    Raises UserError where something else has set them.
-    """
+    """(rank, world size, rank on this machine) by torchrun, else (0, 1, 0). Raises UserError if another set it."""
     names = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
     try:
         rank, world_size, local = (int(os.environ.get(name, default)) for name, default in
@@ -270,21 +267,16 @@ def accept(value, kind):
     return value
 
 
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "texts (in brackets)"}
-
-
 def describe(cls):
     """The text of --help: the module's first paragraph, then every field with its default and its comment."""
-    module = sys.modules[cls.__module__]
-    lines = [(module.__doc__ or "").strip(), "", "options (in a config file: key = value):"]
+    lines = [(sys.modules[cls.__module__].__doc__ or "").strip(), "", "options (in a config file: key = value):"]
     comments = {}
     for line in inspect.getsource(cls).splitlines():
         code, _, comment = line.partition("  #")
         comments[code.partition(":")[0].strip()] = comment.strip()
     for field in dataclasses.fields(cls):
         comment = comments.get(field.name, "")
-        choices = typing.get_args(field.type)
-        if choices:
+        if choices := typing.get_args(field.type):
             comment = f"{'|'.join(choices)}: {comment}"
         lines.append(f"  --{field.name + '=' + str(field.default):28} {comment}")
     return "\n".join(lines)

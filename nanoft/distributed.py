@@ -103,8 +103,7 @@ def autocast(device: torch.device, dtype: torch.dtype):
 
 
 def to_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of NumPy arrays, by name, as tensors on the device. A GPU fetches them itself: nobody waits for the copy.
-    """
+    """NumPy arrays, by name, as tensors on the device. A GPU fetches them itself: nobody waits for the copy."""
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     if device.type == "cuda":  # only from pinned memory in one piece, which the system never moves, does it copy itself
         tensors = {name: tensor.contiguous().pin_memory() for name, tensor in tensors.items()}
@@ -188,10 +187,7 @@ def total(numbers, dist: Dist, op: str = "sum") -> list[float]:
 
 
 def shorten_timeout() -> None:
-    """From here on a process that waits ten minutes for another gives up: one of them is lost or hangs.
-
-    The environment's NANOFT_TIMEOUT is another number of seconds.
-    """
+    """From here on a process that waits ten minutes, or NANOFT_TIMEOUT seconds, for another gives up: one hangs."""
     if torch.distributed.is_initialized():
         seconds = int(os.environ.get("NANOFT_TIMEOUT", 600))
         torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))

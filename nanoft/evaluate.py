@@ -11,12 +11,11 @@ import torch
 
 from nanoft import batches, distributed
 from nanoft.bins import Tokens
-from nanoft.distributed import Dist
 from nanoft.model import BERT
 
 
 @torch.no_grad()
-def causal_metrics(model, tokens: Tokens, max_tokens: int, first_id: int, dist: Dist) -> dict:
+def causal_metrics(model, tokens: Tokens, max_tokens: int, first_id: int, dist: distributed.Dist) -> dict:
     """The metrics of a GPT on about max_tokens of a split (0 = all): a dictionary of
 
     loss: nats a token; bits_per_byte; word_perplexity where the split has words: e^(nats of the whole text / words).
@@ -39,7 +38,7 @@ def causal_metrics(model, tokens: Tokens, max_tokens: int, first_id: int, dist: 
 
 
 @torch.no_grad()
-def masked_metrics(model: BERT, tokens: Tokens, max_tokens: int, masking, pairs, dist: Dist) -> dict:
+def masked_metrics(model: BERT, tokens: Tokens, max_tokens: int, masking, pairs, dist: distributed.Dist) -> dict:
     """The metrics of a BERT on about max_tokens of a split (0 = all): a dictionary of
 
     loss: nats a masked token; mlm_accuracy; where `pairs` of the split are given, nsp_loss and nsp_accuracy too.
@@ -83,7 +82,7 @@ def is_compiled(model) -> bool:
     return hasattr(model, "_orig_mod")  # what torch.compile gives; its class would take long to import
 
 
-def chunks(starts: np.ndarray, model, dist: Dist) -> Iterator[tuple[np.ndarray, int]]:
+def chunks(starts: np.ndarray, model, dist: distributed.Dist) -> Iterator[tuple[np.ndarray, int]]:
     """This rank's windows in groups: (their starts, how many of them count).
 
     On a CPU at most 8,192 tokens, whose logits take at most some 100 MB. More at once is no faster there: activations

@@ -17,8 +17,7 @@ from nanoft import UserError
 
 
 def write_whole(path, write):
-    """Have write(file) fill a temporary file, put it safely on disk, then give it its name; make its folder if need be.
-    """
+    """Have write(file) fill a temporary file, put it safely on disk, then give it its name. Makes its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -33,10 +32,7 @@ def write_whole(path, write):
 
 
 def check_overwrite(path, begins: tuple[bytes, ...], *inputs) -> None:
-    """Raise UserError where writing to a path would destroy an input, or a file that nanoft has not written.
-
-    begins: how nanoft's own files of this form begin.
-    """
+    """Raise UserError where writing would destroy an input, or a file that does not begin as nanoft's own do."""
     path = Path(path)
     if not path.is_file():
         return
@@ -209,8 +205,7 @@ def width(text):
 
 def aligned(rows):
     """Rows of strings as lines: the first column to the left, the others to the right."""
-    widths = [max(map(width, column)) for column in zip(*rows)]
-    lines = []
+    widths, lines = [max(map(width, column)) for column in zip(*rows)], []
     for row in rows:
         gaps = [" " * (wide - width(cell)) for wide, cell in zip(widths, row)]
         lines.append("  ".join([row[0] + gaps[0], *(gap + cell for gap, cell in zip(gaps[1:], row[1:]))]).rstrip())

@@ -300,5 +300,4 @@ def pseudo_loss(model: BERT, ids: Tensor, mask_id: int, scored: Tensor, batch: i
     targets = torch.full_like(rows, -100)
     targets.diagonal().copy_(ids)
     rows, targets = rows[scored], targets[scored]
-    total = sum(model(x, y).item() * len(x) for x, y in zip(rows.split(batch), targets.split(batch)))
-    return total / len(rows)
+    return sum(model(x, y).item() * len(x) for x, y in zip(rows.split(batch), targets.split(batch))) / len(rows)

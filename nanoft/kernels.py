@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from nanoft import UserError
 from nanoft.model import GPT, Attention, head_loss
 
+MOST_LOGITS = 2**27  # that are held at once
+
 
 def tune(model: nn.Module, device: torch.device) -> None:
     """Prepare a model in place for training on its device: same weights, same results, faster."""
@@ -46,9 +48,6 @@ def half_residual(module, inputs, x):
     """
     half = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16
     return x.bfloat16() if half else x
-
-
-MOST_LOGITS = 2**27  # that are held at once
 
 
 def chunked_loss(head, x, targets):
@@ -155,10 +154,6 @@ def _(x, weight):  # the shape alone, for the compiler
     return x.new_empty(*x.shape[:-1], weight.size(0))
 
 
-def save_inputs(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
 def product_backward(ctx, dy):
     """dy: (..., N) -> the gradients of x (..., K) and of weight (N, K)."""
     x, weight = ctx.saved_tensors
@@ -167,7 +162,7 @@ def product_backward(ctx, dy):
     return dx, dw
 
 
-product.register_autograd(product_backward, setup_context=save_inputs)
+product.register_autograd(product_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 
 class CPULinear(nn.Linear):
@@ -277,7 +272,7 @@ def checkpoint_activations(model) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-# ---- what a device can do ----------------------------------------------------------------------------------------
+# ---- what a device can do, and its memory ------------------------------------------------------------------------
 
 # 10^12 operations a second in dense bf16 (V100, T4: fp16) products, from the makers' data sheets
 CARDS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165,
@@ -300,9 +295,6 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / seconds
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------
-
-
 def keep_memory() -> None:
     """Let glibc keep freed memory instead of handing it back to the system.
 
@@ -310,8 +302,7 @@ def keep_memory() -> None:
     of the step.
     """
     if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library may lack it
-        if mallopt:
+        if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # another C library may lack it
             mallopt(-3, 2**25)      # M_MMAP_THRESHOLD, 32 MB, the largest it takes: smaller blocks come from the heap
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap shrinks above 2 GB of free memory only
 

@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from nanoft import UserError, checkpoint, distributed, files, kernels, optim
-from nanoft.distributed import Dist
 from nanoft.runlog import RunLog, clock, lock
 
 LARGE = 2**24  # parameters of a model whose checkpoints take seconds to write
@@ -40,7 +39,7 @@ class Run:
     together; micro: sequences that a process takes through the model at once; done, interrupted: set by progress().
     """
 
-    def __init__(self, cfg, dist: Dist, model, optimizers: list, source: dict | None, tokenizer,
+    def __init__(self, cfg, dist: distributed.Dist, model, optimizers: list, source: dict | None, tokenizer,
                  data: dict[str, str], max_steps: float = 0, max_minutes: float = 0.0, started: float = 0.0):
         """source: the checkpoint that is resumed, else None. data: a fingerprint of each split that training reads.
 
@@ -282,18 +281,14 @@ class Run:
     def check_finite(self, loss: float, which: str) -> None:
         """Raises Diverged where a loss (or another number, for `which` of the losses) is nan or infinite."""
         if not math.isfinite(loss):
-            kept = "nothing was saved yet"
             self.finish_writing()
-            if (self.out_dir / "latest.pt").exists():
-                kept = "the last good weights are in latest.pt"
+            has_latest = (self.out_dir / "latest.pt").exists()
+            kept = "the last good weights are in latest.pt" if has_latest else "nothing was saved yet"
             raise Diverged(f"the {which} loss is {loss} at step {self.step}, {kept}; lower --lr and --muon_lr, or "
                             "raise --warmup")
 
     def save(self, name: str, **state) -> None:
-        """Write a checkpoint, on rank 0: what every one has, and `state`.
-
-        A large one is copied and written by a thread while training goes on.
-        """
+        """Write a checkpoint, on rank 0. A large one is copied and written by a thread while training goes on."""
         large = sum(p.numel() for p in self.model.parameters()) > LARGE
         if large or distributed.is_sharded(self.model):
             state = checkpoint.copied(state, self.dist.main)

@@ -27,10 +27,7 @@ def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Int8Linear(nn.Module):
-    """nn.Linear with rounded weights. What comes in is rounded too, each row with a scale of its own.
-
-    So a row's result does not depend on the rows beside it.
-    """
+    """nn.Linear with rounded weights. What comes in is rounded, too, each row for itself: none depends on another."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -65,10 +62,7 @@ class Int8Linear(nn.Module):
 
 
 def compute_in_int8(model) -> None:
-    """Make the products of a model on the CPU int8, in place: those of its trunk, and of a GPT's head.
-
-    Raises UserError where torch has no kernels for it.
-    """
+    """Make the products of a model's trunk and of a GPT's head int8, in place. Raises UserError without kernels."""
     if next(model.parameters()).device.type != "cpu" or not HAS_KERNELS:
         raise UserError("dtype=int8 is for CPUs, with a torch that has oneDNN; use --dtype=auto")
     model.float()
@@ -94,10 +88,7 @@ def quantized(state: dict) -> dict:
 
 
 def rewrite(words: list[str], change: Callable[[dict], dict]) -> None:
-    """Write the run words[0], changed and without what training needs, into the new folder words[1].
-
-    change: from a checkpoint's dictionary to another one. Raises UserError.
-    """
+    """Write the run words[0], changed and without what training needs, into the folder words[1]. Raises UserError."""
     if len(words) != 2:
         raise UserError("give a run and a new folder: python -m nanoft quantize out/wikitext out/wikitext_int8")
     source, out = checkpoint.find(words[0]), Path(words[1])

@@ -25,6 +25,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 SPEED = ("seconds", "tokens", "tokens_per_s", "rows_per_s", "mfu", "memory_gb")  # what of a row goes there
+LOCKS: dict[Path, object] = {}  # by folder: the open file whose lock this process holds
 
 
 class RunLog:
@@ -104,9 +105,6 @@ class RunLog:
             unlock(self.path.parent)
         if self.board:
             self.board.close()
-
-
-LOCKS: dict[Path, object] = {}  # by folder: the open file whose lock this process holds
 
 
 def lock(folder: Path, advice: str = "give another --out_dir") -> None:

@@ -30,11 +30,6 @@ def count(ids: Tensor, valid: Tensor, V: int) -> Tensor:
     return torch.zeros(len(ids), V, device=ids.device).scatter_add_(1, ids, valid.float())
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make the tokens of a text less likely (CTRL, arXiv:1909.05858). logits, bool seen: (B, V)."""
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
 def completes(ids: Tensor, length: Tensor, n: int, V: int) -> Tensor:
     """The tokens that would complete a run of n that is already there. ids: (B, T) of which length (B,) -> (B, V)."""
     if ids.size(1) < n:
@@ -51,8 +46,9 @@ def shape(logits: Tensor, rules: Sampling, ids: Tensor, prompt: Tensor, length: 
     """The logits (B, V) after the rules on what stands in the text: ids (B, T), from prompt to length (B,) written."""
     at, V = torch.arange(ids.size(1), device=ids.device), logits.size(-1)
     inside = at < length[:, None]
-    if rules.repetition_penalty != 1:
-        logits = penalize(logits, count(ids, inside, V) > 0, rules.repetition_penalty)
+    if (penalty := rules.repetition_penalty) != 1:  # CTRL, arXiv:1909.05858
+        less_likely = torch.where(logits > 0, logits / penalty, logits * penalty)
+        logits = torch.where(count(ids, inside, V) > 0, less_likely, logits)
     if rules.frequency_penalty:
         logits = logits - rules.frequency_penalty * count(ids, inside & (at >= prompt[:, None]), V)
     if rules.no_repeat_ngram:

@@ -20,7 +20,6 @@ from nanoft import distributed, files
 from nanoft.batches import IGNORE
 from nanoft.inspect import pictures
 from nanoft.inspect.explain import hooked
-from nanoft.inspect.pictures import FONT, png, write
 from nanoft.tasks import collate, metrics
 from nanoft.tasks.features import Encoded
 from nanoft.tasks.predict import by_row, length_batches, log_softmax
@@ -30,6 +29,7 @@ MAX_MISTAKES = 20      # rows of the table
 MAX_VECTORS = 500      # features in the projector; for tags a fifth, because each has many words
 MAX_TOKENS = 2**17     # that the model reads for them
 
+ERRORS = {"tag": "p(wrong tags)", "regress": "off by", "answer": "(1 - F1)(1 + p)", "generate": "nats a token"}
 PALE, DARK = np.array([240, 244, 250]), np.array([8, 48, 107])
 
 
@@ -44,7 +44,7 @@ def show(log, step: int, task: dict, rows: list[dict], guesses: list[dict], enco
         log.text("confusion", metrics.confusion_table(matrix, labels), step)
         if len(labels) <= MAX_CLASSES:
             pixels = confusion_picture(matrix, labels)
-            log.picture("confusion", png(pixels), pixels.shape[1], pixels.shape[0], step)
+            log.picture("confusion", pictures.png(pixels), pixels.shape[1], pixels.shape[0], step)
     if labels and len(labels) <= MAX_CLASSES:
         truth, probability = one_against_the_rest(task, rows, encoded, out)
         for k, label in enumerate(labels):
@@ -86,13 +86,9 @@ def worst_rows(task: dict, rows: list[dict], guesses: list[dict]) -> list[Mistak
     """
     wrong = []
     for number, (row, guess) in enumerate(zip(rows, guesses)):
-        error = error_of(task, row, guess)
-        if error > 0:
+        if (error := error_of(task, row, guess)) > 0:
             wrong.append(Mistake(error, number, *described(task, row, guess)))
     return sorted(wrong, key=lambda mistake: -mistake.error)
-
-
-ERRORS = {"tag": "p(wrong tags)", "regress": "off by", "answer": "(1 - F1)(1 + p)", "generate": "nats a token"}
 
 
 def error_of(task: dict, row: dict, guess: dict) -> float:
@@ -144,29 +140,27 @@ def mistakes_table(task: dict, mistakes: list[Mistake]) -> tuple[tuple, list[tup
         for m in mistakes[:MAX_MISTAKES]]
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------------
-
-
 def confusion_picture(matrix: np.ndarray, labels: list, dot: int = 3) -> np.ndarray:
     """A confusion matrix (K, K) as uint8 (height, width, 3): a row a true class, dark where most of the row went.
 
     dot: pixels of a dot of the font. A label with letters that the font lacks is replaced by the number of its class.
     """
     names = [str(label).upper()[:12] for label in labels]
-    names = [name if set(name) <= FONT.keys() | {" "} else str(i) for i, name in enumerate(names)]
+    names = [name if set(name) <= pictures.FONT.keys() | {" "} else str(i) for i, name in enumerate(names)]
     width = 4 * max(len(text) for text in [*names, *map(str, matrix.ravel()), "TRUTH"]) + 4  # dots of a cell
     height, top = 11, 18
     image = np.full((top + height * len(names), width * (len(names) + 1), 3), 255, dtype=np.uint8)
-    write(image, 1, width, "PREDICTED")
-    write(image, 9, 2, "TRUTH")
+    pictures.write(image, 1, width, "PREDICTED")
+    pictures.write(image, 9, 2, "TRUTH")
     for i, row in enumerate(matrix):
         y = top + height * i
-        write(image, y + 3, 2, names[i])
-        write(image, 9, width * (i + 1) + 2, names[i])
+        pictures.write(image, y + 3, 2, names[i])
+        pictures.write(image, 9, width * (i + 1) + 2, names[i])
         for j, count in enumerate(row):
             share, x = count / max(row.sum(), 1), width * (j + 1)
             image[y:y + height - 1, x:x + width - 1] = (1 - share) * PALE + share * DARK
-            write(image, y + 3, x + (width - 4 * len(str(count))) // 2, str(count), 255 if share > 0.5 else 0)
+            centred = x + (width - 4 * len(str(count))) // 2
+            pictures.write(image, y + 3, centred, str(count), 255 if share > 0.5 else 0)
     return image.repeat(dot, 0).repeat(dot, 1)
 
 

@@ -190,10 +190,7 @@ class Options:
 
 
 def from_run(path) -> tuple[ModelConfig, SimpleNamespace, dict | None]:
-    """The model's shape, the options and the task (or None) of a run folder or checkpoint.
-
-    A run made on a device that this machine lacks gets device=auto. Raises UserError where there is no checkpoint.
-    """
+    """The model's shape, the options and the task (or None) of a run. Raises UserError where there is no checkpoint."""
     state, path = open_checkpoint(path)
     options = asdict(Options()) | state["config"]  # published weights have no options
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -51,11 +51,6 @@ def integrated(trunk, subject: Subject, target: Target, base: Tensor, steps: int
                           baseline=found.baseline - target.n_grams.sum().item())
 
 
-def join(*notes: str) -> str:
-    """The notes that are not empty, as sentences in a row."""
-    return " ".join(filter(None, notes))
-
-
 # ---- the answers of fine-tuned models ----------------------------------------------------------------------------
 
 
@@ -99,12 +94,13 @@ def subject_from_row(model, task: dict, tokenizer, row: dict, guess: dict, answe
             parts *= task.get("linear_share", 1.0) * task.get("deviation", 1.0)
         targets = [Target(name, score, positions, None if parts is None else parts[:, k]) for k, name, score in scores]
     total = encoded.n_tokens[number]
-    note = join(f"Window {best + 1} of {len(own)}." if len(own) > 1 else
-                f"The model reads {T} of its {total:,} tokens." if total > T else "",
-                f"The first {MAX_TARGETS} of {len(targets)} words with a label." * (len(targets) > MAX_TARGETS))
+    notes = (f"Window {best + 1} of {len(own)}." if len(own) > 1 else
+             f"The model reads {T} of its {total:,} tokens." if total > T else "",
+             f"The first {MAX_TARGETS} of {len(targets)} words with a label." * (len(targets) > MAX_TARGETS))
     texts = [row[name] for name in row if name in ("text", "pair", "words", "question", "image")]
     title = " | ".join(" ".join(text) if isinstance(text, list) else text for text in texts)
-    return Subject(title, answer, note, ids, None if types is None else types[0], targets[:MAX_TARGETS])
+    types = None if types is None else types[0]
+    return Subject(title, answer, " ".join(filter(None, notes)), ids, types, targets[:MAX_TARGETS])
 
 
 def text_scores(logits: Callable, task: dict, mean: np.ndarray) -> list[tuple[int, str, Callable]]:
@@ -154,9 +150,9 @@ def subject_from_continuation(model, tokenizer, prompt: str, ids: Tensor, new_id
         token = int(read[at + 1])
         targets.append(Target(f"logit of “{token_name(token, tokenizer)}” ({p[token]:.1%})",
                               lambda ids, types, at=at, token=token: model.logits(ids)[:, at, token], [at]))
-    note = join(f"The first {left_out:,} tokens no longer fit into the model." * (left_out > 0),
-                f"The first {MAX_TARGETS} of {len(new_ids)} new tokens are explained." * (len(new_ids) > MAX_TARGETS))
-    return Subject(prompt, answer, note, read, None, targets)
+    notes = (f"The first {left_out:,} tokens no longer fit into the model." * (left_out > 0),
+             f"The first {MAX_TARGETS} of {len(new_ids)} new tokens are explained." * (len(new_ids) > MAX_TARGETS))
+    return Subject(prompt, answer, " ".join(filter(None, notes)), read, None, targets)
 
 
 def subject_from_masks(model, tokenizer, prompt: str, ids: Tensor) -> Subject:

@@ -62,10 +62,6 @@ class Page:
         print("\n".join(lines), end="\n" * bool(lines))
         self.add(f"<h2>{escape(text)}</h2>", *(f"<p>{escape(line)}</p>" for line in lines))
 
-    def words(self, texts, values, notes=()) -> None:
-        """Coloured words, see html.words."""
-        self.add(words(texts, values, notes))
-
     @contextmanager
     def plot(self, name: str, title: str, x: str, y: str, caption: str = ""):
         """A figure with its labels and its legend: yields the axes to draw on."""
@@ -152,8 +148,7 @@ def about_tokens(page, tokens: dict[str, Tokens]) -> None:
              f"{file.num_bytes / len(file):.3f}") for split, file in tokens.items()]
     print(files.aligned([head, *rows]))
     page.add(table(head, rows))
-    long = [split for split, file in tokens.items() if len(file) > MAX_TOKENS]
-    if long:
+    if long := [split for split, file in tokens.items() if len(file) > MAX_TOKENS]:
         page.add(f"<p>All below is about the first {MAX_TOKENS:,} tokens of {' and '.join(long)}.</p>")
 
 
@@ -280,8 +275,7 @@ def copies(page, splits, text, unit: str) -> None:
                  ", whatever their label" * (unit == "row"), *(
         f"{split}: {statistics.overlap(documents, splits['train']):.2%} of its runs of {statistics.RUN} tokens are in "
         "train, too" for split, documents in splits.items() if split != "train"))
-    times = Counter(first[again].tolist()).most_common(8)
-    if times:
+    if times := Counter(first[again].tolist()).most_common(8):
         page.add(table(("times", f"the {unit}s that occur most often"), [(f"{n + 1:,}", text(i)) for i, n in times]))
 
 
@@ -324,9 +318,8 @@ def show_rows(page, task, rows: list[dict], tokenizer, max_length: int) -> None:
             values[[note not in ("", "O") for note in notes]] = TARGET
         elif task["kind"] == "generate":
             values[np.flatnonzero(target[:-1] != batches.IGNORE) + 1] = TARGET
-        label = row.get("label", row.get("labels", ""))
-        page.add(f"<h3>{escape(label)}</h3>")
-        page.words(*statistics.readable(ids, values, tokenizer, notes))
+        page.add(f"<h3>{escape(row.get('label', row.get('labels', '')))}</h3>",
+                 words(*statistics.readable(ids, values, tokenizer, notes)))
 
 
 def show_windows(page, documents, tokenizer, block_size: int) -> None:
@@ -337,24 +330,19 @@ def show_windows(page, documents, tokenizer, block_size: int) -> None:
     windows = documents.ids[starts[:, None] + np.arange(block_size)]  # (2, T)
     page.heading(f"Windows of {block_size} tokens, as a GPT sees them: at each it predicts the next")
     for ids in windows:
-        page.words(*statistics.readable(ids, background(ids, tokenizer), tokenizer))
+        page.add(words(*statistics.readable(ids, background(ids, tokenizer), tokenizer)))
     if "<|mask|>" not in tokenizer.special:
         return
     masked, targets = batches.mask_words(windows, batches.masking(tokenizer, 0.15), 0, starts)
     page.heading("The same windows as an encoder sees them: it predicts 15 % of the tokens")
     legend(page, {"masked": TARGET, "replaced by another": REPLACED, "unchanged, but predicted": UNCHANGED})
-    for ids, target in zip(masked, targets):
-        show_masked(page, ids, target, tokenizer)
-
-
-def show_masked(page, ids, targets, tokenizer) -> None:
-    """A window with masked words, ids and targets (T,); the tooltips say what was there."""
-    values, notes = background(ids, tokenizer), [""] * len(ids)
-    for i in np.flatnonzero(targets != batches.IGNORE):
-        is_mask = ids[i] == tokenizer.special["<|mask|>"]
-        values[i] = UNCHANGED if ids[i] == targets[i] else TARGET if is_mask else REPLACED
-        notes[i] = f"was {statistics.token_text(tokenizer, targets[i])}"
-    page.words(*statistics.readable(ids, values, tokenizer, notes))
+    for ids, target in zip(masked, targets):  # (T,) each
+        values, notes = background(ids, tokenizer), [""] * len(ids)
+        for i in np.flatnonzero(target != batches.IGNORE):
+            is_mask = ids[i] == tokenizer.special["<|mask|>"]
+            values[i] = UNCHANGED if ids[i] == target[i] else TARGET if is_mask else REPLACED
+            notes[i] = f"was {statistics.token_text(tokenizer, target[i])}"
+        page.add(words(*statistics.readable(ids, values, tokenizer, notes)))
 
 
 def background(ids, tokenizer) -> np.ndarray:
@@ -364,4 +352,4 @@ def background(ids, tokenizer) -> np.ndarray:
 
 
 def legend(page, colours: dict[str, float]) -> None:
-    page.words([f" {text} " for text in colours], colours.values())
+    page.add(words([f" {text} " for text in colours], colours.values()))

@@ -18,7 +18,6 @@ import torch
 
 from nanoft import UserError
 from nanoft.inspect import explain, pictures, targets
-from nanoft.inspect.pictures import png
 from nanoft.inspect.targets import Subject, Target, label, token_name, unit_sums
 from nanoft.pages import html, plots
 
@@ -241,7 +240,7 @@ def map_image(weights: np.ndarray) -> str:
     pixels = np.empty((*weights.shape, 4), dtype=np.uint8)
     pixels[..., :3] = html.BLUE
     pixels[..., 3] = np.round(255 * np.sqrt(weights.clip(0, 1)))
-    return "data:image/png;base64," + b64encode(png(pixels)).decode()
+    return "data:image/png;base64," + b64encode(pictures.png(pixels)).decode()
 
 
 def lens_section(model, tokenizer, subject: Subject, view: View) -> str:

@@ -28,7 +28,6 @@ OTHERS = {"val_bits_per_byte": "bits per byte", "lr": "learning rate", "grad_nor
           "tokens_per_s": "tokens per second", "rows_per_s": "rows per second", "mfu": "model FLOPs utilisation",
           "memory_gb": "memory (GB)"}
 
-
 # the forms of a run's files, for files.difference, as far as the page depends on them
 METRICS = {"step": int, str: (float, None)}
 SAMPLES = {"step": int, "tag": str, "text": str}
@@ -61,10 +60,6 @@ class Run:
     result: dict              # empty until the run has ended
     starts: list[dict]        # of environment.json: one for each time that the run was started or resumed
     samples: dict[int, str]   # by step
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
 
     def curve(self, metric: str, axis: str) -> np.ndarray:
         """(2, points): where on the axis the metric was logged, and its values."""
@@ -233,8 +228,7 @@ def errors(run: Run, task: dict) -> list[str]:
     parts, matrix = [], run.result.get(f"{split}_confusion")
     if matrix and {len(task["labels"])} == {len(matrix), *map(len, matrix)}:
         parts += [f"<h2>Confusion ({split})</h2>", confusion(np.array(matrix), task["labels"])]
-    classes = run.result.get(f"{split}_per_class")
-    if classes:
+    if classes := run.result.get(f"{split}_per_class"):
         rows = [(name, *map(format_value, scores.values())) for name, scores in classes.items()]
         parts += [f"<h2>Each class ({split})</h2>", table(("", *next(iter(classes.values()))), rows)]
     if not (run.folder / "predictions.jsonl").exists():
@@ -275,7 +269,7 @@ def confusion(matrix: np.ndarray, labels, most: int = 20) -> str:
 
 def compare(runs: list[Run]) -> list[str]:
     """The fragments of HTML of a page on several runs; only what can be compared is drawn together."""
-    parts, names = [], [run.name for run in runs]
+    parts, names = [], [run.folder.name for run in runs]
     same_data = len({tuple(run.config.get(key, "") for key in ("data", "train_file", "val_file")) for run in runs}) == 1
     same_task = len({run.config.get("objective") or run.result.get("metric") for run in runs}) == 1
     tokenizers = [run.folder / "tokenizer.json" for run in runs]
@@ -293,7 +287,7 @@ def compare(runs: list[Run]) -> list[str]:
     if compared and plots.can_draw():
         parts.append("<h2>Curves</h2>")
     for metric in compared if plots.can_draw() else ():
-        lines = [(run.name, run, metric) for run in runs]
+        lines = [(run.folder.name, run, metric) for run in runs]
         figures = [line_plot(plot_title(metric), label_of(metric, runs[0]), lines, axis) for axis in AXES]
         parts += ['<div class="row">', *(plots.svg(figure) for figure in figures if figure), "</div>"]
     options = dict.fromkeys(option for run in runs for option in run.config if option != "out_dir")
@@ -313,7 +307,7 @@ def main():
     runs = [load(folder) for folder in folders]
     out = Path(cfg.out or (runs[0].folder.parent / "compare.html" if cfg.compare else runs[0].folder / "report.html"))
     if cfg.compare:
-        write(out, " and ".join(run.name for run in runs), *compare(runs))
+        write(out, " and ".join(run.folder.name for run in runs), *compare(runs))
     else:
         write(out, str(runs[0].folder), *report(runs[0]))
     print(f"{out}: {out.stat().st_size / 1e3:,.0f} kB; open it in a browser")

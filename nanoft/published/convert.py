@@ -103,10 +103,7 @@ def write_onnx(state: dict, tokenizer: Tokenizer, path: Path) -> None:
 
 def export(state: dict, tokenizer: Tokenizer, folder: str | Path, dtype=torch.float32,
            limit: int = 5_000_000_000) -> None:
-    """Write a folder as published: config.json, vocabulary, model.safetensors in shards of at most `limit` bytes.
-
-    state: the dictionary of a checkpoint. Raises UserError for a model that has no published form.
-    """
+    """Write a folder as published, in shards of at most `limit` bytes. Raises UserError where there is no such form."""
     folder = Path(folder)
     content, weights, left = published(state, tokenizer, folder)
     names = write_vocabulary(tokenizer, folder, content)
@@ -148,8 +145,7 @@ def find_family(cfg: ModelConfig, task: dict | None, tokenizer: Tokenizer) -> st
         return None
     if cfg.causal:
         return None if cfg.embed_norm or cfg.n_types else "gpt2"
-    pooled = kind in WHOLE_TEXT
-    if not (cfg.embed_norm and cfg.post_norm) or (pooled and not (task["pool"] == "cls" and cfg.n_types)):
+    if not (cfg.embed_norm and cfg.post_norm) or (kind in WHOLE_TEXT and not (task["pool"] == "cls" and cfg.n_types)):
         return None
     return "roberta" if "<s>" in tokenizer.special and cfg.activation == "gelu" else "bert"
 
@@ -222,10 +218,7 @@ def published_config(family: str, cfg: ModelConfig, task: dict | None, tokenizer
 
 
 def write_vocabulary(tokenizer: Tokenizer, folder: Path, content: dict) -> list[str]:
-    """Write the tokenizer's files, as their family has them or as Hugging Face's tokenizer.json; returns their names.
-
-    content: of config.json.
-    """
+    """Write the tokenizer's files, its family's or Hugging Face's; returns their names. content: of config.json."""
     own = tokenizer.content
     if isinstance(tokenizer, WordPiece):
         lines = "".join(f"{token}\n" for token in own["tokens"])

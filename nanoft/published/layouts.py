@@ -38,7 +38,6 @@ CONFIG = {f"{name}?": form for form, names in {  # of config.json, for files.dif
 EPS = torch.finfo(torch.float32).eps  # that of F.rms_norm without an eps
 KINDS = {"ForSequenceClassification": "classify", "ForTokenClassification": "tag", "ForQuestionAnswering": "answer"}
 
-
 # Of each family: the prefix of the trunk's names and of a block's; then {published module: nanoft's modules, which lie
 # side by side in it}, outside the blocks and in each block.
 NAMES: dict[str, tuple[str, str, dict[str, str], dict[str, str]]] = {
@@ -58,16 +57,14 @@ NAMES: dict[str, tuple[str, str, dict[str, str], dict[str, str]]] = {
         "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.proj"}),
 }
 NAMES["roberta"] = ("roberta.", *NAMES["bert"][1:])
-FIELDS = {  # of each family: {name in config.json: name in ModelConfig}
+SHARED = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
+          "max_position_embeddings": "block_size", "intermediate_size": "n_hidden", "hidden_act": "activation"}
+FIELDS = {  # of each family: {name in config.json: name in ModelConfig}; SHARED are those of bert and qwen3
     "gpt2": {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "n_positions": "block_size",
              "n_inner": "n_hidden", "activation_function": "activation", "layer_norm_epsilon": "norm_eps",
              "resid_pdrop": "dropout"},
-    "bert": {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
-             "max_position_embeddings": "block_size", "intermediate_size": "n_hidden", "hidden_act": "activation",
-             "layer_norm_eps": "norm_eps", "hidden_dropout_prob": "dropout", "type_vocab_size": "n_types"},
-    "qwen3": {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
-              "max_position_embeddings": "block_size", "intermediate_size": "n_hidden", "hidden_act": "activation",
-              "rms_norm_eps": "norm_eps", "num_key_value_heads": "n_kv_head"},
+    "bert": SHARED | {"layer_norm_eps": "norm_eps", "hidden_dropout_prob": "dropout", "type_vocab_size": "n_types"},
+    "qwen3": SHARED | {"rms_norm_eps": "norm_eps", "num_key_value_heads": "n_kv_head"},
 }
 FIELDS["roberta"] = FIELDS["bert"]
 # The fields of ModelConfig that each family fixes, and what holds where its config.json says nothing.
@@ -81,10 +78,7 @@ FIXED["roberta"] = FIXED["bert"]
 
 
 def layout(family: str, cfg: ModelConfig, task: dict | None = None) -> dict[str, list[str]]:
-    """{published module: nanoft's modules, which lie side by side in it}; a few are names of tensors.
-
-    family: gpt2, bert, roberta or qwen3; task: that of a fine-tuned encoder.
-    """
+    """{published module: nanoft's, which lie side by side in it}; a few are tensors. task: of a fine-tuned encoder."""
     trunk, blocks, outside, block = NAMES[family]
     if cfg.causal:
         heads = {} if cfg.tie_head else {"lm_head": "head"}
@@ -108,10 +102,7 @@ def layout(family: str, cfg: ModelConfig, task: dict | None = None) -> dict[str,
 
 
 def tensor_names(table: dict[str, list[str]], own: Iterable[str]) -> dict[str, list[str]]:
-    """{published tensor: nanoft's tensors}: the table with .weight and .bias, as far as a model has them.
-
-    own: the names of all of nanoft's tensors.
-    """
+    """{published tensor: nanoft's tensors}: the table with .weight and .bias, as far as `own` has these names."""
     return {name + end: [part + end for part in parts] for name, parts in table.items()
             for end in (".weight", ".bias", "") if parts[0] + end in own}
 
@@ -180,8 +171,7 @@ def read_shape(config: dict, family: str, folder: Path) -> ModelConfig:
         other.append(f"the activation {act!r}")
     if other:
         raise UserError(f"{folder}: nanoft's {family} has no {' and no '.join(other)}; give another model")
-    missing = {"n_layer", "n_head", "n_embd", "block_size"} - read.keys() or {"vocab_size"} - config.keys()
-    if missing:
+    if missing := {"n_layer", "n_head", "n_embd", "block_size"} - read.keys() or {"vocab_size"} - config.keys():
         raise UserError(f"{folder}: its config.json does not describe a {family} (it lacks {', '.join(missing)}); "
                         "fetch it again")
     read["block_size"] -= skipped(config)
@@ -331,15 +321,11 @@ def load_published(config: dict, entries: dict[str, safetensors.Entry], take: Ca
 
 
 def load_own(config: dict, weights: dict[str, torch.Tensor], path: Path) -> dict:
-    """A model whose weights have nanoft's names: one file that convert.py has written, or a folder of older versions.
-
-    config: its description, which was read from `path`.
-    """
+    """A model under nanoft's names: one file of convert.py, or an older folder. config: read from `path`."""
     if not isinstance(config.get("model_config"), dict):
         raise UserError(f"{path} has no model_config; export the model again")
     kept = {name: config[name] for name in ("task", "config", "fingerprints") if name in config}
-    task = "task" in kept
-    if config["model_config"].get("tie_head") and (not task or config["task"]["kind"] == "generate"):
+    if config["model_config"].get("tie_head") and ("task" not in kept or kept["task"]["kind"] == "generate"):
         weights["head.weight"] = weights["trunk.tokens.weight"]
     return {"model": weights, "model_config": config["model_config"]} | kept
 

@@ -50,10 +50,7 @@ def attend(q, k, v, is_causal=False, **options):
 
 
 def converted(state: dict) -> tuple[bytes, list[str]]:
-    """The content of an ONNX file for the model of a checkpoint's dictionary, and the names of its inputs.
-
-    Raises UserError for a model that writes text, and where the extra is missing.
-    """
+    """The ONNX file of a checkpoint and its inputs' names. Raises UserError for a GPT or where the extra is missing."""
     try:
         importlib.import_module("onnxscript")
     except ImportError:

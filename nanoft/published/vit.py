@@ -50,8 +50,7 @@ def load(config: dict, entries: Mapping, take: Callable, path: Path) -> dict:
             table |= {name + end: (names[2].split(), end) for name in stored if name + end in entries}
     weights: dict[str, torch.Tensor] = {}
     for name, (parts, end) in table.items():
-        tensor = take([name])[name].float()
-        for part, chunk in zip(parts, tensor.chunk(len(parts))):
+        for part, chunk in zip(parts, take([name])[name].float().chunk(len(parts))):
             is_table = part in ("trunk.tokens.cls", "trunk.positions.weight")
             weights[part if is_table else part + end] = (chunk.flatten(0, -2) if is_table else chunk).clone()
     try:

@@ -85,10 +85,7 @@ class Model:
         return pieces if stream else "".join(pieces)
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The ids of a prompt as in training: to a model of kind generate all of it is plain text, ended by a line end.
-
-        Raises UserError if there are none.
-        """
+        """The ids of a prompt as in training (of kind generate: all is plain text). Raises UserError for no ids."""
         self.need(self.writes, "does not write", "give a GPT, or one fine-tuned as --kind=generate")
         ids = self.tokenizer.encode(self.prompt_text(prompt), allow_special=not self.kind)
         if not ids:
@@ -179,10 +176,7 @@ class Model:
         return self.tensor(ids)
 
     def embed(self, texts: list[str]) -> np.ndarray:
-        """The vectors of N texts by an encoder, fine-tuned or not: float32 (N, C), of length 1.
-
-        Raises UserError for a GPT.
-        """
+        """The vectors of N texts by any encoder: float32 (N, C), of length 1. Raises UserError for a GPT."""
         return self.embed_counted(texts)[0]
 
     def embed_counted(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -220,9 +214,7 @@ class Model:
         return guesses, encoded, out
 
     def explain(self, row: dict, steps: int = 20) -> list[tuple[str, float]]:
-        """The words of a checked row of classify, pair or regress, each with what it adds to the score of the
-        prediction (integrated gradients, see inspect/explain.py).
-        """
+        """The words of a checked row, each with what it adds to the prediction's score, by integrated gradients."""
         if not self.explains:
             raise UserError("only the words of classify, pair and regress are explained, and not in int8")
         guesses, encoded, out = self.outputs([row])
@@ -257,8 +249,7 @@ class Model:
 
 
 def text_pieces(tokens: Iterable[int], tokenizer) -> Iterator[str]:
-    """The text of token ids, a piece a token: characters appear with their last byte. <|endoftext|>, never shown, ends
-    it."""
+    """The text of token ids, a piece a token: characters come with their last byte. <|endoftext|> ends it, unseen."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
         if token == tokenizer.special[END]:
@@ -272,8 +263,7 @@ def until(pieces: Iterable[str], stop: tuple[str, ...]) -> Iterator[str]:
     held = ""
     for piece in pieces:
         held += piece
-        ends = [held.index(text) for text in stop if text in held]
-        if ends:
+        if ends := [held.index(text) for text in stop if text in held]:
             yield held[:min(ends)]
             return
         keep = max((n for text in stop for n in range(1, len(text)) if held.endswith(text[:n])), default=0)

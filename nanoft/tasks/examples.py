@@ -33,6 +33,7 @@ ONE_LABEL = ("classify", "pair", "image")  # the kinds with one label a row (of 
 LABELLED = (*ONE_LABEL, "tag")  # the kinds whose task.json lists labels
 INPUTS = ("text", "pair", "words", "context", "question", "prompt", "image")  # what a model sees of a row
 TARGETS = ("label", "labels", "tags", "answers", "response")  # what it is to give
+UNITS = (("utf-32-le", 4), ("utf-16-le", 2), ("utf-8", 1))  # what offsets may count: characters, UTF-16's units, bytes
 
 
 # ---- rows from folders and tables --------------------------------------------------------------------------------
@@ -120,10 +121,7 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
 
 
 def named_row(raw: dict, where: str, kind: str, chosen: dict[str, list[str]], separator: str, path) -> dict:
-    """A row of the table `path` with our names for its columns, and label and picture as the kind needs them.
-
-    Raises UserError.
-    """
+    """A row of the table `path` by our names, its label and picture as the kind needs them. Raises UserError."""
     row = {}
     for name, columns in chosen.items():
         for column in columns:
@@ -257,7 +255,8 @@ def check_row(task, row, where):
     for name in (*columns, *(("pair",) if kind == "regress" and "pair" in row else ())):
         value = row[name]
         if name in ("words", "tags", "labels"):
-            fits, form = is_texts(value), "a list of texts"
+            fits = isinstance(value, list) and all(is_text(item) and item.strip(" \t\r\n") for item in value)
+            form = "a list of texts"
         elif name == "answers":
             fits = not difference(value, [{"text": str, "start": int}])
             form = 'a list of {"text": ..., "start": whole number}'
@@ -275,10 +274,6 @@ def is_text(value):
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # JSON may bring halves of characters
 
 
-def is_texts(value):
-    return isinstance(value, list) and all(is_text(item) and item.strip(" \t\r\n") for item in value)
-
-
 def check_labels(task, located):
     train = {label for _, row in located["train"] for label in labels_of(row)}
     if len(train) < (1 if task.get("multi_label") else 2):
@@ -294,9 +289,6 @@ def check_labels(task, located):
                     raise UserError(f"label {label!r} in {where} " + (
                         "is not among the labels of task.json; mend either" if split == "train" else
                         "does not occur in training; mend it, or give training rows with it"))
-
-
-UNITS = (("utf-32-le", 4), ("utf-16-le", 2), ("utf-8", 1))  # what offsets may count: characters, UTF-16's units, bytes
 
 
 def fix_offsets(rows, split):
@@ -400,10 +392,7 @@ def describe_labels(task: dict, rows: list[dict]) -> str:
 
 
 def describe_lengths(lengths: list[int], max_length: int = 0, is_split: bool = False) -> str:
-    """A line on the numbers of tokens: median, 90 %, 99 %, longest; and what max_length cuts away.
-
-    is_split: longer rows are split into several features, and nothing is cut away.
-    """
+    """A line on the numbers of tokens, and what max_length cuts away (is_split: divides, nothing is lost)."""
     ordered = sorted(lengths)
     median, p90, p99 = (ordered[math.ceil(fraction * len(ordered)) - 1] for fraction in (0.5, 0.9, 0.99))
     line = f"tokens: median {median:,}, 90 % up to {p90:,}, 99 % up to {p99:,}, longest {ordered[-1]:,}"

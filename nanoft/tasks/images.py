@@ -155,8 +155,7 @@ def encode(rows: list[dict], task: dict) -> Pictures:
         with ThreadPoolExecutor(available_cores()) as pool:  # Pillow releases Python's lock while it works
             read = [pool.submit(read_picture, row["image"], picture["size"], picture["channels"]) for row in rows]
             pixels, index = np.stack([one.result() for one in read]), np.arange(len(rows))
-    targets = np.array([labels.get(row.get("label"), 0) for row in rows])
-    return Pictures(pixels, index, targets, n_tokens(picture))
+    return Pictures(pixels, index, np.array([labels.get(row.get("label"), 0) for row in rows]), n_tokens(picture))
 
 
 def statistics(pictures: Pictures) -> dict[str, list[float]]:

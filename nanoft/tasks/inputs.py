@@ -103,8 +103,7 @@ def read_input(path: str, task: dict, needed: tuple, given: dict[str, str]) -> l
         rows = tagged or [(f"{path} line {i}", {"line": i, needed[0]: line})
                           for i, line in tables.read_lines(path, encoding)]
         return [(where, {k: v for k, v in row.items() if k in (*needed, "words")}, row) for where, row in rows]
-    names = given.get("columns") or header_names(path, task, encoding)
-    header, rows = tables.read_table(path, names, encoding)
+    header, rows = tables.read_table(path, given.get("columns") or header_names(path, task, encoding), encoding)
     if kind == "tag" and "words" in header:
         return [(where, {name: row[name] for name in ("words", "text") if name in row}, row) for where, row in rows]
     chosen = columns_to_predict(path, header, rows, task, needed, given)
@@ -170,8 +169,7 @@ def read_tagged(path: str, task: dict, given: dict[str, str], encoding: str) -> 
 
     It is one if its name or an option says so, or if a column holds nothing but tags.
     """
-    known = task.get("columns", {})
-    columns = [given.get(f"{name}_column") or (known.get(ours) or [""])[0]
+    columns = [given.get(f"{name}_column") or (task.get("columns", {}).get(ours) or [""])[0]
                for name, ours in (("text", "words"), ("label", "tags"))]
     is_conll = tables.suffix(path) in CONLL or bool(given.keys() & {"text_column", "label_column"})
     for word, tag in dict.fromkeys([tuple(columns), ("", "")]):
@@ -188,8 +186,7 @@ def read_tagged(path: str, task: dict, given: dict[str, str], encoding: str) -> 
 
 
 def read_words(path: str, column: str, encoding: str) -> list[tuple[str, dict]]:
-    """[(where, row)] of a file with a word on each line, in the column with this number, and a blank line after each
-    sentence."""
+    """[(where, row)] of a file with a word a line, in the column of this number, and blank lines after sentences."""
     index, located, words, first = int(column) - 1 if column.isdigit() else 0, [], [], 0
     for number, line in enumerate([*read_text(path, encoding).split("\n"), ""], 1):
         if line.strip() and not line.startswith(("# ", "-DOCSTART-")):

@@ -28,14 +28,11 @@ NO_SPACES = f"{CHINESE}\u3040-\u30ff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # 
 UNSPACED = re.compile(f"[{NO_SPACES}]")
 
 
-# ---- one class per example ---------------------------------------------------------------------------------------
+# ---- classes -----------------------------------------------------------------------------------------------------
 
 
 def confusion(labels, predictions, n_classes: int) -> np.ndarray:
-    """How often each class was predicted as each: int (K, K), a row per true class, a column per predicted one.
-
-    labels, predictions: class numbers (N,), 0 <= class < n_classes.
-    """
+    """How often each class was predicted as each: class numbers (N,) -> int (K, K), a row per true class."""
     cells = np.asarray(labels, dtype=np.int64) * n_classes + np.asarray(predictions, dtype=np.int64)
     return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
 
@@ -111,9 +108,6 @@ def matthews(matrix: np.ndarray) -> float:
         return 0.0
     covariance = hits * total - sum(p * a for p, a in zip(predicted, actual))
     return covariance / math.sqrt(variance_predicted * variance_actual)
-
-
-# ---- any number of labels per example ----------------------------------------------------------------------------
 
 
 def multi_label(labels, predictions, names: list) -> dict:

@@ -122,10 +122,7 @@ def compare(cfg, runs: list, results: list[dict]) -> None:
 
 
 def average_predictions(folders: list) -> tuple[dict, np.ndarray, list[dict]]:
-    """The mean of the predictions.jsonl of several runs: its scores, its confusion matrix (K, K) and its predictions.
-
-    Raises UserError where the runs are not of classify or pair with one label a row, or not of the same rows.
-    """
+    """The mean of several runs' predictions.jsonl: scores, confusion matrix (K, K), predictions. Raises UserError."""
     runs = [[row for _, row in tables.read_jsonl(Path(folder, "predictions.jsonl"))] for folder in folders]
     for folder, rows in zip(folders, runs):
         if not rows or not all(isinstance(row.get("label"), str) and isinstance(row.get("probabilities"), dict)
@@ -169,10 +166,7 @@ class MeanGPT:
 
 
 def average_gpts(folders: list) -> dict:
-    """The metrics of the mean of several GPTs on all of the validation and test splits of the first one's data.
-
-    Raises UserError where a folder holds no GPT of train.py, or one with another tokenizer or context.
-    """
+    """The metrics of the mean of several GPTs on the first one's data. Raises UserError for models that do not fit."""
     dist = distributed.start()
     models: list = []
     for folder in folders:
@@ -223,7 +217,3 @@ def main():
             files.write_jsonl(Path(cfg.out_dir, "predictions.jsonl"), predictions)
         files.write_json(Path(cfg.out_dir, "result.json"), {"runs": folders} | result)
         print(f"{cfg.out_dir}: result.json{', predictions.jsonl' if predictions else ''}")
-
-
-if __name__ == "__main__":
-    config.run(main)

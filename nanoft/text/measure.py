@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nanoft import UserError, batches, checkpoint, distributed, evaluate, files
 from nanoft.bins import Tokens, write_split
-from nanoft.distributed import Dist
 from nanoft.model import make_model
 from nanoft.published.source import open_model
 from nanoft.tasks.metrics import NO_SPACES
@@ -19,7 +18,7 @@ from nanoft.text.wordpiece import WordPiece
 WORD = re.compile(f"[{NO_SPACES}]|[^{NO_SPACES}\\s]+")
 
 
-def measure(cfg, dist: Dist) -> None:
+def measure(cfg, dist: distributed.Dist) -> None:
     """Print the metrics of the model init_from on all of text_file, or of the val and test splits of data.
 
     cfg: the options of train.py. The metrics are those of evaluate.py, in windows of the model's own context. They are
@@ -62,7 +61,7 @@ def measure(cfg, dist: Dist) -> None:
         print(f"{out_dir}: eval.json")
 
 
-def split_tokens(data: str, tokenizer, folder: str, dist: Dist) -> dict[str, Tokens]:
+def split_tokens(data: str, tokenizer, folder: str, dist: distributed.Dist) -> dict[str, Tokens]:
     """The val and test splits of a data set; where its tokenizer is another one, their text as token files anew."""
     source = prepare.find_data(data)
     if dist.main:

@@ -35,9 +35,8 @@ def load(path: str | Path) -> Tokenizer:
     folder = path if path.is_dir() else path.parent
     file = folder / "tokenizer.json" if path.is_dir() or path.name in PUBLISHED else path
     content = read_json(file, default=None if file == path else {})
-    if path.name not in PUBLISHED:
-        if not isinstance(content, dict) or content and "model" not in content:  # nanoft's, perhaps damaged
-            return from_own(content, file)
+    if path.name not in PUBLISHED and (not isinstance(content, dict) or content and "model" not in content):
+        return from_own(content, file)  # nanoft's, perhaps damaged
     options = read_json(folder / "tokenizer_config.json", {str: object}, {})
     if "model" in content:
         return from_hugging_face(content, options, file)

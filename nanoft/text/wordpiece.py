@@ -73,10 +73,7 @@ class WordPiece(Tokenizer):
         self.pieces = functools.lru_cache(2**17)(self.cut)  # texts repeat their words
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Text to a list of ids. `[MASK]` or `<|mask|>` in a text is plain text unless allow_special.
-
-        Raises UserError for lone surrogates, which are no text.
-        """
+        """Text to ids. `[MASK]` or `<|mask|>` is plain text unless allow_special. Raises UserError as check_text."""
         check_text(text)
         if allow_special and (parts := self.special_texts.split(text))[1:]:
             return [i for n, part in enumerate(parts)
@@ -144,8 +141,7 @@ class WordPiece(Tokenizer):
     def chunk_starts(self, ids: Sequence[int]) -> np.ndarray:
         """Which tokens begin a word: ids (T,) -> bool (T,). Special tokens, and the tokens after them, do."""
         ids = np.asarray(ids, dtype=np.int64)
-        after = np.append(True, self.is_special[ids[:-1]])[:len(ids)]
-        return ~self.continues[ids] | after
+        return ~self.continues[ids] | np.append(True, self.is_special[ids[:-1]])[:len(ids)]
 
     @classmethod
     def from_content(cls, content: dict, path) -> "WordPiece":
