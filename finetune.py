@@ -87,7 +87,7 @@ class Config:
     layer_decay: float = 1.0           # layer-wise decay: a block's rate over that of the block above it
     weight_decay: float = 0.01         # of the matrices
     grad_clip: float = 1.0             # largest norm of the gradient, 0 = no clipping
-    adversarial: float = 0.0           # norm of noise that misleads, on the tokens' embeddings (FGM), 0 = none; 1 is usual
+    adversarial: float = 0.0           # norm of the noise that misleads, on the embeddings (FGM), 0 = none; 1 is usual
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # of the learning rate
     warmup: float = 0.1                # fraction of the steps over which the rate rises
     dropout: float = 0.1               # fraction of the activations set to zero
@@ -125,8 +125,6 @@ def check(cfg):
         problems.append(f"max_length={cfg.max_length} has no room for a text; use 8 or more, or 0")
     if cfg.lora_rank and (cfg.freeze_blocks or cfg.unfreeze_every):
         problems.append("lora_rank freezes the whole trunk already; leave freeze_blocks and unfreeze_every out")
-    if cfg.adversarial and (cfg.kind == "image" or cfg.freeze_blocks or cfg.lora_rank):
-        problems.append("adversarial noise is put on the embeddings of tokens, which have to be trained; leave it out")
     if cfg.adapter and cfg.init_from == "scratch":
         problems.append("an adapter needs the model that it was trained on; give that by --init_from")
     if (cfg.adapter and cfg.eval_only and (Path(cfg.out_dir) / "best.pt").exists()

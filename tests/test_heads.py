@@ -216,3 +216,16 @@ def test_errors_of_regress_are_in_its_units_and_lower_ones_rank_higher(monkeypat
     scores, _ = predict.scores(task, rows, predict.predictions(task, rows, None, out), None, out)
     assert scores["mae"] == 1.5 and scores["rmse"] == pytest.approx(np.sqrt(2.5))
     assert predict.main_score(task, scores) == -1.5
+
+
+def test_noise_that_misleads_raises_the_loss_and_goes_again(tokenizer):
+    model, task = make("classify", tokenizer)
+    encoded = features.encode(rows_of("classify"), task, tokenizer)
+    batch = distributed.to_device(collate.batch(encoded, np.arange(5), task, tokenizer), DIST.device)
+    loss = model(**batch)
+    loss.backward()
+    before = model.trunk.tokens.weight.detach().clone()
+    with model.misled(0.1):
+        assert model(**batch) > loss
+        assert (model.trunk.tokens.weight - before).norm().item() == pytest.approx(0.1, rel=1e-3)
+    assert torch.equal(model.trunk.tokens.weight, before)

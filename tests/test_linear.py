@@ -1,8 +1,8 @@
 """The linear model of n-grams: the baseline of every report, and what a table alone is learned with."""
 
 import csv
-import json
 import itertools
+import json
 import random
 import re
 
@@ -126,7 +126,8 @@ def test_a_name_never_seen_is_known_by_its_shape():
 
 
 def test_words_are_put_together_from_their_tokens():
-    rows = [{"words": words, "tags": ["O"] * len(words)} for words in (["Ab", "c9", "x" * 30], ["é"], ["b", "-B-", "a"])]
+    sentences = (["Ab", "c9", "x" * 30], ["é"], ["b", "-B-", "a"])
+    rows = [{"words": words, "tags": ["O"] * len(words)} for words in sentences]
     tokenizer = bpe.train(["Ab ab abc"], 262, progress=False)
     batch = collate.batch(features.encode(rows, TAGS, tokenizer), np.arange(3), TAGS, tokenizer)
     model = linear.NGramLinear(TAGS, tokenizer.vocab_size)
@@ -150,11 +151,11 @@ def test_the_likeliest_sequence_of_tags_is_found():
     lengths, rng = [3, 1, 5], np.random.default_rng(0)
     for _ in range(20):
         logits = rng.normal(size=(9, 3))
-        found, score = predict.chosen_tags(task, logits, lengths), predict.log_softmax(logits) - [0.5, 0, 0]
-        for begin, n in zip((0, 3, 4), lengths):
-            def total(tags):
-                return sum(score[begin + t, tag] + after[tags[t - 1] if t else 3, tag] for t, tag in enumerate(tags))
-            assert tuple(found[begin:begin + n]) == max(itertools.product(range(3), repeat=n), key=total)
+        found = np.split(predict.chosen_tags(task, logits, lengths), (3, 4))
+        for tags, score in zip(found, np.split(predict.log_softmax(logits) - [0.5, 0, 0], (3, 4))):
+            totals = {way: score[range(len(way)), way].sum() + after[(3, *way[:-1]), way].sum()
+                      for way in itertools.product(range(3), repeat=len(score))}
+            assert tuple(tags) == max(totals, key=totals.get)
 
 
 def test_the_table_of_an_older_run_keeps_its_size():

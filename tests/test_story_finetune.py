@@ -195,7 +195,7 @@ EVERYTHING = ["--dropout=0.2", "--head_dropout=0.2", "--token_mask=0.1", "--toke
               "--unfreeze_every=0.4", "--eval_interval=7", "--max_steps=26", "--epochs=9"]
 
 
-@pytest.mark.parametrize("extra", [["--optimizer=muon"], ["--lora_rank=2", "--unfreeze_every=0"]])
+@pytest.mark.parametrize("extra", [["--optimizer=muon", "--adversarial=1"], ["--lora_rank=2", "--unfreeze_every=0"]])
 def test_a_crashed_run_resumes_in_the_middle_of_an_epoch_bit_for_bit(extra, home, tmp_path, call, crash):
     options = [*FAST, *EVERYTHING, *extra, f"--data={home / 'classify'}", f"--init_from={home / 'encoder'}"]
     call(finetune, *options, f"--out_dir={tmp_path / 'whole'}")

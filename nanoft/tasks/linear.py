@@ -33,9 +33,9 @@ LETTERS = 20  # of a word that is tagged, its leading space included; the rest i
 
 
 class NGramLinear(nn.Module):
-    """Logits of a text from its n-grams. table: (n_buckets, K); idf: (n_buckets,), 0 where training had no such n-gram.
+    """Logits of a text from its n-grams. table: (n_buckets, K); idf: (n_buckets,), 0 where training had no such one.
 
-    Both are found by fit(), not by gradient descent, and are saved with the model. spelling: (V, LETTERS), of tags alone.
+    Both are found by fit(), not by gradient descent, and saved with the model. spelling: (V, LETTERS), of tags alone.
     """
 
     table: Tensor
@@ -62,19 +62,19 @@ class NGramLinear(nn.Module):
         return (hashed.cumsum(-1) >> 32) % self.n_buckets                    # (B, T, 2)
 
     def words(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The words that tokens make, letter by letter, (B, T + 1, LETTERS), and the number of each token's word (B, T).
+        """The words that tokens make, (B, W, LETTERS) as in spelling(), and the number of each token's word, (B, T).
 
-        A word begins with a token that begins with a space; before the first there is an empty one.
+        A word begins with a token that begins with a space. W = T + 1, for word 0, before the first, is empty.
         """
         B, T = ids.shape
         letters = self.spelling[ids] if mask is None else self.spelling[ids] * mask[..., None]  # (B, T, LETTERS)
-        number = (letters[..., 0] == SPACE).cumsum(1)                                           # (B, T) from 0 to T
-        end = (letters > 0).sum(-1).cumsum(1)                                                   # (B, T), letters so far
-        before = torch.zeros_like(F.pad(end, (0, 1))).scatter_reduce(1, number, end, "amax")    # (B, T + 1)
-        begin = F.pad(before, (1, 0)).gather(1, number)                                         # (B, T) of the word
-        place = (F.pad(end, (1, 0))[:, :-1] - begin)[..., None] + torch.arange(LETTERS, device=ids.device)
-        place = torch.where(letters > 0, place, LETTERS).clamp(max=LETTERS)                     # the last is left out
-        place = place + (LETTERS + 1) * number[..., None]                                       # (B, T, LETTERS)
+        number = (letters[..., 0] == SPACE).cumsum(1)                                           # (B, T), from 0 to T
+        end = (letters > 0).sum(-1).cumsum(1)              # (B, T): how many letters the tokens up to this one have
+        last = end.new_zeros(B, T + 1).scatter_reduce(1, number, end, "amax")  # (B, W): the same for whole words
+        begin = F.pad(end, (1, 0))[:, :-1] - F.pad(last, (1, 0)).gather(1, number)  # (B, T): of the token in its word
+        place = begin[..., None] + torch.arange(LETTERS, device=ids.device)         # (B, T, LETTERS)
+        place = torch.where(letters > 0, place, LETTERS).clamp(max=LETTERS)         # a column that is dropped below
+        place = number[..., None] * (LETTERS + 1) + place
         spelled = letters.new_zeros(B, (T + 1) * (LETTERS + 1)).scatter(1, place.flatten(1), letters.flatten(1))
         return spelled.view(B, T + 1, -1)[..., :LETTERS], number
 
@@ -180,8 +180,9 @@ def fit(task: dict, train: Encoded, val: Encoded, tokenizer=None) -> NGramLinear
 
 
 def spelling(tokenizer) -> Tensor:
-    """The letters of each token, int64 (V, LETTERS), 0 where it has no more: four times the number of the letter in lower
-    case, and 1 for a capital, 2 for a small letter, 3 for a digit. A special token is a word of its own.
+    """The letters of each token, int64 (V, LETTERS), 0 where it has no more. A special token is a word of its own.
+
+    A letter is four times its number in lower case, and 1 more for a capital, 2 for a small letter, 3 for a digit.
     """
     kinds = (str.isupper, str.islower, str.isdigit)
     rows = [[(ord(c.lower()[0]) << 2) + next((i for i, is_it in enumerate(kinds, 1) if is_it(c)), 0)

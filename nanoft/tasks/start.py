@@ -205,7 +205,7 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
     task |= {name: getattr(cfg, name) for name in ("long_text", "doc_stride", "head_dropout")}
     task |= {"match_types": cfg.match_types == "true", "linear": cfg.linear == "true"}
     if kind in features.LINEAR and linear.n_outputs(task) <= 4:
-        task["linear_buckets"] = 2**20  # 12 MB of two classes; in fewer rows the pairs of many texts get mixed up (LOG.md)
+        task["linear_buckets"] = 2**20  # 12 MB for two classes; in fewer, many pairs share a row (LOG.md)
     if task["max_length"] < 8:
         raise UserError(f"a block_size of {task['max_length']} has no room for a text; give --max_length=64, say")
     if kind == "regress":  # the head learns numbers of mean 0 and deviation 1
@@ -221,6 +221,9 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
         task["transitions"] = predict.transitions(task["labels"], rows["train"])
     if cfg.long_text == "windows" and any("pair" in row for row in rows["train"]):
         raise UserError("long_text=windows is for single texts; for pairs use head, tail or head_tail")
+    if cfg.adversarial and (kind == "image" or cfg.freeze_blocks or cfg.lora_rank):
+        raise UserError("adversarial noise is put on embeddings of tokens that are trained, which there are none; leave it "
+                        "out")
     if cfg.class_weights == "balanced" and (kind not in examples.LABELLED or task.get("multi_label")):
         raise UserError(f"class_weights=balanced needs one class an example, which a {kind} task "
                         f"{'with several labels ' * bool(task.get('multi_label'))}has not; leave it out")
