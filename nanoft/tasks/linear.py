@@ -28,7 +28,7 @@ from nanoft.tasks.collate import token_types
 from nanoft.tasks.features import Encoded
 
 PENALTIES = (1, 10, 100)  # C: |W|^2 / (2 * C * rows) is added to the mean loss; the best by validation loss is taken
-SPACE = ord(" ") << 2
+SPACE = ord(" ") << 2  # as in spelling()
 LETTERS = 20  # of a word that is tagged, its leading space included; the rest is not read
 
 
@@ -85,13 +85,14 @@ class NGramLinear(nn.Module):
         case = torch.where(case > 0, case, words)                                      # signs stand for themselves
         changes = (case != F.pad(case, (1, 0))[..., :-1]) * (case > 0)                 # " Xxd" of " Rome27"
         shape = (case * changes * powers[(changes.cumsum(-1) - 1).clamp(min=0)]).sum(-1)          # (B, W)
-        last = ((words > 0).sum(-1, keepdim=True) - torch.arange(1, 4, device=ids.device)).clamp(min=0)
+        last = ((words > 0).sum(-1, keepdim=True) - torch.arange(1, 4, device=ids.device)).clamp(min=0)  # (B, W, 3)
         forms = [(some * powers[:some.size(-1)]).sum(-1) for some in (
             lower, lower[..., :3], lower[..., :4], lower.gather(-1, last[..., :2]), lower.gather(-1, last))]
         own = torch.stack((forms[0], shape), -1)                                       # (B, W, 2)
-        first, left, _, right, second = F.pad(own, (0, 0, 2, 2)).unfold(1, own.size(1), 1).transpose(-1, -2).unbind(1)
-        found = torch.cat((torch.stack([*forms, shape, torch.zeros_like(shape)], -1), first, left, right, second,
-                           left * powers[1] + own, own * powers[1] + right), -1)       # (B, W, 19); always the zero
+        beside = [own.roll(n, dims=1) for n in (2, 1, -1, -2)]                         # (B, W, 2); word 0 is empty
+        pairs = [beside[1] * powers[1] + own, own * powers[1] + beside[2]]
+        bias = torch.zeros_like(shape)                                                 # the same for every word
+        found = torch.cat((torch.stack([*forms, shape, bias], -1), *beside, *pairs), -1)          # (B, W, 19)
         kind = torch.arange(found.size(-1), device=ids.device) << 32
         buckets = ((found + kind) * powers[0] >> 32) % self.n_buckets
         return buckets.gather(1, number[..., None].expand(-1, -1, found.size(-1)))
@@ -164,7 +165,8 @@ def fit(task: dict, train: Encoded, val: Encoded, tokenizer=None) -> NGramLinear
                 for encoded in (train, val))
     text, bucket, count = count_all(model, train)
     df = torch.bincount(bucket, minlength=model.n_buckets).float()
-    model.idf = torch.where(df > 0, 1.0 if tags else ((1 + len(y)) / (1 + df)).log() + 1, 0.0)
+    idf = ((1 + len(y)) / (1 + df)).log() + 1 if not tags else torch.ones_like(df)  # rare spellings tell no more
+    model.idf = torch.where(df > 0, idf, 0.0)
     used = df.nonzero()[:, 0]  # the buckets that occur
     X = matrix(model, text, bucket, count, len(y), used)
     V = matrix(model, *count_all(model, val), len(y_val), used)
