@@ -60,8 +60,9 @@ class TaskModel(nn.Module):
         A step on the sum of both gradients is adversarial training by FGM (arXiv:1605.07725, there on each text alone).
         """
         weight = self.trunk.tokens.weight
-        before, noise = weight.detach().clone(), weight.grad * (size / (weight.grad.norm() + 1e-12))
-        weight.data.add_(noise)
+        before, gradient = weight.detach().clone(), weight.grad
+        assert gradient is not None
+        weight.data.add_(gradient * (size / (gradient.norm() + 1e-12)))
         yield
         weight.data.copy_(before)
 

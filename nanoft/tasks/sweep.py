@@ -1,7 +1,7 @@
 """Several runs: started by one command and compared in a table, or averaged: the mean of their predictions.
 
     python finetune.py config/sst2.py --seeds=1,2,3 "--grid=lr=1e-4,3e-4"
-    python -m nanoft ensemble out/imdb/seed1 out/imdb/seed2 out/imdb_bag --out_dir=out/imdb_together
+    python -m nanoft ensemble out/imdb/seed1 out/imdb/seed2 out/imdb_3 --out_dir=out/imdb_together
     python -m nanoft ensemble out/long_1 out/long_2         # GPTs: the loss of their mean
 
 Models that were trained independently make different mistakes, so the mean of their probabilities is mostly better than
