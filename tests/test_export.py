@@ -16,6 +16,7 @@ from nanoft.pretokenize import PATTERNS
 from nanoft.published import convert, gguf, safetensors
 from nanoft.published.source import open_checkpoint
 from nanoft.sampling import Sampling
+from nanoft.tasks import linear
 from nanoft.tasks.heads import TaskModel
 from nanoft.text import vocabulary
 
@@ -305,7 +306,9 @@ ENCODERS = {
     "two texts": ({}, CLASSIFY | {"kind": "pair", "linear": True}),  # the linear model alone reads types, 0 to 3
     "a causal classifier": ({"causal": True, "n_kv_head": 2}, CLASSIFY | {"pool": "last"}),
     "numbers": ({}, {"kind": "regress", "pool": "mean", "head_dropout": 0.1, "mean": 3.0, "deviation": 2.0}),
-    "tags": ({}, CLASSIFY | {"kind": "tag"}), "answers": ({"n_types": 2}, CLASSIFY | {"kind": "answer"}),
+    "tags": ({}, CLASSIFY | {"kind": "tag"}),
+    "tags, by the spelling of words too": ({}, CLASSIFY | {"kind": "tag", "linear": True}),
+    "answers": ({"n_types": 2}, CLASSIFY | {"kind": "answer"}),
     "masked words": ({"n_types": 2}, None)}
 
 
@@ -315,6 +318,8 @@ def encoder_state(tokenizer, options, task):
     model = TaskModel(cfg, task) if task else make_model(cfg)
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(x.shape, generator=generator) * 0.3 for name, x in model.state_dict().items()}
+    if "ngrams.spelling" in state:
+        state["ngrams.spelling"] = linear.spelling(tokenizer)
     checkpoint.load_weights(model, state, "x")
     return model.eval(), {"model": model.state_dict(), "model_config": vars(cfg), "step": 0, "config": {}} | (
         {"task": task} if task else {})

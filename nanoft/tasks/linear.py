@@ -84,16 +84,16 @@ class NGramLinear(nn.Module):
         lower, case, powers = words >> 2, words & 3, self.multipliers                  # (B, W, LETTERS), W = T + 1
         case = torch.where(case > 0, case, words)                                      # signs stand for themselves
         changes = (case != F.pad(case, (1, 0))[..., :-1]) * (case > 0)                 # " Xxd" of " Rome27"
-        shape = (case * changes * powers[(changes.cumsum(-1) - 1).clamp(min=0)]).sum(-1)          # (B, W)
+        shape = total(case * changes * powers[(changes.cumsum(-1) - 1).clamp(min=0)])  # (B, W)
         last = ((words > 0).sum(-1, keepdim=True) - torch.arange(1, 4, device=ids.device)).clamp(min=0)  # (B, W, 3)
-        forms = [(some * powers[:some.size(-1)]).sum(-1) for some in (
+        forms = [total(some * powers[:some.size(-1)]) for some in (
             lower, lower[..., :3], lower[..., :4], lower.gather(-1, last[..., :2]), lower.gather(-1, last))]
         own = torch.stack((forms[0], shape), -1)                                       # (B, W, 2)
         beside = [own.roll(n, dims=1) for n in (2, 1, -1, -2)]                         # (B, W, 2); word 0 is empty
         pairs = [beside[1] * powers[1] + own, own * powers[1] + beside[2]]
         bias = torch.zeros_like(shape)                                                 # the same for every word
         found = torch.cat((torch.stack([*forms, shape, bias], -1), *beside, *pairs), -1)          # (B, W, 19)
-        kind = torch.arange(found.size(-1), device=ids.device) << 32
+        kind = torch.arange(found.size(-1), device=ids.device) * 2**32
         buckets = ((found + kind) * powers[0] >> 32) % self.n_buckets
         return buckets.gather(1, number[..., None].expand(-1, -1, found.size(-1)))
 
@@ -106,7 +106,7 @@ class NGramLinear(nn.Module):
         if self.tags:
             keys = self.surroundings(ids, mask)
             keys = keys.flatten(0, 1) if words is None else keys[words]                         # (words, 19)
-            keys = keys + self.n_buckets * torch.arange(len(keys), device=ids.device)[:, None]
+            keys = keys + self.n_buckets * torch.arange(keys.size(0), device=ids.device)[:, None]
         else:
             keys = self.keys(ids, types) + self.n_buckets * torch.arange(len(ids), device=ids.device)[:, None, None]
             keys = keys if mask is None else keys[mask]
@@ -127,6 +127,11 @@ class NGramLinear(nn.Module):
         logits = self.table.new_zeros(n_texts, self.table.size(1)).index_add(
             0, text, weight[:, None] * self.table[bucket])
         return logits.view(*ids.shape, -1) if self.tags else logits
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum modulo 2^64 over the last dimension of integers; that of onnxruntime rounds large ones."""
+    return x.cumsum(-1)[..., -1]
 
 
 def n_buckets(task: dict) -> int:
