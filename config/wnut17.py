@@ -1,6 +1,6 @@
 # WNUT-17: rare entities in short messages, from an encoder pretrained on WikiText-2 (config/wikitext_bert_ngram.py) and
 # a linear model of spelling and surroundings beside it; O is refused below a threshold that the validation rows tell.
-# Seen over seeds 1 to 3, 2 minutes of a core each: a test entity F1 of 0.229 (deviation 0.007); on the validation rows,
+# Seen over seeds 1 to 3, 3 minutes of a core each: a test entity F1 of 0.229 (deviation 0.007); on the validation rows,
 # which choose epoch and threshold, 0.350. The linear model alone 0.222, the longest match 0.030. Without linear model,
 # threshold and transitions, 8 epochs from config/wikitext_bert.py, the test set had 0.154 (0.006).
 data = "wnut17"

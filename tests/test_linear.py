@@ -158,6 +158,16 @@ def test_the_likeliest_sequence_of_tags_is_found():
             assert tuple(tags) == max(totals, key=totals.get)
 
 
+def test_the_commonest_tag_knows_of_no_transitions():
+    rows = [{"words": ["a", "B"], "tags": ["O", "B-x"]}, {"words": ["a"], "tags": ["O"]}] * 5
+    tokenizer = bpe.train(["a B"], 262, progress=False)
+    task = TAGS | {"transitions": predict.transitions(TAGS["labels"], rows)}
+    encoded = features.encode(rows, task, tokenizer)
+    model = linear.fit(task, encoded, encoded, tokenizer)
+    values = baselines.baseline_scores(task, rows, encoded, encoded, model, (rows, encoded))
+    assert values == {"majority": 0.0, "linear": 1.0}
+
+
 def test_the_table_of_an_older_run_keeps_its_size():
     assert linear.n_buckets(TASK) == 2**18 and linear.n_buckets(TASK | {"linear_buckets": 2**20}) == 2**20
     assert linear.NGramLinear(TASK | {"labels": list("abcdefghijklmnopqrst")}).table.shape == (2**15, 20)

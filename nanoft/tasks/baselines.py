@@ -17,7 +17,8 @@ def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encod
     linear.fit made of the training rows, or None. val: rows and features on which its thresholds are chosen where a
     text has several labels. Kinds without classes or numbers have no baseline: {}.
     """
-    task = {name: value for name, value in task.items() if name != "thresholds"}  # those are the model's
+    # the commonest class, or tag, is always given: without the model's thresholds and transitions
+    full, task = task, {name: value for name, value in task.items() if name not in ("thresholds", "transitions")}
     outputs, kind = {}, task["kind"]
     if kind in (*WHOLE_TEXT, "tag", "image"):
         n = predict.output_offsets(encoded, task)[-1]
@@ -33,7 +34,7 @@ def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encod
     values = {}
     for name, out in outputs.items():
         if name == "linear" and predict.has_thresholds(task):
-            task["thresholds"] = predict.best_thresholds(task, *val, linear.outputs(fitted, val[1]))
+            task = full | {"thresholds": predict.best_thresholds(full, *val, linear.outputs(fitted, val[1]))}
         guesses = predict.predictions(task, rows, encoded, out)
         values[name] = float(predict.scores(task, rows, guesses, encoded, out)[0][task["metric"]])
     return {name: value for name, value in values.items() if not math.isnan(value)}
