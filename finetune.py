@@ -298,7 +298,9 @@ class Data:
     def fitted(self):
         """A linear model of the training rows, seconds, or None for a kind without one."""
         train, val = self.features["train"], self.features["val"]
-        return linear.fit(self.task, train, val, self.tokenizer) if self.task["kind"] in features.LINEAR else None
+        weights = None if self.weights is None else torch.from_numpy(self.weights)
+        known = self.task["kind"] in features.LINEAR
+        return linear.fit(self.task, train, val, self.tokenizer, weights) if known else None
 
     def tokens_of(self, step):
         """How many tokens the batch of a step holds, without padding."""

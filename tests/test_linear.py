@@ -14,6 +14,7 @@ import finetune
 import nanoft
 import sample
 from nanoft import bpe, checkpoint
+from nanoft.files import read_json
 from nanoft.tasks import baselines, collate, features, linear, predict, start
 
 WORDS = {"good": "fine lovely bright warm", "bad": "dull grey broken slow"}
@@ -94,6 +95,15 @@ def test_labels_and_numbers(kind):
     out = linear.outputs(linear.fit(task, split, split), split)
     guess = out.argmax(1) if kind == "several" else out[:, 0] > 0
     assert (guess == [row["label"] for row in rows]).mean() > 0.95
+
+
+def test_balanced_classes_weigh_the_same_in_it(tmp_path, call):
+    rows = [{"text": f"perhaps {i}", "label": "rare" if i % 5 < 2 else "usual"} for i in range(200)]
+    table = write_csv(tmp_path / "rows.csv", rows + [{"text": f"never {i}", "label": "usual"} for i in range(600)])
+    for choice, least, most in (("none", 0, 0), ("balanced", 0.9, 1)):  # two of five are fewer, but rarer ones too
+        out = tmp_path / choice
+        call(finetune, f"--train_file={table}", f"--class_weights={choice}", f"--out_dir={out}", "--device=cpu")
+        assert least <= read_json(out / "result.json")["val_per_class"]["rare"]["recall"] <= most
 
 
 TAGS = TASK | {"kind": "tag", "labels": ["O", "B-x"], "metric": "f1", "pool": "mean"}

@@ -157,10 +157,10 @@ def contributions(model: NGramLinear, ids: Tensor, types: Tensor | None) -> Tens
     return single + pair / 2 + F.pad(pair[1:], (0, 0, 0, 1)) / 2 + F.pad(pair[:1], (0, 0, 0, len(ids) - 1)) / 2
 
 
-def fit(task: dict, train: Encoded, val: Encoded, tokenizer=None) -> NGramLinear:
+def fit(task: dict, train: Encoded, val: Encoded, tokenizer=None, class_weights: Tensor | None = None) -> NGramLinear:
     """The model fitted on the training features, its penalty chosen by the validation loss; a few seconds.
 
-    task: of a kind in features.LINEAR, several labels a text among them. tokenizer: read of tags alone.
+    task: of a kind in features.LINEAR, several labels too. tokenizer: read of tags alone. class_weights: (K,) or None.
     """
     tags = task["kind"] == "tag"
     model = NGramLinear(task, tokenizer.vocab_size if tags else 0)
@@ -179,8 +179,8 @@ def fit(task: dict, train: Encoded, val: Encoded, tokenizer=None) -> NGramLinear
     scale = 1.0 if task["kind"] in ("regress", "tag") else naive_bayes(
         Xt, y if task.get("multi_label") else F.one_hot(y, W.size(1)).float())
     for C in PENALTIES:
-        W = solve(X, Xt, y, W, scale, 1 / (C * len(y)), task)
-        loss = loss_of(V @ (scale * W), y_val, task).item()
+        W = solve(X, Xt, y, W, scale, 1 / (C * len(y)), task, class_weights)
+        loss = loss_of(V @ (scale * W), y_val, task, class_weights).item()
         if loss < best:
             best, model.table[used] = loss, scale * W
     return model.eval()
@@ -245,14 +245,14 @@ def matrix(model: NGramLinear, text: Tensor, bucket: Tensor, count: Tensor, n_te
         return torch.sparse_csr_tensor(begin, column, weight, size=(n_texts, len(used)))
 
 
-def loss_of(z: Tensor, y: Tensor, task: dict) -> Tensor:
-    """Mean loss of outputs z: (n, K), as TaskModel has it for these kinds."""
+def loss_of(z: Tensor, y: Tensor, task: dict, class_weights: Tensor | None) -> Tensor:
+    """Mean loss of outputs z: (n, K), as TaskModel has it for these kinds. class_weights: (K,), or None."""
     if task["kind"] == "regress":
         return (z[:, 0] - y).square().mean()
-    return F.binary_cross_entropy_with_logits(z, y) if task.get("multi_label") else F.cross_entropy(z, y)
+    return F.binary_cross_entropy_with_logits(z, y) if task.get("multi_label") else F.cross_entropy(z, y, class_weights)
 
 
-def solve(X: Tensor, Xt: Tensor, y: Tensor, start: Tensor, scale, penalty: float, task: dict) -> Tensor:
+def solve(X: Tensor, Xt: Tensor, y: Tensor, start: Tensor, scale, penalty: float, task: dict, class_weights) -> Tensor:
     """The W, (columns, K), that minimises loss_of(X (scale W)) + penalty / 2 * |W|^2. X: (n, columns), sparse; Xt: its
     transpose; scale: (columns, K), or a number; start: where the search for W begins.
     """
@@ -263,7 +263,7 @@ def solve(X: Tensor, Xt: Tensor, y: Tensor, start: Tensor, scale, penalty: float
     def closure():
         with torch.enable_grad():
             z = (X @ (scale * W)).requires_grad_()  # the gradient of a sparse product is taken by hand
-            loss = loss_of(z, y, task)
+            loss = loss_of(z, y, task, class_weights)
             loss.backward()
         assert z.grad is not None
         W.grad = scale * (Xt @ z.grad) + penalty * W

@@ -221,7 +221,7 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
         task["transitions"] = predict.transitions(task["labels"], rows["train"])
     if cfg.long_text == "windows" and any("pair" in row for row in rows["train"]):
         raise UserError("long_text=windows is for single texts; for pairs use head, tail or head_tail")
-    if cfg.adversarial and (kind == "image" or cfg.freeze_blocks or cfg.lora_rank):
+    if cfg.adversarial and (kind == "image" or cfg.freeze_blocks or cfg.lora_rank or not (cfg.epochs or cfg.max_steps)):
         raise UserError("adversarial noise is put on the embeddings of tokens, which have to be trained; leave it out")
     if cfg.class_weights == "balanced" and (kind not in examples.LABELLED or task.get("multi_label")):
         raise UserError(f"class_weights=balanced needs one class an example, which a {kind} task "
