@@ -41,7 +41,7 @@ class Config:
     grid: str = ""                     # options to try, as lr=1e-4,3e-4;dropout=0,0.1: a run for each combination
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the matrix products; auto: bf16 if native
-    compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: pictures alone, for lengths vary
+    compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: only pictures, above 500 steps
 
     train_file: str = ""               # your own rows instead of data: .csv .tsv .jsonl; CoNLL (tag), SQuAD (answer)
     val_file: str = ""                 # the same for validation; without it val_fraction of train_file
@@ -62,7 +62,7 @@ class Config:
     doc_stride: int = 128              # tokens from one window to the next
     pool: Literal["auto", "mean", "cls", "last"] = "auto"  # a text's vector; auto: mean, of a GPT the last token's
     match_types: Literal["auto", "true", "false"] = "auto"  # of two texts: token types mark tokens shared by both
-    linear: Literal["auto", "true", "false"] = "auto"  # a linear model of n-grams beside the blocks; auto: of texts
+    linear: Literal["auto", "true", "false"] = "auto"  # linear model of n-grams; auto: texts, but no published weights
     token_drop: float = 0.0            # fraction of the training tokens left out, others each epoch
     token_mask: float = 0.0            # fraction of them replaced by <|mask|>
     image_size: int = 0                # side of the pictures in pixels, 0 = as they are stored; of files 64
@@ -105,7 +105,7 @@ class Config:
 
 
 def check(cfg):
-    """Sentences on options that cannot be, or cannot go together."""
+    """What is wrong with the options, or with their combination, as sentences."""
     problems = check_model(start.scratch_shape(cfg)) + config.run_problems(cfg) + start.picture_problems(cfg)
     problems += config.at_least(cfg, 1, "batch_size", "log_interval", "doc_stride")
     problems += config.at_least(cfg, 0, "seed", "micro_batch_size", "epochs", "max_steps", "lr", "head_lr", "embed_lr",
@@ -197,7 +197,7 @@ def fine_tune(cfg, dist):
     describe(run, data, steps)
 
     def forward_backward(net, batch, share, noise=0.0):
-        """Forward and backward of one micro-batch, again with noise if there is any: the sum of its losses * share."""
+        """Forward and backward of one micro-batch, then again with noise if any; the first sum of losses * share."""
         with dist.autocast():
             loss = net(**batch) * share
         run.scaler.scale(loss * dist.world_size).backward()  # DDP takes the mean over the ranks
@@ -296,7 +296,7 @@ class Data:
 
     @functools.cached_property
     def fitted(self):
-        """A linear model of the training rows, seconds, or None for a kind without one."""
+        """A linear model fitted on the training rows, which takes seconds; None for a kind without one."""
         train, val = self.features["train"], self.features["val"]
         weights = None if self.weights is None else torch.from_numpy(self.weights)
         known = self.task["kind"] in features.LINEAR

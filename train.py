@@ -44,7 +44,7 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the matrix products; auto: bf16 if native
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile; auto: where it pays, with eager as fallback
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: each has the whole model, or a part (FSDP)
-    checkpoint_activations: bool = False  # keep a block's input only and compute it again backward: less memory
+    checkpoint_activations: bool = False  # keep only the blocks' inputs, compute the rest again: less memory
     n_layer: int = 4                   # blocks
     n_head: int = 4                    # attention heads
     n_kv_head: int = 0                 # key-value heads, 0 = n_head
@@ -83,7 +83,7 @@ class Config:
 
 
 def check(cfg):
-    """Sentences on options that cannot be, or cannot go together."""
+    """What is wrong with the options, or with their combination, as sentences."""
     problems = check_model(cfg) + config.run_problems(cfg)
     problems += config.at_least(cfg, 1, "batch_size", "eval_interval", "log_interval")
     problems += config.at_least(cfg, 0, "seed", "micro_batch_size", "max_steps", "lr", "embed_lr",
@@ -149,7 +149,7 @@ def main():
         return losses.detach()
 
     def try_it(net):
-        """The code of a training step and of evaluation, which compiling makes."""
+        """Run a training step and an evaluation once, so that their code is compiled."""
         forward_backward(net, data.first_batch(run.micro, dist), 1.0, 1.0)
         alone = replace(dist, rank=0, world_size=1)  # on this rank's share: a trial waits for nobody
         data.evaluate(net, "val", min(cfg.eval_tokens or 2**16, 2**16) // dist.world_size, alone)

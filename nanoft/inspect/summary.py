@@ -190,7 +190,7 @@ class Options:
 
 
 def from_run(path) -> tuple[ModelConfig, SimpleNamespace, dict | None]:
-    """The model's shape, the options and the task (or None) of a run. Raises UserError where there is no checkpoint."""
+    """Shape, options and task (or None) of a run; device=auto where this machine lacks the run's. Raises UserError."""
     state, path = open_checkpoint(path)
     options = asdict(Options()) | state["config"]  # published weights have no options
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

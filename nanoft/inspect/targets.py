@@ -40,9 +40,9 @@ class Subject(NamedTuple):
 
 
 def integrated(trunk, subject: Subject, target: Target, base: Tensor, steps: int) -> explain.Integrated:
-    """What each token adds to a target's score, against base, (T,): by integrated gradients, and by n-grams, exactly.
+    """What each token adds to a target's score: integrated gradients from base, (T,), plus the n-grams' exact part.
 
-    The baseline has none of the text's n-grams.
+    The baseline counts as a text without any n-grams.
     """
     found = explain.integrated_gradients(trunk, target.score, subject.ids, base, subject.types, steps)
     if target.n_grams is None:

@@ -3,8 +3,8 @@
     python -m nanoft figures data/wikitext                   # a folder for pretraining or for fine-tuning
     python -m nanoft figures reviews.csv --label_column=stars --tokenizer=out/wikitext
 
-Writes figures.html and a PNG file of each figure into `figures` beside the data, and prints the main numbers. A data
-set without a tokenizer gets one learned from its rows.
+Writes figures.html and a PNG file of each figure into FOLDER/figures, or FILE_figures beside a file, and prints the
+main numbers. A data set without a tokenizer gets one learned from its rows.
 """
 
 import io
@@ -35,7 +35,7 @@ SPECIAL, SECOND_TEXT, TARGET, REPLACED, UNCHANGED = 1.0, 0.25, -1.0, -0.6, -0.25
 
 @dataclass
 class Options:
-    out: str = ""            # the folder to write to; empty: `figures` beside the data
+    out: str = ""            # the folder to write to; empty: FOLDER/figures, or FILE_figures beside a file
     tokenizer: str = ""      # a tokenizer.json or a folder with one; empty: the data's own, or one learned on the rows
     block_size: int = 64     # tokens of the windows that are shown
     max_length: int = 128    # tokens of a row that a model would see

@@ -142,7 +142,7 @@ def parse_numbers(name: str, text: str, n: int) -> list[int]:
 
 
 def explain_subject(model, tokenizer, subject: Subject, steps: int) -> Findings:
-    """steps: of integrated gradients."""
+    """What explain.py finds about a subject. steps: of integrated gradients."""
     trunk, ids, types = model.trunk, subject.ids, subject.types
     if ids.dim() == 3:  # of a picture, one of the mean colour
         base = trunk.tokens.mean[:len(ids)].round().to(ids.dtype).expand(ids.shape)

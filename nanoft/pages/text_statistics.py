@@ -104,7 +104,7 @@ def compression(train_texts: list[str], val_texts: list[str], pattern: str, size
 
 
 def readable(ids, values, tokenizer, notes=()):
-    """Ids (T,) as texts, values and tooltips for html.words. Tokens of one character become one, padding is short."""
+    """Ids (T,) as texts, values and tooltips for html.words. Tokens sharing a character are one text; so is padding."""
     text_ids = np.flatnonzero(ids != tokenizer.special.get("<|pad|>", -1))
     end = text_ids[-1] + 1 if len(text_ids) else 0
     texts, colours, tooltips = [], [], []

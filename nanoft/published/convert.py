@@ -103,7 +103,7 @@ def write_onnx(state: dict, tokenizer: Tokenizer, path: Path) -> None:
 
 def export(state: dict, tokenizer: Tokenizer, folder: str | Path, dtype=torch.float32,
            limit: int = 5_000_000_000) -> None:
-    """Write a folder as published, in shards of at most `limit` bytes. Raises UserError where there is no such form."""
+    """Write config.json, vocabulary and weights in shards of at most `limit` bytes. Raises UserError as published()."""
     folder = Path(folder)
     content, weights, left = published(state, tokenizer, folder)
     names = write_vocabulary(tokenizer, folder, content)
@@ -218,7 +218,7 @@ def published_config(family: str, cfg: ModelConfig, task: dict | None, tokenizer
 
 
 def write_vocabulary(tokenizer: Tokenizer, folder: Path, content: dict) -> list[str]:
-    """Write the tokenizer's files, its family's or Hugging Face's; returns their names. content: of config.json."""
+    """Write BERT's or GPT-2's vocabulary files, else tokenizer.json; returns their names. content: config.json's."""
     own = tokenizer.content
     if isinstance(tokenizer, WordPiece):
         lines = "".join(f"{token}\n" for token in own["tokens"])

@@ -1,7 +1,7 @@
 """Published GPT-2, BERT and RoBERTa weights as nanoft's: the names of their tensors, and the checkpoint made of them.
 
-A published folder holds config.json, and model.safetensors or pytorch_model.bin or shards of either. Readable are
-GPT-2 (Radford et al. 2019), BERT (arXiv:1810.04805) with its pooler and heads, RoBERTa (arXiv:1907.11692), and
+A published folder holds config.json, and model.safetensors or pytorch_model.bin or shards of either. nanoft reads
+GPT-2 (Radford et al. 2019), BERT (arXiv:1810.04805) with its pooler and heads, RoBERTa (arXiv:1907.11692),
 sentence-transformers' models of these layouts (arXiv:1908.10084), and nanoft's own models in Qwen3's layout
 (arXiv:2505.09388); ViT is in vit.py. The published names are those of the transformers package. convert.py goes the
 other way by the same tables.
@@ -78,7 +78,7 @@ FIXED["roberta"] = FIXED["bert"]
 
 
 def layout(family: str, cfg: ModelConfig, task: dict | None = None) -> dict[str, list[str]]:
-    """{published module: nanoft's, which lie side by side in it}; a few are tensors. task: of a fine-tuned encoder."""
+    """{published module: [nanoft's modules, side by side in it]}; a few are tensors. task: of a fine-tuned encoder."""
     trunk, blocks, outside, block = NAMES[family]
     if cfg.causal:
         heads = {} if cfg.tie_head else {"lm_head": "head"}
@@ -321,7 +321,7 @@ def load_published(config: dict, entries: dict[str, safetensors.Entry], take: Ca
 
 
 def load_own(config: dict, weights: dict[str, torch.Tensor], path: Path) -> dict:
-    """A model under nanoft's names: one file of convert.py, or an older folder. config: read from `path`."""
+    """A model whose weights have nanoft's names: convert.py's file, or an older folder. config: read from `path`."""
     if not isinstance(config.get("model_config"), dict):
         raise UserError(f"{path} has no model_config; export the model again")
     kept = {name: config[name] for name in ("task", "config", "fingerprints") if name in config}

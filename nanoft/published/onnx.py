@@ -50,7 +50,7 @@ def attend(q, k, v, is_causal=False, **options):
 
 
 def converted(state: dict) -> tuple[bytes, list[str]]:
-    """The ONNX file of a checkpoint and its inputs' names. Raises UserError for a GPT or where the extra is missing."""
+    """(an ONNX file's bytes, its inputs' names). Raises UserError if the model writes text or the extra is missing."""
     try:
         importlib.import_module("onnxscript")
     except ImportError:

@@ -80,7 +80,7 @@ def read_header(path: Path) -> tuple[dict, dict[str, str], int]:
 
 
 def parse_header(header: bytes, size: int) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...], int]], dict]:
-    """{name: (dtype, shape, begin)}, metadata; size: of what follows the header. Raises ValueError, RecursionError."""
+    """({name: (dtype, shape, begin)}, metadata). size: bytes after the header. Raises ValueError, RecursionError."""
     if not header.startswith(b"{"):
         raise ValueError("its header is not a JSON object")
     content = json.loads(header.decode("utf-8"), object_pairs_hook=without_duplicates)

@@ -150,7 +150,7 @@ class Completion:
         return found
 
     def logprobs(self, tokens: list[Token], offset: int) -> dict | None:
-        """Of the tokens of a piece, where they were asked for."""
+        """The log-probabilities of a piece's tokens, or None if not asked for. offset: of the piece, in characters."""
         if not self.body.get("logprobs"):
             return None
         return {"tokens": [self.name(t.id) for t in tokens], "text_offset": [offset] * len(tokens),
@@ -158,7 +158,7 @@ class Completion:
                 "top_logprobs": [{self.name(i): p for i, p in t.best} for t in tokens]}
 
     def name(self, token: int) -> str:
-        """A token as text; bytes that are a part of a character only as \\\\xe4."""
+        """A token as text; the bytes of an incomplete character as \\xe4."""
         return self.tokenizer.decode_bytes([token]).decode("utf-8", "backslashreplace")
 
     def total(self) -> dict:

@@ -85,7 +85,7 @@ class Model:
         return pieces if stream else "".join(pieces)
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The ids of a prompt as in training (of kind generate: all is plain text). Raises UserError for no ids."""
+        """The ids of a prompt; of kind generate: all plain text, and a line end after it. Raises UserError if empty."""
         self.need(self.writes, "does not write", "give a GPT, or one fine-tuned as --kind=generate")
         ids = self.tokenizer.encode(self.prompt_text(prompt), allow_special=not self.kind)
         if not ids:
@@ -214,7 +214,7 @@ class Model:
         return guesses, encoded, out
 
     def explain(self, row: dict, steps: int = 20) -> list[tuple[str, float]]:
-        """The words of a checked row, each with what it adds to the prediction's score, by integrated gradients."""
+        """[(word, what it adds to the prediction's score)] by integrated gradients. row: checked, as by inputs.py."""
         if not self.explains:
             raise UserError("only the words of classify, pair and regress are explained, and not in int8")
         guesses, encoded, out = self.outputs([row])
@@ -249,7 +249,7 @@ class Model:
 
 
 def text_pieces(tokens: Iterable[int], tokenizer) -> Iterator[str]:
-    """The text of token ids, a piece a token: characters come with their last byte. <|endoftext|> ends it, unseen."""
+    """The text of token ids, a piece for each; a character comes with its last byte. Stops before <|endoftext|>."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
         if token == tokenizer.special[END]:

@@ -14,8 +14,8 @@ def baseline_scores(task: dict, rows: list[dict], encoded: Encoded, train: Encod
     """The task's metric of simple models on a split: {"majority": ..., "linear": ...}, those for which it exists.
 
     majority: always the commonest class of training, or the mean of its numbers, or the commonest tag. fitted: what
-    linear.fit made of the training rows, or None. val: rows and features on which its thresholds are chosen where a
-    text has several labels. Kinds without classes or numbers have no baseline: {}.
+    linear.fit made of the training rows, or None. val: the rows and features on which its thresholds are chosen
+    (multi-label, and the tag O). Kinds without classes or numbers have no baseline: {}.
     """
     # the commonest class, or tag, is always given: without the model's thresholds and transitions
     full, task = task, {name: value for name, value in task.items() if name not in ("thresholds", "transitions")}

@@ -67,7 +67,7 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
     classify, pair, regress, generate: .csv, .tsv or .jsonl. A column that is not named is found by its usual names;
     several of text, separated by commas, are joined; generate takes its prompt from text_column and its response from
     label_column. image: the same, with the names of picture files, as seen from the table, in text_column; or a folder
-    that has one of picture files for each class. columns: the names, where files lack them. separator: what stands
+    with one folder of picture files for each class. columns: the names, where files lack them. separator: what stands
     between several labels of a text, which makes the task multi-label. tag: a CoNLL file. answer: SQuAD's .json, v1.1
     or v2. (Those two also as .jsonl in the form above.) Every file may be gzipped. Without val_file, val_fraction of
     the rows are validation, chosen by the hash of their text. Raises UserError as load_task.
@@ -121,7 +121,7 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
 
 
 def named_row(raw: dict, where: str, kind: str, chosen: dict[str, list[str]], separator: str, path) -> dict:
-    """A row of the table `path` by our names, its label and picture as the kind needs them. Raises UserError."""
+    """A row of a table under our names for its columns, label and picture as the kind needs them. Raises UserError."""
     row = {}
     for name, columns in chosen.items():
         for column in columns:
@@ -192,7 +192,7 @@ def order_labels(labels) -> list[str]:
 def print_oddities(task: dict, labels_of_rows: list[list[str]]):
     """Print the scheme of tags, or that they have none (then accuracy is the metric); and labels that look alike.
 
-    Raises UserError where no label occurs in two rows: it is a number of the row, or a text, but no class.
+    Raises UserError where none of ten or more labels occurs in two rows: numbers of rows, or texts, not classes.
     """
     counts = Counter(label for labels in labels_of_rows for label in set(labels))
     if len(counts) > 9 and max(counts.values()) == 1:
@@ -392,7 +392,7 @@ def describe_labels(task: dict, rows: list[dict]) -> str:
 
 
 def describe_lengths(lengths: list[int], max_length: int = 0, is_split: bool = False) -> str:
-    """A line on the numbers of tokens, and what max_length cuts away (is_split: divides, nothing is lost)."""
+    """A line on the numbers of tokens of rows, and on what max_length cuts (is_split: it divides, nothing is lost)."""
     ordered = sorted(lengths)
     median, p90, p99 = (ordered[math.ceil(fraction * len(ordered)) - 1] for fraction in (0.5, 0.9, 0.99))
     line = f"tokens: median {median:,}, 90 % up to {p90:,}, 99 % up to {p99:,}, longest {ordered[-1]:,}"

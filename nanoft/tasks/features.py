@@ -100,7 +100,7 @@ def special_ids(tokenizer) -> tuple[list, list, list]:
 
 
 def text_features(rows, task, tokenizer):
-    """classify, pair and regress. Of two texts that are too long together, the longer one is cut."""
+    """classify, pair and regress. Two texts that are too long together: the longer one is cut, or both to half."""
     cls, sep, between = special_ids(tokenizer)
     space = " " * task.get("leading_space", False)  # so that the first word has the same token as elsewhere
     ids = encode_all((row[name] for row in rows for name in ("text", "pair") if name in row),
@@ -214,7 +214,7 @@ def answer_features(rows, task, tokenizer):
 
 
 def generate_features(rows, task, tokenizer):
-    """Ids, and as targets the next tokens, of the response and <|endoftext|> alone.
+    """The target of each token is the next token if that is of the response or <|endoftext|>, else IGNORE.
 
     A row that is too long loses the beginning of its prompt, then the end of its response.
     """

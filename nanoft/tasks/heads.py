@@ -55,9 +55,9 @@ class TaskModel(nn.Module):
 
     @contextmanager
     def misled(self, size: float):
-        """Within, the tokens' embeddings have noise of this norm that raises the loss, which their gradient tells.
+        """Within, the table of token embeddings is moved along its gradient by a step of this norm: the loss rises.
 
-        A step on the sum of both gradients is adversarial training by FGM (arXiv:1605.07725, there on each text alone).
+        Training with and without this noise is adversarial training, FGM (arXiv:1605.07725: there noise for each text).
         """
         weight = self.trunk.tokens.weight
         before, gradient = weight.detach().clone(), weight.grad
@@ -92,9 +92,9 @@ class TaskModel(nn.Module):
     def forward(self, ids, targets, weights, types=None, mask=None, allowed=None, teacher=None) -> Tensor:
         """The sum of the losses times their weights, which have the shape of the losses.
 
-        targets: class numbers (B,) or, for tag and generate, (B, T) with -100 where there is no target; numbers (B,)
-        for regress; 0 or 1 (B, K) for multi-label, with weights (B,); positions of start and end (B, 2) for answer,
-        with weights (B,). teacher: another model's outputs (B, K), of which half of the loss is.
+        targets: class numbers (B,), of mixed pictures shares (B, K); for tag and generate (B, T), -100 where there is
+        no target; for regress numbers (B,); for multi-label 0 or 1 (B, K), weights (B,); for answer start and end
+        (B, 2), weights (B,). teacher: another model's outputs (B, K); half of the loss is the distance to them.
         """
         kind = self.task["kind"]
         if kind == "generate":

@@ -109,7 +109,7 @@ def split_name(name: str) -> tuple[str, int]:
 
 
 def picture_of(cfg, source_task: dict, first: str) -> dict:
-    """The task's `picture`: the checkpoint's to begin from, else of options and a first picture. Raises UserError."""
+    """The task's `picture`: that of the checkpoint, else by the options and the first picture. Raises UserError."""
     if "picture" in source_task:
         return source_task["picture"]
     path, _ = split_name(first)
@@ -126,7 +126,7 @@ def n_tokens(picture: dict) -> int:
 
 @dataclass
 class Pictures:
-    """The N pictures of a split, with what features.Encoded has of texts and is asked for."""
+    """The N pictures of a split, with those fields of features.Encoded that its users need."""
     pixels: np.ndarray   # (any number, C, S, S) uint8, mapped or in memory
     index: np.ndarray    # (N,) the numbers of these pictures among them
     targets: np.ndarray  # (N,) int64
@@ -159,7 +159,7 @@ def encode(rows: list[dict], task: dict) -> Pictures:
 
 
 def statistics(pictures: Pictures) -> dict[str, list[float]]:
-    """{"mean", "deviation"} of each channel over the pictures, in steps of 0 to 255. Exact: by counting them."""
+    """{"mean", "deviation"} of each channel over the pictures, in pixel values, 0 to 255. Exact: by counting them."""
     counts = np.zeros((pictures.pixels.shape[1], 256))
     for at in range(0, len(pictures), 1000):
         chunk = pictures.pixels[pictures.index[at:at + 1000]]
@@ -242,9 +242,9 @@ def moved(x: Tensor, degrees: Tensor, down: Tensor, right: Tensor, mirrored: Ten
     angle, side = degrees.float() * (math.pi / 180), x.size(-1)
     cos, sin, way = angle.cos(), angle.sin(), 1 - 2 * mirrored.float()
     down, right = 2 * down / side, 2 * right / side  # of coordinates that go from -1 to 1
-    come_from = torch.stack((way * cos, -sin, down * sin - right * cos,  # the column that a pixel comes from, by its
-                             way * sin, cos, -down * cos - right * sin), dim=1).view(-1, 2, 3)  # own place (x, y, 1);
-    grid = F.affine_grid(come_from, list(x.shape), align_corners=False)  # the row: (B, 6) -> (B, 2, 3)
+    come_from = torch.stack((way * cos, -sin, down * sin - right * cos,  # (B, 2, 3): times a pixel's own (x, y, 1),
+                             way * sin, cos, -down * cos - right * sin), dim=1).view(-1, 2, 3)  # where it comes from
+    grid = F.affine_grid(come_from, list(x.shape), align_corners=False)  # (B, S, S, 2): column, row
     return F.grid_sample(x - fill, grid, align_corners=False) + fill  # outside lies 0
 
 
@@ -260,7 +260,7 @@ def cut_out(x: Tensor, row: Tensor, column: Tensor, side: int, fill: Tensor) -> 
 
 
 class Residual(nn.Module):
-    """A convolution beside which its input goes on, as in the blocks: (B, C, H, W) -> (B, C, H, W)."""
+    """A residual connection, as in the blocks: x + convolution(ReLU(norm(x))), (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, width: int):
         super().__init__()

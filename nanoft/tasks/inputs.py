@@ -186,7 +186,7 @@ def read_tagged(path: str, task: dict, given: dict[str, str], encoding: str) -> 
 
 
 def read_words(path: str, column: str, encoding: str) -> list[tuple[str, dict]]:
-    """[(where, row)] of a file with a word a line, in the column of this number, and blank lines after sentences."""
+    """[(where, row)] of a file with a word a line, in this column (a number, else 1); a blank line ends a sentence."""
     index, located, words, first = int(column) - 1 if column.isdigit() else 0, [], [], 0
     for number, line in enumerate([*read_text(path, encoding).split("\n"), ""], 1):
         if line.strip() and not line.startswith(("# ", "-DOCSTART-")):

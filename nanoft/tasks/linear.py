@@ -6,7 +6,7 @@ What TF-IDF with logistic regression is in other libraries, on the tokens that t
 its distinct tokens and pairs of neighbours, each weighted by (1 + log count) * idf, the vector scaled to length 1
 (Salton and Buckley 1988); a weight for each of them and each class is fitted by L-BFGS with an L2 penalty, smaller for
 n-grams that naive Bayes finds telling (after Wang and Manning 2012, aclanthology.org/P12-2018). Of two texts, a token
-counts as another one by where it stands: in the first alone, in the second alone, in both.
+is told apart by the text in which it stands and by whether the other text has it, too: four tokens instead of one.
 
 Where words are tagged, each word is such a text, made of its own spelling (in lower case, as a shape such as "Xxd", its
 first and last letters) and of the words on both sides, by which names are known that were never seen (as in Ratinov and
@@ -33,9 +33,9 @@ LETTERS = 20  # of a word that is tagged, its leading space included; the rest i
 
 
 class NGramLinear(nn.Module):
-    """Logits of a text from its n-grams. table: (n_buckets, K); idf: (n_buckets,), 0 where training had no such one.
+    """Logits of a text from its n-grams. table: (n_buckets, K); idf: (n_buckets,), 0 for what training lacks.
 
-    Both are found by fit(), not by gradient descent, and saved with the model. spelling: (V, LETTERS), of tags alone.
+    Both are found by fit(), not by gradient descent, and saved with the model. spelling: (V, LETTERS), for tag only.
     """
 
     table: Tensor
@@ -64,7 +64,7 @@ class NGramLinear(nn.Module):
     def words(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The words that tokens make, (B, W, LETTERS) as in spelling(), and the number of each token's word, (B, T).
 
-        A word begins with a token that begins with a space. W = T + 1, for word 0, before the first, is empty.
+        A word begins with a token that begins with a space. W = T + 1: word 0 stands before the first, and is empty.
         """
         B, T = ids.shape
         letters = self.spelling[ids] if mask is None else self.spelling[ids] * mask[..., None]  # (B, T, LETTERS)
@@ -130,12 +130,12 @@ class NGramLinear(nn.Module):
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum modulo 2^64 over the last dimension of integers; that of onnxruntime rounds large ones."""
+    """The sum over the last dimension, in integers modulo 2^64; onnxruntime's own sum would round large ones."""
     return x.cumsum(-1)[..., -1]
 
 
 def n_buckets(task: dict) -> int:
-    """The rows of a task's table; runs of older versions, which did not save it, had those named here."""
+    """The rows of a task's table, by its K where the task does not say: above 4 outputs, and in older runs."""
     return task.get("linear_buckets") or (2**18 if n_outputs(task) <= 16 else 2**15)
 
 
@@ -146,7 +146,7 @@ def n_outputs(task: dict) -> int:
 
 @torch.no_grad()
 def contributions(model: NGramLinear, ids: Tensor, types: Tensor | None) -> Tensor:
-    """What each token of a text adds to its logits: ids, types (T,) -> (T, K). A pair's part is half of either token's.
+    """What each token of a text adds to its logits: ids, types (T,) -> (T, K). Two neighbours share their pair's part.
 
     The sum over the tokens is the model's output, forward(ids[None])[0].
     """
@@ -160,7 +160,7 @@ def contributions(model: NGramLinear, ids: Tensor, types: Tensor | None) -> Tens
 def fit(task: dict, train: Encoded, val: Encoded, tokenizer=None, class_weights: Tensor | None = None) -> NGramLinear:
     """The model fitted on the training features, its penalty chosen by the validation loss; a few seconds.
 
-    task: of a kind in features.LINEAR, several labels too. tokenizer: read of tags alone. class_weights: (K,) or None.
+    task: of a kind in features.LINEAR, multi-label too. tokenizer: needed for tag only. class_weights: (K,), or None.
     """
     tags = task["kind"] == "tag"
     model = NGramLinear(task, tokenizer.vocab_size if tags else 0)
@@ -189,7 +189,7 @@ def fit(task: dict, train: Encoded, val: Encoded, tokenizer=None, class_weights:
 def spelling(tokenizer) -> Tensor:
     """The letters of each token, int64 (V, LETTERS), 0 where it has no more. A special token is a word of its own.
 
-    A letter is four times its number in lower case, and 1 more for a capital, 2 for a small letter, 3 for a digit.
+    A letter is 4 * (Unicode's number of its lower case), plus 1 for a capital, 2 for a small letter, 3 for a digit.
     """
     kinds = (str.isupper, str.islower, str.isdigit)
     rows = [[(ord(c.lower()[0]) << 2) + next((i for i, is_it in enumerate(kinds, 1) if is_it(c)), 0)
@@ -199,10 +199,10 @@ def spelling(tokenizer) -> Tensor:
 
 
 def naive_bayes(Xt: Tensor, is_class: Tensor) -> Tensor:
-    """How telling each n-gram is of each class: (columns, K), near 0.25 for none, more for a rare or typical one.
+    """How much each n-gram tells for or against each class: (columns, K), 0.25 if it tells nothing, else more.
 
-    The size of the log of how much commoner it is among the class's texts than among the others, of which a quarter is
-    replaced by 1. Xt: (columns, n), sparse; is_class: (n, K), 0 or 1.
+    0.25 + 0.75 * |log r|, where r is how much commoner the n-gram is in the class's texts than in all others, every
+    count 1 higher. Xt: (columns, n), sparse; is_class: (n, K), 0 or 1.
     """
     occurs = torch.sparse_csr_tensor(Xt.crow_indices(), Xt.col_indices(), torch.ones_like(Xt.values()), Xt.shape)
     inside, outside = 1 + occurs @ is_class, 1 + occurs @ (1 - is_class)  # texts with the n-gram, (columns, K)

@@ -32,7 +32,7 @@ UNSPACED = re.compile(f"[{NO_SPACES}]")
 
 
 def confusion(labels, predictions, n_classes: int) -> np.ndarray:
-    """How often each class was predicted as each: class numbers (N,) -> int (K, K), a row per true class."""
+    """Class numbers (N,) -> counts, int (K, K): a row per true class, a column per predicted one."""
     cells = np.asarray(labels, dtype=np.int64) * n_classes + np.asarray(predictions, dtype=np.int64)
     return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
 

@@ -104,8 +104,8 @@ def best_spans(logits: Tensor, starts: Tensor, max_answer: int) -> Tensor:
 def predictions(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray) -> list[dict]:
     """A dictionary for each row: `prediction`, and by kind
 
-    classify, pair, image: label; `probabilities` by label. regress: a number. tag: a tag a word, `probabilities` of it.
-    answer: the text, "" for none, with `start`, the number of its first character, and `probability` of the span.
+    classify, pair, image: a label, multi-label a list; `probabilities` by label. regress: a number. tag: a tag for each
+    word, `probabilities` of these. answer: the text, "" for none, `start`, its first character, and `probability`.
     generate: no prediction (see write_responses), but the `nats` and `tokens` of the response.
     """
     kind, labels = task["kind"], task.get("labels", ())
@@ -134,8 +134,8 @@ def predictions(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray)
 def chosen_tags(task: dict, logits: np.ndarray, lengths: list[int]) -> np.ndarray:
     """The number of each word's tag: logits (words, K) -> (words,). lengths: the words of each sentence.
 
-    The likeliest, where O is refused below its threshold; with `transitions`, of each sentence the likeliest sequence
-    (Viterbi), so that a name's second word follows its first.
+    The likeliest tag, after O's threshold (nats) is taken from its log-probability; with `transitions`, the likeliest
+    sequence of tags for each sentence (Viterbi), so that a name's second word follows its first.
     """
     score = log_softmax(logits) - [task.get("thresholds", {}).get(label, 0.0) for label in task["labels"]]
     if "transitions" not in task:
@@ -157,9 +157,9 @@ def chosen_tags(task: dict, logits: np.ndarray, lengths: list[int]) -> np.ndarra
 
 
 def transitions(labels: list[str], rows: list[dict]) -> list[list[float]]:
-    """How much commoner each tag is after another than anywhere, (K + 1, K), the last line: at the start of a sentence.
+    """(K + 1, K): how much commoner tag k is after tag j (last row: at the start of a sentence) than anywhere.
 
-    A quarter of the log of the ratio, for the words of a sentence tell most of it already (LOG.md).
+    As a quarter of the log of the ratio, since the words of a sentence tell most of it already (LOG.md).
     """
     K, number = len(labels), {label: k for k, label in enumerate(labels)}
     count = np.full((K + 1, K), 0.1)  # as if each had been seen a tenth of a time
@@ -171,7 +171,7 @@ def transitions(labels: list[str], rows: list[dict]) -> list[list[float]]:
 
 
 def has_thresholds(task: dict) -> bool:
-    """Is a label given, or O refused, from a probability on that the validation rows tell?"""
+    """Does the task have thresholds chosen on the validation rows: of each label (multi-label), or of the tag O?"""
     return bool(task.get("multi_label")) or task["kind"] == "tag" and task["metric"] == "f1" and "O" in task["labels"]
 
 
@@ -185,10 +185,10 @@ def best_share(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray, 
 
 
 def best_thresholds(task: dict, rows: list[dict], encoded: Encoded, out: np.ndarray) -> dict[str, float]:
-    """{label: the probability from which on a text is given it} of a multi-label task: the best F1 on labelled rows.
+    """{label: the probability above which a text gets it}, for the best F1 of the label on these rows (multi-label).
 
-    Half-way between two probabilities; of thresholds as good the nearest to 0.5, which is that of a label without rows.
-    Of tags {"O": what is taken from its logit}: most words are O, so that a rare tag is never the likeliest.
+    It lies half-way between two probabilities; of equally good ones the nearest to 0.5; 0.5 for a label without rows.
+    For tag {"O": nats to take from its log-probability}: most words are O, so a rare tag would never be the likeliest.
     """
     if task["kind"] == "tag":
         def entity_f1(least):
@@ -349,8 +349,8 @@ def check_scores(task: dict, rows: list[dict], encoded: Encoded) -> None:
 def main_score(task: dict, scores: dict) -> float:
     """What evaluations are ranked by: the task's metric, with its sign changed where lower is better.
 
-    What cannot be computed (nan), as a correlation with labels that are all the same, is the worst, and of such scores,
-    or with several labels of equal ones, the one with the least loss is the best.
+    A score that cannot be computed (nan), as a correlation where all labels are the same, counts as the worst. Among
+    such scores, and among equal scores of a multi-label task, the one with the least loss is the best.
 
     Raises UserError for a metric that is none of the scores.
     """

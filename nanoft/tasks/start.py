@@ -230,7 +230,7 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
 
 
 def picture_problems(cfg) -> list[str]:
-    """Sentences on the options of pictures that cannot be."""
+    """What is wrong with the options of pictures, as sentences."""
     unknown = sorted(set(filter(None, cfg.augment.split(","))) - set(images.AUGMENTATIONS))
     problems = [f"augment={cfg.augment}: {unknown[0]} is none of {', '.join(images.AUGMENTATIONS)}"] if unknown else []
     if cfg.patch < 2 or cfg.patch & (cfg.patch - 1):
@@ -239,7 +239,7 @@ def picture_problems(cfg) -> list[str]:
 
 
 def wants_compile(cfg, task: dict, steps: int) -> bool:
-    """Whether to compile. auto: pictures in a run of some length, for texts vary in theirs."""
+    """Whether to compile. auto: only pictures, in a run of more than 500 steps; texts would have many lengths."""
     return cfg.compile == "true" or cfg.compile == "auto" and task["kind"] == "image" and steps > 500
 
 
@@ -255,7 +255,7 @@ def encode(cfg, rows: dict[str, list[dict]], task: dict, tokenizer, dist: Dist) 
 
 
 def teacher_outputs(place: str, rows: list[dict], task: dict, dist: Dist) -> np.ndarray:
-    """What a finished run of the same task answers to each row, by its own tokenizer: float32 (rows, K), as a head."""
+    """A finished run's outputs for each row of the same task: float32 (rows, K), regress in this task's deviations."""
     state, path, tokenizer = open_model(place)
     theirs = state.get("task", {"kind": "none"})
     if (any(theirs.get(name) != task.get(name) for name in ("kind", "labels")) or theirs.get("multi_label")
@@ -293,7 +293,7 @@ def positive_label(cfg, task: dict, rows: list[dict]) -> dict[str, str]:
                                          if cfg.train_file else labels[1])}
 
 
-# The options that say which rows a run has; those that go with a train_file only.
+# The options that go with a train_file only; and all options that say which rows a run has.
 OF_FILES = ("val_file", "test_file", "text_column", "pair_column", "label_column", "columns", "encoding", "separator")
 DATA = ("data", "train_file", "val_fraction", "kind", *OF_FILES)
 

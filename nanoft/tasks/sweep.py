@@ -122,7 +122,7 @@ def compare(cfg, runs: list, results: list[dict]) -> None:
 
 
 def average_predictions(folders: list) -> tuple[dict, np.ndarray, list[dict]]:
-    """The mean of several runs' predictions.jsonl: scores, confusion matrix (K, K), predictions. Raises UserError."""
+    """The mean of several runs' predictions of the same rows: scores, confusion (K, K), the rows. Raises UserError."""
     runs = [[row for _, row in tables.read_jsonl(Path(folder, "predictions.jsonl"))] for folder in folders]
     for folder, rows in zip(folders, runs):
         if not rows or not all(isinstance(row.get("label"), str) and isinstance(row.get("probabilities"), dict)
@@ -166,7 +166,7 @@ class MeanGPT:
 
 
 def average_gpts(folders: list) -> dict:
-    """The metrics of the mean of several GPTs on the first one's data. Raises UserError for models that do not fit."""
+    """The metrics of the mean of several GPTs on all of val and test of the first one's data. Raises UserError."""
     dist = distributed.start()
     models: list = []
     for folder in folders:

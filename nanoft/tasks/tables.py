@@ -235,7 +235,7 @@ def conll_columns(path, rows: list[list[str]], text_column: str, label_column: s
 
 
 def read_squad(path, encoding: str = "", has_answers: bool = True) -> list[tuple[str, dict]]:
-    """[(where, row)] of a SQuAD file (arXiv:1606.05250, arXiv:1806.03822). has_answers: must questions have them?"""
+    """[(where, row)] of a SQuAD file, v1.1 or v2 (arXiv:1606.05250, arXiv:1806.03822). has_answers: are they read?"""
     text, located = read_text(path, encoding), []
     try:
         for paragraph in (paragraph for article in json.loads(text)["data"] for paragraph in article["paragraphs"]):

@@ -28,7 +28,7 @@ SAVE_SECONDS = 5.0  # between two writings of state.json
 
 
 def check(cfg) -> list[str]:
-    """Sentences on options that cannot be."""
+    """What is wrong with the options, as sentences."""
     problems = config.at_least(cfg, 1, "shard_tokens") + config.at_least(cfg, 0, "files", "vocab_size")
     if not 0 < cfg.val_fraction < 1:
         problems.append(f"val_fraction={cfg.val_fraction} is not between 0 and 1; give a fraction such as 0.001")
@@ -81,7 +81,7 @@ def prepare_corpus(cfg, addresses: dict[str, str], folder: Path) -> None:
 
 
 def total(state: dict, count: str, *splits: str) -> int:
-    """The sum of a count of the shards' headers, of some splits or of all."""
+    """The sum of one count (tokens, bytes, documents) over the headers of all shards of these splits, or of all."""
     return sum(header[count] for split in splits or state["shards"] for header in state["shards"][split])
 
 
@@ -120,7 +120,7 @@ def choose_tokenizer(cfg, paths: Iterable[Path], folder: Path):
 
 
 def find_files(cfg, addresses: dict[str, str]) -> list[str]:
-    """The source files in order: those of --source, or the names of the published ones; of both the first --files."""
+    """The source files in order: those of --source, or else the published ones' names; the first --files, if not 0."""
     given = [Path(name).resolve() for name in cfg.source.split(",") if name.strip()]
     inside = [sorted(path.iterdir()) if path.is_dir() else [path] for path in given]
     names = [str(path) for path in itertools.chain(*inside) if path.name.endswith(ENDINGS) and path.is_file()]
@@ -134,7 +134,7 @@ def find_files(cfg, addresses: dict[str, str]) -> list[str]:
 
 
 def add_file(path: Path, label: str, cfg, tokenizer, state: dict, work: Path) -> None:
-    """Append the ids of a source file, from the document on that the state tells, and bring the state up to date."""
+    """Append the ids of a source file, but not of the documents that `state` counts as done; bring it up to date."""
     size = path.stat().st_size
     if state["size"] != size:  # it is not begun, or has changed since: then it is read again from its beginning
         state |= {"size": size, "documents": 0, "shards": state["before"]}

@@ -62,7 +62,7 @@ def measure(cfg, dist: distributed.Dist) -> None:
 
 
 def split_tokens(data: str, tokenizer, folder: str, dist: distributed.Dist) -> dict[str, Tokens]:
-    """The val and test splits of a data set; where its tokenizer is another one, their text as token files anew."""
+    """The val and test splits of a data set; where it has another tokenizer, their text encoded anew, in `folder`."""
     source = prepare.find_data(data)
     if dist.main:
         prepare.ensure(source)

@@ -127,7 +127,7 @@ def write_data(out: str | Path, splits: dict[str, list | Callable[[], Iterable]]
 
 
 def check_new(out: Path, splits: Iterable[str], overwrite: bool = True) -> None:
-    """Raise UserError where a preparation would replace files that nanoft has not written or, if so, a data set."""
+    """Raise UserError where it would replace files that nanoft has not written or, without overwrite, a data set."""
     if not overwrite and any((out / name).exists() for name in ("tokenizer.json", "train.bin", "train_000.bin")):
         raise UserError(f"{out} holds a data set; --out=FOLDER writes another, --overwrite replaces this one, so that "
                         "runs made of it cannot go on")

@@ -159,7 +159,7 @@ def byte_level_files(tokenizer: Tokenizer) -> tuple[dict[str, int], list[str]]:
 def hugging_face(tokenizer: Tokenizer, framed: bool) -> dict:
     """The content of Hugging Face's tokenizer.json for a tokenizer; framed: a text stands between <|cls|> and <|sep|>.
 
-    A special token's text is that token there, wherever it stands. Runs of more than 1024 characters are not cut.
+    Unlike in nanoft, a special token's text in a text is that token, and runs of more than 1024 characters are not cut.
     """
     ids, pairs = byte_level_files(tokenizer)
     special = {text: ids.pop(text) for text in tokenizer.content["special_tokens"]}
@@ -185,7 +185,7 @@ def hugging_face(tokenizer: Tokenizer, framed: bool) -> dict:
 def from_hugging_face(content: dict, options: dict, path: Path) -> Tokenizer:
     """The tokenizer of Hugging Face's tokenizer.json; options: of tokenizer_config.json, which take precedence.
 
-    Raises UserError for another kind than BERT's, GPT-2's or RoBERTa's, or GPT-2's with another split pattern.
+    Raises UserError for another kind than BERT's, GPT-2's or RoBERTa's; the split pattern may be any.
     """
     try:
         model, normalizer, splitter = content["model"], content["normalizer"] or {}, content["pre_tokenizer"] or {}

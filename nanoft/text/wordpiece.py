@@ -73,7 +73,7 @@ class WordPiece(Tokenizer):
         self.pieces = functools.lru_cache(2**17)(self.cut)  # texts repeat their words
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Text to ids. `[MASK]` or `<|mask|>` is plain text unless allow_special. Raises UserError as check_text."""
+        """Text to ids. `[MASK]`, `<|mask|>`: plain text unless allow_special. Raises UserError for lone surrogates."""
         check_text(text)
         if allow_special and (parts := self.special_texts.split(text))[1:]:
             return [i for n, part in enumerate(parts)
