@@ -196,15 +196,15 @@ def fine_tune(cfg, dist):
     source = None  # free memory
     describe(run, data, steps)
 
-    def forward_backward(net, batch, share, noise=0.0):
-        """Forward and backward of one micro-batch, then again with noise if any; the first sum of losses * share."""
+    def forward_backward(net, batch, share):  # of one micro-batch; the sum of its losses * share
         with dist.autocast():
             loss = net(**batch) * share
         run.scaler.scale(loss * dist.world_size).backward()  # DDP takes the mean over the ranks
-        if noise:
-            with model.misled(noise):
-                forward_backward(net, batch, share)
         return loss.detach()
+
+    def global_batch():  # forward and backward of this rank's micro-batches: its share of the loss
+        parts = run.micro_batches(net, data.make_batch, lambda batch: batch["weights"].sum(dtype=float))
+        return torch.stack([forward_backward(net, batch, 1 / total) for batch, _, total in parts]).sum()
 
     net = run.wrap(lambda net: forward_backward(net, data.batch("train", np.arange(run.micro), dist), 1.0),
                    start.wants_compile(cfg, data.task, steps), data.task["max_length"])
@@ -232,9 +232,10 @@ def fine_tune(cfg, dist):
 
         # ---- one optimizer step over the global batch
         run.seed_dropout()
-        loss = torch.zeros((), device=dist.device)
-        for batch, _, total in run.micro_batches(net, data.make_batch, lambda batch: batch["weights"].sum(dtype=float)):
-            loss += forward_backward(net, batch, 1 / total, cfg.adversarial)
+        loss = global_batch()
+        if cfg.adversarial:
+            with model.misled(cfg.adversarial):
+                global_batch()  # once more: its gradients are added
         factor = optim.lr_factor(progress, cfg.schedule, cfg.warmup, 0.0)
         optim.set_lr(optimizers, factor, epoch)
         norm = run.clip_and_step(optim.training_now(optimizers, epoch))
@@ -253,8 +254,7 @@ def fine_tune(cfg, dist):
               "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
     if run.last_loss is not None:
         result["train_loss"] = run.last_loss
-    path = run.out_dir / "best.pt"
-    result = final_metrics(checkpoint.load(path), path, data, dist, result, started)
+    result = final_metrics(checkpoint.load(best := run.out_dir / "best.pt"), best, data, dist, result, started)
     run.watch.compare(run.step, cfg, result)
     run.row(**{k: v for k, v in result.items() if k.startswith("test_") and isinstance(v, float)})
     run.log.close()
@@ -297,10 +297,10 @@ class Data:
     @functools.cached_property
     def fitted(self):
         """A linear model fitted on the training rows, which takes seconds; None for a kind without one."""
-        train, val = self.features["train"], self.features["val"]
         weights = None if self.weights is None else torch.from_numpy(self.weights)
         known = self.task["kind"] in features.LINEAR
-        return linear.fit(self.task, train, val, self.tokenizer, weights) if known else None
+        return linear.fit(self.task, self.features["train"], self.features["val"], self.tokenizer,
+                          weights) if known else None
 
     def tokens_of(self, step):
         """How many tokens the batch of a step holds, without padding."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoft import bpe
-from nanoft.inspect import explain
+from nanoft.inspect import explain, targets
 from nanoft.kernels import plain_attention
 from nanoft.model import BERT, CLASSIC, GPT, ModelConfig, gram_rows
 from nanoft.tasks.heads import TaskModel
@@ -294,3 +294,12 @@ def test_neighbours_are_the_most_alike():
     by_hand = torch.stack([F.cosine_similarity(table[9], row, dim=0) for row in table])
     by_hand[9] = -1
     assert torch.allclose(cosines[1], by_hand.topk(4).values, atol=1e-5)
+
+
+@pytest.mark.parametrize("said", [["a", "b"], ["c"], []])
+def test_the_labels_that_are_explained_are_those_of_the_prediction(said):
+    """A label is given above its own threshold, so its logit may be negative; without any, the likeliest is shown."""
+    task = {"kind": "classify", "labels": ["a", "b", "c"], "multi_label": True, "thresholds": {"b": 0.2}}
+    chosen = targets.text_scores(lambda ids, types: ids, task, np.array([1.0, -1.0, -3.0]), said)
+    assert [name for _, name, _ in chosen] == [f"logit of {label}" for label in said or ["a"]]
+    assert [int(score(torch.arange(3)[None], None)) for _, _, score in chosen] == [k for k, _, _ in chosen]

@@ -276,9 +276,9 @@ def test_the_adapter_of_a_gpt_that_generates_holds_no_head(home, tmp_path, call)
 @pytest.mark.parametrize("name", ["tag", "answer"])
 @pytest.mark.slow
 def test_parts_and_processes_equal_one_big_batch(name, home, tmp_path, call):
-    """The parts have different numbers of words; each word weighs the same all the same."""
+    """The parts have different numbers of words; each word weighs the same all the same, and the noise is theirs."""
     options = [*FAST, f"--data={home / name}", f"--init_from={home / 'encoder'}", "--dropout=0", "--head_dropout=0",
-               "--max_steps=6", "--eval_interval=3"]
+               "--max_steps=6", "--eval_interval=3", "--adversarial=5"]
     call(finetune, *options, f"--out_dir={tmp_path / 'one'}")
     call(finetune, *options, f"--out_dir={tmp_path / 'parts'}", "--micro_batch_size=4")
     folders = ["parts"]

@@ -88,7 +88,7 @@ def subject_from_row(model, task: dict, tokenizer, row: dict, guess: dict, answe
             ids, types)[:, end, 1], [start, end] if end else [0])]
     else:
         positions = {"cls": [0], "last": [T - 1]}.get(task["pool"], list(range(T)))
-        scores, parts = text_scores(logits, task, out[own].mean(0)), None
+        scores, parts = text_scores(logits, task, out[own].mean(0), guess["prediction"]), None
         if model.ngrams is not None:  # (T, K)
             parts = linear.contributions(model.ngrams, ids, None if types is None else types[0]).cpu()
             parts *= task.get("linear_share", 1.0) * task.get("deviation", 1.0)
@@ -103,13 +103,12 @@ def subject_from_row(model, task: dict, tokenizer, row: dict, guess: dict, answe
     return Subject(title, answer, " ".join(filter(None, notes)), ids, types, targets[:MAX_TARGETS])
 
 
-def text_scores(logits: Callable, task: dict, mean: np.ndarray) -> list[tuple[int, str, Callable]]:
-    """(k, name, score) of a text's label, of its several labels or of its number. mean: (K,) logits of the row."""
+def text_scores(logits: Callable, task: dict, mean: np.ndarray, guess) -> list[tuple[int, str, Callable]]:
+    """(k, name, score) of a text's label, its several labels or its number: the guess. mean: (K,) logits of the row."""
     if task["kind"] == "regress":
         return [(0, "the number", lambda ids, types: logits(ids, types)[:, 0] * task["deviation"] + task["mean"])]
-    chosen = [int(mean.argmax())]
-    if task.get("multi_label"):
-        chosen = [k for k, x in enumerate(mean) if x > 0] or chosen
+    chosen = [task["labels"].index(label) for label in guess] if task.get("multi_label") else []
+    chosen = chosen or [int(mean.argmax())]
     return [(k, f"logit of {task['labels'][k]}", lambda ids, types, k=k: logits(ids, types)[:, k]) for k in chosen]
 
 

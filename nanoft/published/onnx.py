@@ -56,8 +56,8 @@ def converted(state: dict) -> tuple[bytes, list[str]]:
     except ImportError:
         raise UserError("--export=FILE.onnx wants two packages more: pip install onnx onnxscript") from None
     task = state.get("task")
-    if task["kind"] == "generate" if task else state["model_config"].get("causal", True):
-        raise UserError("ONNX is for encoders and classifiers; a model that writes text goes out as FILE.gguf")
+    if task["kind"] in ("generate", "image") if task else state["model_config"].get("causal", True):
+        raise UserError("ONNX is for encoders and classifiers of text; a model that writes text goes out as FILE.gguf")
     model = checkpoint.load_model(state, "the model", partial(TaskModel, task=task) if task else make_model)
     names = INPUTS[:2 + bool(model.cfg.n_types or task and task.get("linear") and task["kind"] in TWO_TEXTS)]
     # one tensor for each input: the converter would take the same tensor twice for one input

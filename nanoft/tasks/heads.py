@@ -55,9 +55,9 @@ class TaskModel(nn.Module):
 
     @contextmanager
     def misled(self, size: float):
-        """Within, the table of token embeddings is moved along its gradient by a step of this norm: the loss rises.
+        """Within, the table of token embeddings is moved along its gradient, by a step of this norm: the loss rises.
 
-        Training with and without this noise is adversarial training, FGM (arXiv:1605.07725: there noise for each text).
+        Training with and without it is adversarial training, FGM (arXiv:1605.07725: there each text has its own noise).
         """
         weight = self.trunk.tokens.weight
         before, gradient = weight.detach().clone(), weight.grad
