@@ -221,11 +221,11 @@ def fine_tune(cfg, dist):
                 with average.in_use():
                     scores = evaluate(run, data)
                     run.watch.look(run.step, watched, run.done)
-                    if run.record(predict.main_score(data.task, scores)):
+                    if better := run.record(predict.main_score(data.task, scores)):
                         save_best(run, data.task)
                 run.row(epoch=epoch, **{f"val_{k}": v for k, v in scores.items() if isinstance(v, float)})
                 run.log.say(f"step {run.step:6} | val {metrics.described(data.task, scores)}"
-                            f"{'' if run.worse else '  (best so far)'}")
+                            f"{'  (best so far)' if better else ''}")
                 run.save_latest(task=data.task, averaged=average.weights)
         if run.done or (cfg.patience and run.worse >= cfg.patience):
             break
@@ -370,7 +370,7 @@ def evaluate(run, data):
     run.model.train()
     run.check_finite(out.sum(), "validation")
     if task["linear"]:
-        task["linear_share"] = predict.best_share(task, rows, encoded, out, data.second_opinion())
+        task["linear_share"] = predict.best_share(task, rows, encoded, out, data.second_opinion()) if run.step else 1.0
         out = mixed(out, data.second_opinion(), task)
     if predict.has_thresholds(task):
         task["thresholds"] = predict.best_thresholds(task, rows, encoded, out)

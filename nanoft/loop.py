@@ -185,11 +185,11 @@ class Run:
     def record(self, score: float) -> bool:
         """Note an evaluation's score, higher is better. Is it the best so far?"""
         self.evaluated = self.step
-        better = self.best is None or score > self.best
-        self.worse = 0 if better else self.worse + 1
-        if better:
+        gain = math.inf if self.best is None else score - self.best
+        self.worse = 0 if gain > 1e-7 else self.worse + 1  # patience ends by the metric, though the loss decides ties
+        if gain > 0:
             self.best = score
-        return better
+        return gain > 0
 
     # ---- one optimizer step --------------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ def check(options: Options) -> list[str]:
 
 def pruned(state: dict, options: Options) -> dict:
     """A checkpoint's dictionary with these parts left out. Raises UserError where no head would go, or all."""
+    if not state["model_config"]["n_layer"]:
+        raise UserError("this model has no blocks, so there is nothing to leave out")
     if options.heads:
         prune_heads(state, options.heads)
     for name, p in state["model"].items():
@@ -48,7 +50,7 @@ def prune_heads(state: dict, fraction: float) -> None:
     cfg, model = ModelConfig(**state["model_config"]), state["model"]
     K = cfg.n_kv_head or cfg.n_head  # groups of heads that share keys and values
     left = K - round(fraction * K)
-    if not 1 <= left < K or not cfg.n_layer:
+    if not 1 <= left < K:
         raise UserError(f"heads={fraction} leaves {left} of the {K} (groups of) heads of each block; choose another")
     for attn in (f"trunk.blocks.{i}.attn." for i in range(cfg.n_layer)):
         value = model[f"{attn}v.weight"].unflatten(0, (K, -1))                      # (K, D, C)

@@ -223,6 +223,10 @@ def test_labels_of_every_kind(tmp_path):
     assert task == CLASSIFY | {"labels": ["fun", "short"], "multi_label": True, "metric": "micro_f1", "separator": "|",
                                "columns": {"text": ["text"], "label": ["topic"]}}
     assert {tuple(row["labels"]) for row in splits["train"]} == {("fun", "short"), (), ("short",)}
+    lines = [{"text": f"{text} {i}", "label": [None, ["a", None], float("nan"), 0][i % 4]}
+             for i, (text, _) in enumerate(REVIEWS)]
+    task, splits = examples.from_table(write(tmp_path / "m.jsonl", lines), "classify", separator="|")
+    assert task["labels"] == ["0", "a"] and {tuple(row["labels"]) for row in splits["train"]} == {(), ("a",), ("0",)}
     rows = [(text, f"{text} again", str(i / 4)) for i, (text, _) in enumerate(REVIEWS)]
     task, splits = table("s.csv", ("sentence1", "sentence2", "score"), rows, "regress")
     assert task == {"kind": "regress", "metric": "pearson", "columns": {
@@ -273,6 +277,7 @@ def test_labels_of_every_kind(tmp_path):
     ("a.csv", as_table(REVIEWS), {"text_column": "review,title"}, ["no column 'title' (text_column); it has review,"]),
     ("a.csv", as_table(REVIEWS), {"text_column": "review,review"}, ["text = review + review, label = sentiment takes"]),
     ("a.jsonl", [{"a": "x", "b": None, "label": "1"}], {"text_column": "a,b"}, ["line 1: b is None, not a text"]),
+    ("a.jsonl", [{"text": f"x {i}", "label": float("nan")} for i in range(9)], {}, ["label is nan, not a text"]),
     ("a.csv", "text,label\n好吃,正\n难吃,负\n".encode("gb18030"), {},
      ["byte 11 is not UTF-8", "--encoding=gb18030, by which the line reads '好吃,正'"]),
     ("a.csv", "text,label\nnaïve,a\ncliché,b\n".encode("latin-1"), {},

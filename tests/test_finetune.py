@@ -83,7 +83,6 @@ REFUSED = {  # what is wrong: (options, words of the sentence)
     "adapters and a frozen trunk": (["--data={home}/data", "--lora_rank=2", "--freeze_blocks=1"], "lora_rank freezes"),
     "noise on what is frozen": (["--data={home}/data", "--init_from={home}/encoder", "--adversarial=1",
                                  "--freeze_blocks=1"], "adversarial noise"),
-    "noise on a linear model": (["--data={home}/data", "--adversarial=1"], "adversarial noise"),
     "an adapter of nothing": (["--data={home}/data", "--adapter=a.pt"], "init_from"),
     "no adapter": (["--data={home}/data", "--init_from={home}/encoder", "--adapter={home}/encoder/best.pt"],
                    "is no adapter"),

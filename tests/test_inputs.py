@@ -115,6 +115,16 @@ def test_a_column_that_was_named_must_be_there(tmp_path):
         rows_of("classify", write(tmp_path / "in.xlsx", ""))
 
 
+def test_numbers_of_pairs_want_both_texts(tmp_path):
+    task = {"kind": "regress", "columns": {"text": ["a"], "pair": ["b"], "label": ["n"]}}
+    path = write(tmp_path / "in.csv", "text,second\nx,y\n")
+    with pytest.raises(UserError, match="which column is the pair"):
+        inputs.prediction_rows(task, path, None, {})
+    with pytest.raises(UserError, match="no pair"):
+        inputs.prediction_rows(task, "", {"text": ["x"]})
+    assert rows_of("regress", path, None, {})[0] == [{"text": "x"}]  # trained on single texts
+
+
 @pytest.mark.parametrize("kind, options, rows", [
     ("classify", {"text": ("a", "b")}, [{"text": "a"}, {"text": "b"}]),
     ("pair", {"text": ["a"], "pair": "b"}, [{"text": "a", "pair": "b"}]),

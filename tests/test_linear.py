@@ -13,7 +13,7 @@ import torch
 import finetune
 import nanoft
 import sample
-from nanoft import bpe, checkpoint
+from nanoft import UserError, bpe, checkpoint
 from nanoft.files import read_json
 from nanoft.tasks import baselines, collate, features, linear, predict, start
 
@@ -58,6 +58,35 @@ def test_a_table_is_enough(tmp_path, call, capsys):
     assert result["val_accuracy_of_linear"] == result["val_accuracy"] and result["step"] == 0
     call(sample, f"--checkpoint={tmp_path / 'run'}", "--text=a lovely warm film", "--device=cpu")
     assert "good" in capsys.readouterr().out.split("\n")[1].split("%")[0]
+    with pytest.raises(UserError, match="learned no vectors"):
+        nanoft.load(tmp_path / "run").embed(["a film"])
+    found = (tmp_path / "run" / "predictions.jsonl").read_bytes()
+    call(finetune, f"--out_dir={tmp_path / 'run'}", "--resume", "--device=cpu")  # it was complete
+    assert (tmp_path / "run" / "predictions.jsonl").read_bytes() == found
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == 0
+
+
+def test_few_validation_rows_never_decide_against_the_only_model(tmp_path, call):
+    rows = [{"text": f"{word} {i}", "label": word} for i in range(20) for word in ("lovely", "dull")]
+    table, odd = write_csv(tmp_path / "rows.csv", rows), [{"text": "lovely", "label": "dull"},
+                                                          {"text": "dull", "label": "lovely"}]
+    call(finetune, f"--train_file={table}", f"--val_file={write_csv(tmp_path / 'odd.csv', odd)}",
+         f"--test_file={table}", f"--out_dir={tmp_path / 'run'}", "--device=cpu")  # validation is all wrong
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test_accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("option", ["--lr=1e-3", "--linear=false", "--n_embd=32", "--token_mask=0.1", "--seeds=1,2"])
+def test_an_option_of_blocks_asks_for_blocks(option, tmp_path, call, capsys):
+    table = write_csv(tmp_path / "reviews.csv", rows_of(60, 1))
+    call(finetune, f"--train_file={table}", option, f"--out_dir={tmp_path / 'run'}", "--device=cpu",
+         "--max_length=16", "--watch_interval=0")
+    said = capsys.readouterr().out
+    if option.startswith("--seeds"):
+        assert "the same for every seed" in said
+    else:
+        run = checkpoint.load(tmp_path / "run" / "best.pt")
+        assert "chosen  epochs=3.0" in said and run["model_config"]["n_layer"] == 2
+        assert run["task"]["linear"] == (option != "--linear=false")
 
 
 def test_blocks_learn_beside_it_and_a_run_goes_on_without_its_options(tmp_path, call, capsys):

@@ -102,6 +102,11 @@ def test_what_cannot_be_is_one_sentence(options, words, runs, tmp_path, call):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(UserError, match="has no blocks"):
+        prune.pruned(state_of(GPT(ModelConfig(**TINY | {"n_layer": 0}))), prune.Options(weights=0.5))
+
+
 def test_nothing_is_written_over(runs, call):
     before = (runs / "pruned" / "best.pt").read_bytes()
     with pytest.raises(UserError, match="is there already"):

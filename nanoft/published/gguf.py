@@ -52,7 +52,9 @@ def write(path: Path, content: dict, weights: dict[str, torch.Tensor], tokenizer
     fields = model_fields(content) | tokenizer_fields(tokenizer, content["eos_token_id"])
     fields |= {"general.file_type": TYPES[dtype][1], "general.quantization_version": 2}
     named = {gguf_name(name, family): x.mT if layouts.is_transposed(name) else x for name, x in weights.items()}
-    kinds = {name: dtype_of(name, x, dtype) for name, x in named.items()}
+    # vectors and positions in float32, what does not fill int8's blocks in float16
+    kinds = {name: "float32" if x.dim() == 1 or name.startswith("position_embd") else
+             "float16" if dtype == "int8" and x.size(1) % BLOCK else dtype for name, x in named.items()}
     head, offset = b"GGUF" + struct.pack("<IQQ", 3, len(named), len(fields)), 0
     head += b"".join(packed(name) + packed(value, typed=True) for name, value in fields.items())
     for name, x in named.items():
@@ -99,13 +101,6 @@ def gguf_name(name: str, family: str) -> str:
     block = re.match(r"(?:transformer\.h|model\.layers)\.(\d+)\.", module)
     prefix = f"blk.{block[1]}." if block else ""
     return f"{prefix}{TENSORS[family][module[block.end():] if block else module]}.{end}"
-
-
-def dtype_of(name: str, x: torch.Tensor, dtype: str) -> str:
-    """What a tensor is stored in: vectors and positions in float32, what does not fill int8's blocks in float16."""
-    if x.dim() == 1 or name.startswith("position_embd"):
-        return "float32"
-    return "float16" if dtype == "int8" and x.size(1) % BLOCK else dtype
 
 
 def encoded(x: torch.Tensor, dtype: str) -> bytes:

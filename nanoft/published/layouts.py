@@ -215,11 +215,6 @@ def read_task(config: dict, cfg: ModelConfig) -> dict | None:
 # ---- weights -----------------------------------------------------------------------------------------------------
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files in which a published folder may have its weights; sentence-transformers may use 0_Transformer/."""
-    return [path / name for path in (folder, *sorted(folder.glob("0_*"))) for name in FILES]
-
-
 def open_weights(path: Path) -> tuple[dict[str, safetensors.Entry], Callable[[list[str]], dict[str, torch.Tensor]]]:
     """{name: Entry} of a file or its shards, and the function take(names) -> {name: tensor}.
 
@@ -262,7 +257,8 @@ def load(path: Path) -> dict:
     config = read_json(described, CONFIG, text=text)
     entries, take = open_weights(path)
     own = config.get("model_type") == "nanoft"
-    published = vit.load if vit.is_vit(config) else load_published
+    is_vit = config.get("model_type") == "vit" or str(config.get("architecture", "")).startswith("vit_")
+    published = vit.load if is_vit else load_published
     loaded = load_own(config, take(list(entries)), described) if own else published(config, entries, take, path)
     return {"step": 0, "config": {"init_from": str(folder)}} | loaded
 

@@ -14,7 +14,9 @@ def open_checkpoint(path: str | Path) -> tuple[dict, Path]:
     path: a run folder (its best.pt, else latest.pt), a checkpoint file, or a folder as published: config.json with
     model.safetensors, pytorch_model.bin, or the index of their shards. Raises UserError if there is none.
     """
-    file = checkpoint.find(path) or next(filter(Path.is_file, layouts.weight_files(Path(path))), None)
+    folders = [Path(path), *sorted(Path(path).glob("0_*"))]  # sentence-transformers may use 0_Transformer/
+    found = filter(Path.is_file, (folder / name for folder in folders for name in layouts.FILES))
+    file = checkpoint.find(path) or next(found, None)
     if file is None:
         maker = Path("config", f"{Path(path).name}.py")  # a config's run is named like it
         raise UserError(f"{path}: no checkpoint there; " + (

@@ -31,11 +31,6 @@ BLOCK = [("vit.encoder.layer.{}.layernorm_before", "blocks.{}.norm1", "norm1"),
          ("vit.encoder.layer.{}.output.dense", "blocks.{}.mlp.fc2", "mlp.proj")]
 
 
-def is_vit(config: dict) -> bool:
-    """Does a published config.json describe one?"""
-    return config.get("model_type") == "vit" or str(config.get("architecture", "")).startswith("vit_")
-
-
 def load(config: dict, entries: Mapping, take: Callable, path: Path) -> dict:
     """Weights, shape and task. entries, take: of layouts.open_weights(path). Raises UserError where they differ."""
     folder, timm = path.parent, "model_type" not in config

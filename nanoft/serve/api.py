@@ -183,6 +183,7 @@ class Model:
         """embed(texts), and how many tokens each text has, (N,), of which those beyond block_size are left out."""
         self.need(self.kind != "image", "reads no texts", "give an encoder of texts")
         self.need(not self.net.cfg.causal, "has tokens that have not seen the whole text", "give an encoder")
+        self.need(self.net.cfg.n_layer > 0 or not self.kind, "learned no vectors of texts", "give an encoder")
         for i, text in enumerate(texts, 1):
             inputs.check_input(text, "text", f"text {i}")
         if not texts:

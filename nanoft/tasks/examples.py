@@ -139,9 +139,11 @@ def named_row(raw: dict, where: str, kind: str, chosen: dict[str, list[str]], se
             raise UserError(f"{where}: the label {row['label']!r:.60} is not a number; regress needs numbers") from None
     elif separator:
         labels = row.pop("label")
+        labels = [] if labels is None or labels != labels else labels  # null and NaN are no labels
         labels = labels if isinstance(labels, list) else str(labels).split(separator)
-        row["labels"] = list(dict.fromkeys(" ".join(str(label).split()) for label in labels if str(label).strip()))
-    elif "label" in row and isinstance(row["label"], str | int | float):  # .jsonl has 0 and true beside texts
+        named = (" ".join(str(label).split()) for label in labels if label is not None)
+        row["labels"] = list(dict.fromkeys(filter(None, named)))
+    elif isinstance(value := row.get("label"), str | int | float) and value == value:  # .jsonl: 0, true
         row["label"] = " ".join(str(row["label"]).split())
     return row
 

@@ -69,7 +69,7 @@ def prediction_rows(task: dict, path: str = "", options: dict | None = None,
         for name in ("words",) if kind == "tag" else needed:
             if name in row:
                 check_input(row[name], name, where)
-            elif not (kind == "regress" and name == "pair"):
+            elif not (kind == "regress" and name == "pair" and name not in task.get("columns", {})):
                 raise UserError(f"{where}: no {name} for {model}" + (
                     f", only {', '.join(whole) or 'nothing'}; give it as a column of that name in a .csv or .jsonl, or "
                     f"name the column by --{OPTIONS.get(name, 'text_column')}" if path else
@@ -119,7 +119,8 @@ def columns_to_predict(path: str, header: list[str], rows: list, task: dict, nee
         option, known = OPTIONS.get(name, "text_column"), task.get("columns", {}).get(name)
         usual = ",".join(known) if known and {*known} <= {*header} else name if name in header else ""
         wanted[name] = option, given.get(option, usual)
-    chosen = tables.choose_columns(path, header, wanted, "pair" if task.get("kind") == "regress" else "",
+    one_text = task.get("kind") == "regress" and "pair" not in task.get("columns", {})
+    chosen = tables.choose_columns(path, header, wanted, "pair" if one_text else "",
                                    [[*row.values()] for _, row in rows])
     if any(columns != [name] for name, columns in chosen.items()):
         print(f"{path}: {tables.describe(chosen)}")

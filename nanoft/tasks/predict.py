@@ -350,7 +350,7 @@ def main_score(task: dict, scores: dict) -> float:
     """What evaluations are ranked by: the task's metric, with its sign changed where lower is better.
 
     A score that cannot be computed (nan), as a correlation where all labels are the same, counts as the worst. Among
-    such scores, and among equal scores of a multi-label task, the one with the least loss is the best.
+    such scores, and among equal ones, the one with the least loss is the best.
 
     Raises UserError for a metric that is none of the scores.
     """
@@ -358,9 +358,8 @@ def main_score(task: dict, scores: dict) -> float:
         raise UserError(f"metric={task['metric']} is no score of a {task['kind']} task; choose one of "
                         f"{', '.join(k for k, v in scores.items() if isinstance(v, float))}")
     score = float(scores[task["metric"]]) * (-1 if task["metric"] in LOWER else 1)
-    if task.get("multi_label"):  # thresholds fitted to the validation rows make many evaluations equal
-        score -= 1e-9 * scores["loss"]
-    return -1e9 - scores.get("loss", 0.0) if math.isnan(score) else score
+    loss = float(scores.get("loss", 0.0))
+    return -1e9 - loss if math.isnan(score) else score - 1e-9 * loss
 
 
 # ---- sentence vectors of an encoder (arXiv:1908.10084), as sentence-transformers makes them ----------------------

@@ -109,23 +109,31 @@ def learn_tokenizer(rows: list[dict]) -> bpe.Tokenizer:
 # The values that stand for "choose": by where the model comes from, the kind of task and the number of rows.
 AUTO = {"optimizer": "auto", "lr": 0.0, "muon_lr": 0.0, "epochs": 0.0, "n_layer": -1, "linear": "auto",
         "match_types": "auto", "max_length": 0}
+# Options of blocks or of their training: without pretrained blocks, one of them asks for new ones.
+OF_BLOCKS = ("pool", "match_types", "token_drop", "token_mask", "n_layer", "n_head", "n_embd", "n_gram", "n_buckets",
+             "batch_size", "epochs", "max_steps", "optimizer", "lr", "head_lr", "embed_lr", "muon_lr", "layer_decay",
+             "weight_decay", "grad_clip", "adversarial", "schedule", "warmup", "dropout", "head_dropout",
+             "freeze_blocks", "unfreeze_every", "lora_rank", "average", "patience", "teacher")
 
 
 def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[dict]], tokenizer):
     """The options with every AUTO replaced, and a line that says what was chosen. LOG.md has the measurements.
 
-    From scratch, texts are classified, compared and rated by a linear model of n-grams, which needs no steps; other
-    kinds get two blocks. Beside pretrained blocks of nanoft's own the linear model gives a second opinion.
+    From scratch, texts are classified, compared and rated by a linear model of n-grams, which needs no steps, unless
+    an option is of blocks; other kinds get two blocks. Beside pretrained blocks of nanoft's own it is a second opinion.
     Rotated positions are read further than they were trained, so a text is not cut at a small block_size.
     A model of nanoft's own learns fastest by Muon; published weights want small steps, large ones smaller still.
     """
     kind, n_rows = task["kind"], len(rows["train"])
     published = source is not None and not source["model_config"].get("qk_norm", True)
-    if (not source and kind in features.WHOLE_TEXT and cfg.n_layer == -1
-            and not (cfg.epochs or cfg.max_steps or cfg.teacher)):
+    usual = type(cfg)()
+    alone = (not source and kind in features.WHOLE_TEXT and cfg.linear != "false"
+             and all(getattr(cfg, name) == getattr(usual, name) for name in OF_BLOCKS))
+    if alone or cfg.resume and source and not (source["model_config"]["n_layer"] or source["step"]):
         choice = {"n_layer": 0, "n_head": 1, "n_embd": 8, "linear": "true", "max_length": cfg.max_length or 2048}
         choice |= {"optimizer": "adamw", "match_types": "false"}
-        return replace(cfg, **choice), f"chosen  a linear model of n-grams ({kind} from scratch)"
+        return replace(cfg, **choice), (f"chosen  a linear model of n-grams ({kind} from scratch), the same for every "
+                                        "seed; --epochs=3 would train blocks beside it")
     choice = {"epochs": 3.0 if n_rows < 20_000 else 2.0, "n_layer": 2, "match_types": "false"}
     # beside published weights it is worth little, and other programs, to which these may return, do not have it
     choice["linear"] = "true" if kind in features.LINEAR and not published and not cfg.lora_rank else "false"
@@ -221,7 +229,7 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
         task["transitions"] = predict.transitions(task["labels"], rows["train"])
     if cfg.long_text == "windows" and any("pair" in row for row in rows["train"]):
         raise UserError("long_text=windows is for single texts; for pairs use head, tail or head_tail")
-    if cfg.adversarial and (kind == "image" or cfg.freeze_blocks or cfg.lora_rank or not (cfg.epochs or cfg.max_steps)):
+    if cfg.adversarial and (kind == "image" or cfg.freeze_blocks or cfg.lora_rank):
         raise UserError("adversarial noise is put on the embeddings of tokens, which have to be trained; leave it out")
     if cfg.class_weights == "balanced" and (kind not in examples.LABELLED or task.get("multi_label")):
         raise UserError(f"class_weights=balanced needs one class an example, which a {kind} task "
