@@ -200,6 +200,11 @@ def test_labels_that_look_alike(tmp_path, capsys):
     task, _ = examples.from_table(write(tmp_path / "a.csv", as_table(rows)), "classify")
     assert task["labels"] == ["Very good", "bad", "very good"]
     assert "labels that look alike, taken for different ones: Very good, very good" in capsys.readouterr().out
+    rows = [(text, "more", ["1", "1.0", "0"][i % 3]) for i, (text, _) in enumerate(REVIEWS)]
+    path = write(tmp_path / "two.csv", as_table(rows, header=("sentence1", "sentence2", "label")))
+    examples.from_table(path, "classify")
+    said = capsys.readouterr().out
+    assert "label = label (sentence2 is not read; --kind=pair does)" in said and "different ones: 1, 1.0" in said
     rows = [(text, ["0", "00", "1", "-0"][i % 4]) for i, (text, _) in enumerate(REVIEWS)]
     task, _ = examples.from_table(write(tmp_path / "b.csv", as_table(rows)), "classify")
     assert task["labels"] == ["-0", "0", "00", "1"]  # in every process

@@ -163,7 +163,3 @@ class Completion:
 
     def total(self) -> dict:
         return {"usage": self.usage | {"total_tokens": sum(self.usage.values())}}
-
-    def give_up(self) -> None:
-        for request in self.requests:
-            request.done = True

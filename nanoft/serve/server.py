@@ -169,7 +169,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.event(about | {"choices": []} | completion.total())
             self.wfile.write(b"data: [DONE]\n\n")
         finally:
-            completion.give_up()
+            for request in completion.requests:  # nobody waits for the rest
+                request.done = True
 
     # ---- what is asked of a request ----------------------------------------------------------------------------------
 

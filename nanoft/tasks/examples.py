@@ -67,10 +67,9 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
     classify, pair, regress, generate: .csv, .tsv or .jsonl. A column that is not named is found by its usual names;
     several of text, separated by commas, are joined; generate takes its prompt from text_column and its response from
     label_column. image: the same, with the names of picture files, as seen from the table, in text_column; or a folder
-    with one folder of picture files for each class. columns: the names, where files lack them. separator: what stands
-    between several labels of a text, which makes the task multi-label. tag: a CoNLL file. answer: SQuAD's .json, v1.1
-    or v2. (Those two also as .jsonl in the form above.) Every file may be gzipped. Without val_file, val_fraction of
-    the rows are validation, chosen by the hash of their text. Raises UserError as load_task.
+    with one folder of picture files for each class. tag: a CoNLL file. answer: SQuAD's .json, v1.1 or v2. (These two
+    also as .jsonl.) columns: the names, where files lack them. separator: between several labels of a text. Any file
+    may be gzipped. Without val_file, val_fraction of the rows, by the hash of their text. Raises UserError.
     """
     if separator and kind != "classify":
         raise UserError(f"separator={separator!r} is for kind=classify; a {kind} row has one label")
@@ -96,7 +95,9 @@ def from_table(train_file, kind: str, text_column: str = "", pair_column: str = 
             names = COLUMNS[kind] + (("pair",) if kind == "regress" else ())
             chosen = tables.choose_columns(path, header, {name: options[name] for name in names},
                                            "pair" if kind == "regress" else "", [[*row.values()] for _, row in rows])
-            print(f"{path}: {tables.describe(chosen)}")
+            print(f"{path}: {tables.describe(chosen)}", *(
+                f"({name} is not read; --kind=pair does)" for name in header if kind == "classify"
+                and name.lower() in tables.USUAL["pair"].split() and name not in chosen["text"]))
         located[split] = [(where, named_row(row, where, kind, chosen, separator, path)) for where, row in rows]
     if not val_file:
         n_rows = len(located["train"])
@@ -209,7 +210,7 @@ def print_oddities(task: dict, labels_of_rows: list[list[str]]):
               "tags of no scheme of entities (IOB, BIOES, BILOU, BMES): plain labels, scored one by one")
     alike = defaultdict(list)
     for label in task["labels"]:
-        alike[int(label) if re.fullmatch(r"-?\d{1,18}", label) else label.casefold()].append(label)
+        alike[float(label) if re.fullmatch(r"-?\d{1,15}(\.\d+)?", label) else label.casefold()].append(label)
     for several in alike.values():
         if len(several) > 1:
             print(f"labels that look alike, taken for different ones: {', '.join(several)}")
