@@ -135,7 +135,7 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
         return replace(cfg, **choice), (f"chosen  a linear model of n-grams ({kind} from scratch), the same for every "
                                         "seed; --epochs=3 would train blocks beside it")
     choice = {"epochs": 3.0 if n_rows < 20_000 else 2.0, "n_layer": 2, "match_types": "false"}
-    # beside published weights it is worth little, and other programs, to which these may return, do not have it
+    # beside published weights it helps long texts only, and other programs, to which these may return, lack it
     choice["linear"] = "true" if kind in features.LINEAR and not published and not cfg.lora_rank else "false"
     if kind == "image" and not published:
         choice |= {"epochs": 10.0, "optimizer": "muon", "lr": 2e-3, "muon_lr": 0.02}
