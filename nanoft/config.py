@@ -101,7 +101,9 @@ def load(cls, argv=None, check=None, others=False, usual=""):
     if (values.get("resume") or values.get("eval_only")) and "out_dir" in fields:
         saved = remembered_options(values, fields)  # those given now come last
         remembered = read_json(saved, {str: object}) if saved else {}
-        for key in remembered.keys() & fields.keys() - values.keys() - {"resume", "eval_only"}:
+        budgets = {"epochs", "max_steps", "max_minutes"}  # one that is given replaces those of the other kinds
+        replaced = {"resume", "eval_only"} | (budgets if budgets & values.keys() else set())
+        for key in remembered.keys() & fields.keys() - values.keys() - replaced:
             value = tuple(value) if isinstance(value := remembered[key], list) else value
             put(key, value, str(saved), accept)
     problems += [f"{key}={value:,} is too large; use less than {LARGEST:,}" for key, value in values.items()

@@ -118,10 +118,11 @@ class Model:
         """
         rows: list[list[Token]] = [[] for _ in prompts]
         ids = [self.prompt_ids(prompt) for prompt in prompts]
+        ends = [END, *filter(None, [stop] if isinstance(stop, str) else stop)]
         for step in self.tokens(ids, max_new_tokens, seeds, logprobs=logprobs, **rules):
             for row, token in zip(rows, step):
                 row.append(token)
-            if stop and len(rows[0]) % 16 == 0 and all(END in text or any(s in text for s in stop) for text in (
+            if stop and len(rows[0]) % 16 == 0 and all(any(end in text for end in ends) for text in (
                     self.tokenizer.decode([token.id for token in row]) for row in rows)):
                 break
         return [self.text_of(row, stop, logprobs) for row in rows]
@@ -259,9 +260,9 @@ def text_pieces(tokens: Iterable[int], tokenizer) -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
-def until(pieces: Iterable[str], stop: tuple[str, ...]) -> Iterator[str]:
+def until(pieces: Iterable[str], stop: str | tuple[str, ...]) -> Iterator[str]:
     """The pieces up to the first of the texts `stop`. What may be the beginning of one is held back until it is not."""
-    held = ""
+    held, stop = "", tuple(filter(None, [stop] if isinstance(stop, str) else stop))
     for piece in pieces:
         held += piece
         if ends := [held.index(text) for text in stop if text in held]:

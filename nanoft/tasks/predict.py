@@ -229,8 +229,8 @@ def write_responses(model: TaskModel, rows: list[dict], task: dict, tokenizer, d
     with torch.device("meta"):
         gpt = GPT(model.cfg)
     gpt.trunk, gpt.head = model.trunk, model.head
-    end, room = tokenizer.special["<|endoftext|>"], max(1, task["max_length"] - longest)
-    prompts = [tokenizer.encode_to_numpy(features.prompt_text(row["prompt"]))[-room:] for row in rows]
+    end = tokenizer.special["<|endoftext|>"]
+    prompts = [tokenizer.encode_to_numpy(features.prompt_text(row["prompt"]))[-task["max_length"]:] for row in rows]
     texts, order = [""] * len(rows), sorted(range(len(rows)), key=lambda i: len(prompts[i]))
     rules = Sampling(temperature=0, stop_ids=(end,))
     for group in (order[at:at + 64] for at in range(0, len(order), 64)):  # of similar lengths

@@ -126,9 +126,10 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
     """
     kind, n_rows = task["kind"], len(rows["train"])
     published = source is not None and not source["model_config"].get("qk_norm", True)
-    usual = type(cfg)()
+    if not source and (cfg.lora_rank or cfg.freeze_blocks):
+        raise UserError("without a pretrained model nothing is worth freezing; give one by --init_from")
     alone = (not source and kind in features.WHOLE_TEXT and cfg.linear != "false"
-             and all(getattr(cfg, name) == getattr(usual, name) for name in OF_BLOCKS))
+             and all(getattr(cfg, name) == getattr(type(cfg), name) for name in OF_BLOCKS))
     if alone or cfg.resume and source and not (source["model_config"]["n_layer"] or source["step"]):
         choice = {"n_layer": 0, "n_head": 1, "n_embd": 8, "linear": "true", "max_length": cfg.max_length or 2048}
         choice |= {"optimizer": "adamw", "match_types": "false"}
@@ -148,7 +149,8 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
         if not cfg.lr:  # the rates of embeddings and head follow a given lr
             choice |= {"embed_lr": cfg.embed_lr or (0.03 if kind in features.WHOLE_TEXT else 0.01),
                        "head_lr": cfg.head_lr or 0.01}
-        if kind in features.TWO_TEXTS and any("pair" in row or "question" in row for row in rows["train"]):
+        if (kind in features.TWO_TEXTS and not (cfg.lora_rank or cfg.freeze_blocks)  # the types have to be trained
+                and any("pair" in row or "question" in row for row in rows["train"])):
             choice["match_types"] = "true"
     if source and kind in features.WHOLE_TEXT and source["model_config"].get("position", "rope") == "rope":
         needed = usual_length(rows["train"], tokenizer)
