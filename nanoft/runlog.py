@@ -85,8 +85,7 @@ class RunLog:
     def table(self, tag, rows, step=0):
         """A table in the TEXT tab; the first row is its head."""
         if self.board and len(rows) > 1:
-            head, *others = [f"| {' | '.join(map(plain, row))} |" for row in rows]
-            self.board.add_text(tag, "\n".join([head, "|---" * len(rows[0]) + "|", *others]), step)  # in Markdown
+            self.board.add_text(tag, markdown(rows), step)
 
     def picture(self, tag, data, width, height, step=0):
         """A PNG file's bytes in the IMAGES tab."""
@@ -150,6 +149,12 @@ def drop_rows(path: Path, step: int) -> None:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # cut by a crash, or damaged
             pass
     write_whole(path, lambda file: file.writelines(kept))
+
+
+def markdown(rows):
+    """A table in Markdown; the first row is its head."""
+    lines = [f"| {' | '.join(map(plain, row))} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def plain(value):

@@ -37,7 +37,11 @@ def test_a_gpt_writes_whole_or_in_pieces(load):
     pieces = list(model.generate(TEXT, 20, seed=3, stream=True))
     assert text and "".join(pieces) == text and len(pieces) > 2
     assert model.generate(TEXT, 20, seed=4) != text == model.generate(TEXT, 20, seed=3)
-    assert model.generate(TEXT, 20, seed=3, stop=(text[5:7],)) == text[:text.index(text[5:7])]
+    stopped = text[:text.index(text[5:7])]
+    for stop in ((text[5:7],), text[5:7], ("", text[5:7])):  # one text is no tuple of letters, and "" is none
+        assert model.generate(TEXT, 20, seed=3, stop=stop) == stopped
+        assert model.texts([TEXT], 20, [3], stop=stop)[0]["text"] == stopped
+    assert model.texts([TEXT], 20, [3], stop="")[0]["text"] == text
 
 
 def test_logits_say_what_greedy_text_is_made_of(load):

@@ -9,7 +9,7 @@ from conftest import ROOT, command
 import finetune
 import sample
 import train
-from nanoft import UserError, __main__, config
+from nanoft import UserError, __main__, config, files
 
 
 @dataclass
@@ -163,3 +163,16 @@ def test_the_usual_file_is_read_where_nothing_else_is_named(tmp_path):
     other.write_text("lr = 0.5\n")
     for words in ([str(other)], ["--data=mine"], [f"--init_from={tmp_path}"], ["--resume"], ["--eval_only"]):
         assert config.load(train.Config, [*words, f"--out_dir={tmp_path}"], usual=str(usual)).n_gram == 1
+
+
+@pytest.mark.parametrize("script, before, given, found", [
+    (train, {"max_steps": 0, "max_minutes": 2.2}, "--max_steps=50", {"max_steps": 50, "max_minutes": -1.0}),
+    (train, {"max_steps": 150, "max_minutes": 0.0}, "--max_minutes=5", {"max_steps": 0, "max_minutes": 5.0}),
+    (finetune, {"max_steps": 6, "epochs": 0.0}, "--epochs=5", {"max_steps": 0, "epochs": 5.0}),
+    (train, {"max_steps": 150, "max_minutes": 3.0}, "--lr=1e-3", {"max_steps": 150, "max_minutes": 3.0}),
+])
+def test_a_budget_given_with_resume_replaces_the_one_of_the_other_kind(script, before, given, found, tmp_path):
+    """Or the run, whose old budget is used up, would end at once without a word."""
+    files.write_json(tmp_path / "config.json", before | {"data": "x"})
+    cfg = config.load(script.Config, [f"--out_dir={tmp_path}", "--resume", given])
+    assert {name: getattr(cfg, name) for name in found} == found and cfg.data == "x"

@@ -80,6 +80,7 @@ REFUSED = {  # what is wrong: (options, words of the sentence)
     "moved responses": (["--data={home}/prompts", "--init_from={home}/gpt", "--token_drop=0.1"], "would move"),
     "more frozen blocks than there are": (["--data={home}/data", "--init_from={home}/encoder", "--freeze_blocks=3"],
                                           "this model has 2 blocks"),
+    "adapters of random weights": (["--data={home}/data", "--lora_rank=2"], "give one by --init_from"),
     "adapters and a frozen trunk": (["--data={home}/data", "--lora_rank=2", "--freeze_blocks=1"], "lora_rank freezes"),
     "noise on what is frozen": (["--data={home}/data", "--init_from={home}/encoder", "--adversarial=1",
                                  "--freeze_blocks=1"], "adversarial noise"),

@@ -153,7 +153,9 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
                 and any("pair" in row or "question" in row for row in rows["train"])):
             choice["match_types"] = "true"
     if source and kind in features.WHOLE_TEXT and source["model_config"].get("position", "rope") == "rope":
-        needed = usual_length(rows["train"], tokenizer)
+        some = rows["train"][::-(-n_rows // 500)]
+        lengths = sorted(len(tokenizer.encode(f"{row['text']} {row.get('pair', '')}")) for row in some)
+        needed = lengths[int(0.9 * len(lengths))] + 4  # nine of ten rows fit, special tokens included
         if needed > source["model_config"]["block_size"]:
             choice["max_length"] = min(needed, max(512, source["model_config"]["block_size"]))
     choice = {name: value for name, value in choice.items() if getattr(cfg, name) == AUTO.get(name, 0.0)}
@@ -161,13 +163,6 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
              if not (name == "n_layer" and source or name == "epochs" and cfg.max_steps)]
     began = "published weights" if published else "a model of nanoft's own" if source else "from scratch"
     return replace(cfg, **choice), f"chosen  {' '.join(shown)} ({kind}, {began}, {n_rows:,} rows)"
-
-
-def usual_length(rows: list[dict], tokenizer) -> int:
-    """The tokens in which nine of ten rows fit, special tokens included, estimated from 500 of them."""
-    some = rows[::-(-len(rows) // 500)]
-    lengths = sorted(len(tokenizer.encode(f"{row['text']} {row.get('pair', '')}")) for row in some)
-    return lengths[int(0.9 * len(lengths))] + 4
 
 
 def scratch_shape(cfg) -> ModelConfig:
