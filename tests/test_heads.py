@@ -229,3 +229,10 @@ def test_noise_that_misleads_raises_the_loss_and_goes_again(tokenizer):
         assert model(**batch) > loss
         assert (model.trunk.tokens.weight - before).norm().item() == pytest.approx(0.1, rel=1e-3)
     assert torch.equal(model.trunk.tokens.weight, before)
+
+
+def test_an_answer_is_of_the_whole_prompt_however_long_another_response_is(tokenizer):
+    model, task = make("generate", tokenizer, causal=True)
+    rows = rows_of("generate")
+    short, long = (predict.write_responses(model, rows, task, tokenizer, DIST, n) for n in (3, 31))
+    assert all(text.startswith(begin.rstrip("\ufffd")) for begin, text in zip(short, long)) and len(set(short)) > 1

@@ -266,6 +266,15 @@ def test_an_adapter_holds_its_head_and_gives_the_same_figures(home, tmp_path, ca
              "--eval_only")
 
 
+def test_the_adapter_of_pairs_has_no_types_that_it_could_not_train(home, tmp_path, call):
+    options = [*FAST, f"--data={home / 'pair'}", f"--init_from={home / 'encoder'}"]
+    call(finetune, *options, f"--out_dir={tmp_path / 'run'}", "--lora_rank=4", "--max_steps=3")
+    assert not load(tmp_path / "run" / "best.pt")["task"]["match_types"]
+    call(finetune, *options, f"--out_dir={tmp_path / 'again'}", f"--adapter={tmp_path / 'run' / 'adapter.pt'}",
+         "--eval_only")
+    assert lines(tmp_path / "run" / "predictions.jsonl") == lines(tmp_path / "again" / "predictions.jsonl")
+
+
 def test_the_adapter_of_a_gpt_that_generates_holds_no_head(home, tmp_path, call):
     call(finetune, *FAST, f"--data={home / 'generate'}", f"--init_from={home / 'gpt'}", f"--out_dir={tmp_path / 'run'}",
          "--lora_rank=2", "--max_steps=2")
