@@ -106,6 +106,10 @@ def check(cfg: Config) -> list[str]:
     problems += config.fraction(cfg, "min_p")
     if cfg.beams and cfg.num_samples > cfg.beams:
         problems.append(f"num_samples={cfg.num_samples} are more than beams={cfg.beams} find; raise beams")
+    if cfg.beams and (cfg.stop or cfg.logprobs or cfg.no_repeat_ngram or cfg.repetition_penalty != 1):
+        problems.append("beams look for the likeliest text alone; leave stop, logprobs and the penalties out")
+    if (cfg.unique or cfg.min_length) and not cfg.output.endswith(".jsonl"):
+        problems.append("unique and min_length choose among the lines of an output; give --output=....jsonl")
     if cfg.resume and not cfg.output.endswith(".jsonl"):
         problems.append("resume goes on with an output; give the --output=....jsonl that was begun")
     if cfg.repetition_penalty <= 0:
@@ -431,7 +435,7 @@ def answer_line(model: Model, line: str, turns: str, cfg: Config, seed: int) -> 
         fill_masks(model, line, cfg)
     else:
         turns = model.prompt_text(turns + line) if model.kind else line
-        for piece in model.generate(turns, cfg.max_new_tokens, stream=True, seed=seed, **rules(cfg)):
+        for piece in model.generate(turns, cfg.max_new_tokens, stream=True, seed=seed, stop=cfg.stop, **rules(cfg)):
             print(piece, end="", flush=True)
             turns += piece
         print()

@@ -213,6 +213,7 @@ def test_prompts_may_be_texts_or_stand_in_jsonl_for_a_model_that_was_taught_to_r
     (["--repetition_penalty=0"], "repetition_penalty"),
     (["--min_p=2"], "min_p"),
     (["--beams=2", "--num_samples=3"], "num_samples=3 are more than beams=2"),
+    (["--beams=2", "--stop=x"], "beams look for the likeliest"), (["--unique"], "among the lines of an output"),
     (["--resume"], "resume"),
     (["--input={tmp}/latin.txt", "--text=a"], "input and text do not go together"),
     (["--input={tmp}/latin.txt", "--pair=a"], "input and pair do not go together"),
