@@ -50,6 +50,7 @@ OTHER_NAMES = {  # what other programs call our options, for suggestions
     "label_column": "label_column_name target_column", "eval_only": "do_eval evaluate", "max_new_tokens": "max_tokens",
     "resume": "resume_from_checkpoint", "metric": "metric_for_best_model", "num_samples": "num_return_sequences n",
 }
+BUDGETS = {"epochs", "max_steps", "max_minutes"}  # one in the command replaces those that a resumed run had
 
 
 def load(cls, argv=None, check=None, others=False, usual=""):
@@ -101,16 +102,14 @@ def load(cls, argv=None, check=None, others=False, usual=""):
     if (values.get("resume") or values.get("eval_only")) and "out_dir" in fields:
         saved = remembered_options(values, fields)  # those given now come last
         remembered = read_json(saved, {str: object}) if saved else {}
-        budgets = {"epochs", "max_steps", "max_minutes"}  # one that is given replaces those of the other kinds
-        replaced = {"resume", "eval_only"} | (budgets if budgets & values.keys() else set())
-        for key in remembered.keys() & fields.keys() - values.keys() - replaced:
+        replaced = BUDGETS if BUDGETS & {key for _, key, _ in options} else set()
+        for key in remembered.keys() & fields.keys() - values.keys() - {"resume", "eval_only"} - replaced:
             value = tuple(value) if isinstance(value := remembered[key], list) else value
             put(key, value, str(saved), accept)
     problems += [f"{key}={value:,} is too large; use less than {LARGEST:,}" for key, value in values.items()
                  if type(value) is int and abs(value) >= LARGEST and key != "seed"]
     cfg = cls(**values)
-    if check is not None:
-        problems += check(cfg)
+    problems += check(cfg) if check else []
     if problems:
         raise UserError("\n".join(problems))
     return cfg
