@@ -125,6 +125,8 @@ def check(cfg):
         problems.append(f"max_length={cfg.max_length} has no room for a text; use 8 or more, or 0")
     if cfg.lora_rank and (cfg.freeze_blocks or cfg.unfreeze_every):
         problems.append("lora_rank freezes the whole trunk already; leave freeze_blocks and unfreeze_every out")
+    if (cfg.lora_rank or cfg.freeze_blocks) and cfg.init_from == "scratch" and not (cfg.resume or cfg.eval_only):
+        problems.append("without a pretrained model nothing is worth freezing; give one by --init_from")
     if cfg.adapter and cfg.init_from == "scratch":
         problems.append("an adapter needs the model that it was trained on; give that by --init_from")
     if (cfg.adapter and cfg.eval_only and (Path(cfg.out_dir) / "best.pt").exists()

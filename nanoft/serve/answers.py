@@ -113,8 +113,7 @@ class Completion:
         if len(prompts) * n > MAX_WAITING:
             raise Refused(400, f"{len(prompts)} prompts times n={n} are more than {MAX_WAITING}; give fewer at once")
         rules = {"temperature": 1.0, "top_p": 1.0} | {name: body[name] for name in RULES if name in body}
-        seed, stop = body.get("seed", secrets.randbits(31)), body.get("stop", ())
-        self.stop = tuple(filter(None, [stop] if isinstance(stop, str) else stop))
+        seed, self.stop = body.get("seed", secrets.randbits(31)), body.get("stop", ())
         self.requests = [Request("generate", ids, body.get("max_tokens", 16), seed + i, **rules)
                          for i, ids in enumerate(ids for ids in prompts for _ in range(n))]
         self.usage = {"prompt_tokens": sum(map(len, prompts)), "completion_tokens": 0}

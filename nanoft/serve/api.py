@@ -118,11 +118,10 @@ class Model:
         """
         rows: list[list[Token]] = [[] for _ in prompts]
         ids = [self.prompt_ids(prompt) for prompt in prompts]
-        ends = [END, *filter(None, [stop] if isinstance(stop, str) else stop)]
         for step in self.tokens(ids, max_new_tokens, seeds, logprobs=logprobs, **rules):
             for row, token in zip(rows, step):
                 row.append(token)
-            if stop and len(rows[0]) % 16 == 0 and all(any(end in text for end in ends) for text in (
+            if stop and len(rows[0]) % 16 == 0 and all(END in text or "".join(until([text], stop)) != text for text in (
                     self.tokenizer.decode([token.id for token in row]) for row in rows)):
                 break
         return [self.text_of(row, stop, logprobs) for row in rows]

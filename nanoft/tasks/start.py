@@ -126,8 +126,6 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
     """
     kind, n_rows = task["kind"], len(rows["train"])
     published = source is not None and not source["model_config"].get("qk_norm", True)
-    if not source and (cfg.lora_rank or cfg.freeze_blocks):
-        raise UserError("without a pretrained model nothing is worth freezing; give one by --init_from")
     alone = (not source and kind in features.WHOLE_TEXT and cfg.linear != "false"
              and all(getattr(cfg, name) == getattr(type(cfg), name) for name in OF_BLOCKS))
     if alone or cfg.resume and source and not (source["model_config"]["n_layer"] or source["step"]):
