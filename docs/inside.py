@@ -148,7 +148,7 @@ def show_gpt(walk, state, folder, tokens):
     entropy = -(findings.maps * np.log(findings.maps.clip(1e-12))).sum(-1).mean(-1)      # (L, H)
     back = np.stack([findings.maps.diagonal(-d, 2, 3).mean(-1) for d in range(1, 9)])    # (8, L, H)
     d, layer, head = np.unravel_index(back.argmax(), back.shape)
-    positions, names, probabilities = explain_page.lens(model, tokenizer, subject, view)
+    read, names, probabilities = explain_page.lens(model, tokenizer, subject, view)
     longest = torch.tensor(sorted(set(ids.tolist()), key=lambda i: (-len(tokenizer.token_bytes[i]), i))[:8])
     near, cosines = explain.neighbours(model.trunk, longest)
 
@@ -162,7 +162,7 @@ def show_gpt(walk, state, folder, tokens):
         walk.figure(name_of, explain_page.draw_maps(some.grid(findings.maps), some.titles(), some))
     walk.figure("rollout", explain_page.draw_maps(view.crop(findings.rollout)[None, None], [["attention rollout"]],
                                                   view))
-    walk.figure("lens", explain_page.lens_picture(positions, names, probabilities, subject, tokenizer))
+    walk.figure("lens", explain_page.lens_picture(read, names, probabilities))
     walk.fields |= {
         "passage": plain(subject.answer), "least": entropy.min(), "most": entropy.max(), "distance": d + 1,
         "sharpest": head_name(entropy.argmin()), "broadest": head_name(entropy.argmax()),

@@ -106,7 +106,6 @@ def test_gradients_are_those_of_the_embeddings(kind):
     step = 1e-2 * gradient[0].double() / gradient.norm()
     ends = explain.score_embeddings(double.trunk, score, torch.stack((x - step, x + step)), ids)
     assert (ends[1] - ends[0]).item() / 2e-2 == pytest.approx(gradient.norm().item(), rel=0.01)
-    assert torch.allclose(explain.saliency(gradient[0]).square().sum().sqrt(), gradient.norm())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +120,7 @@ def test_what_words_add_is_the_difference_of_the_scores(kind, tokenizer):
     assert abs(found.delta) < 0.01 * abs(found.score - found.baseline)
     embedded = explain.embed(model.trunk, ids)
     gradient = explain.gradients(model.trunk, scorer(model, 1), embedded.x[None], ids)
-    product = explain.input_x_gradient(embedded, gradient[0])
+    product = explain.token_attributions(*embedded, gradient[0])
     assert product.sum().item() == pytest.approx((embedded.x * gradient[0]).sum().item(), abs=1e-4)
 
 
@@ -225,13 +224,13 @@ def test_captum_says_the_same(kind, tokenizer):
 
     product = captum.LayerGradientXActivation(forward, trunk.norm_in).attribute(ids[None], target=k)[0]
     plain = product / now.x  # captum's product, taken apart again
-    assert torch.allclose(explain.saliency(gradient[0]), plain.norm(dim=-1), atol=1e-5)
+    assert torch.allclose(gradient[0].norm(dim=-1), plain.norm(dim=-1), atol=1e-5)
     integrated = captum.LayerIntegratedGradients(forward, trunk.norm_in).attribute(
         ids[None], base[None], target=k, n_steps=50, method="gausslegendre")[0].detach()
     if model.cfg.n_gram == 1:  # captum knows nothing of n-grams' parts
         ours = explain.integrated_gradients(trunk, score, ids, base, steps=50).attributions.float()
         assert_same(ours, integrated.sum(-1))
-        assert_same(explain.input_x_gradient(now, gradient[0]).float(), product.sum(-1).detach())
+        assert_same(explain.token_attributions(*now, gradient[0]).float(), product.sum(-1).detach())
     else:
         ours = explain.integrated_gradients(trunk, score, ids, base, steps=50)
         assert ours.attributions.sum().item() == pytest.approx(integrated.sum().item(), abs=1e-5)
@@ -246,7 +245,7 @@ def test_captum_says_the_same(kind, tokenizer):
 
     theirs = captum.Saliency(on_embeddings).attribute(now.x[None].clone().requires_grad_(), target=k, abs=False)[0]
     assert torch.allclose(gradient[0], theirs, atol=1e-5)
-    assert_same(explain.saliency(gradient[0]), theirs.norm(dim=-1))
+    assert_same(gradient[0].norm(dim=-1), theirs.norm(dim=-1))
 
 
 def assert_same(ours, theirs):

@@ -1,7 +1,7 @@
 """What a model looks at: attention, rollout, gradients, integrated gradients, the logit lens, neighbours of tokens.
 
     attention_maps, rollout          Abnar & Zuidema 2020 (arXiv:2005.00928)
-    saliency, input_x_gradient       Simonyan et al. 2013 (arXiv:1312.6034), Shrikumar et al. 2016 (arXiv:1605.01713)
+    saliency, input x gradient       Simonyan et al. 2013 (arXiv:1312.6034), Shrikumar et al. 2016 (arXiv:1605.01713)
     integrated_gradients             Sundararajan et al. 2017 (arXiv:1703.01365)
     logit_lens                       nostalgebraist 2020, "interpreting GPT: the logit lens"
 
@@ -134,16 +134,6 @@ def gradients(trunk: Transformer, score: Callable, x: Tensor, ids: Tensor, types
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(score_embeddings(trunk, score, x, ids, types).sum(), x)[0]
-
-
-def saliency(gradient: Tensor) -> Tensor:
-    """How strongly each token's embedding moves the score: (T, C) -> (T,), the length of its gradient."""
-    return gradient.norm(dim=-1)
-
-
-def input_x_gradient(embedded: Embedded, gradient: Tensor) -> Tensor:
-    """What each token adds to the score if the score is linear in the embeddings: gradient (T, C) -> (T,)."""
-    return token_attributions(embedded.x, embedded.grams, gradient)
 
 
 class Integrated(NamedTuple):

@@ -153,12 +153,12 @@ def explain_subject(model, tokenizer, subject: Subject, steps: int) -> Findings:
     for target in subject.targets:
         gradient = explain.gradients(trunk, target.score, embedded.x[None], ids, types)[0]  # (T, C)
         findings.integrated.append(targets.integrated(trunk, subject, target, base, steps))
-        products = explain.input_x_gradient(embedded, gradient)
+        products = explain.token_attributions(embedded.x, embedded.grams, gradient)
         findings.ways.append({
             "Integrated gradients: what each word adds": findings.integrated[-1].attributions,
             "Input x gradient: the same, were the score linear":
                 products if target.n_grams is None else products + target.n_grams,
-            "Saliency: how strongly a small change of the word would move the score": explain.saliency(gradient).cpu(),
+            "Saliency: how strongly a small change of the word would move the score": gradient.norm(dim=-1).cpu(),
             "Attention rollout: what reaches the tokens that the score is read from":
                 findings.rollout[target.positions].mean(0)})
     return findings
@@ -245,24 +245,23 @@ def map_image(weights: np.ndarray) -> str:
 
 def lens_section(model, tokenizer, subject: Subject, view: View) -> str:
     """The logit lens of a language model."""
-    positions, names, probabilities = lens(model, tokenizer, subject, view)
     head = ["token", "embedding", *[f"layer {i + 1}" for i in range(model.cfg.n_layer)]]
-    rows = [[token_name(int(subject.ids[at]), tokenizer), *map(html.cell, *layers)]
-            for at, *layers in zip(positions, names, probabilities)]
+    rows = [[token, *map(html.cell, *layers)] for token, *layers in zip(*lens(model, tokenizer, subject, view))]
     what = "the next token" if model.cfg.causal else "the masked token"
     return (f'<h3>Logit lens</h3><p class="dim">What each layer would predict for {what}, were it the last; the deeper '
             "the blue, the surer.</p>" + html.table(head, rows))
 
 
-def lens(model, tokenizer, subject: Subject, view: View) -> tuple[list[int], list[list[str]], np.ndarray]:
-    """P positions; for each the most likely token by layer, (P, L + 1) names, and its probabilities (P, L + 1)."""
+def lens(model, tokenizer, subject: Subject, view: View) -> tuple[list[str], list[list[str]], np.ndarray]:
+    """P tokens read; for each the most likely token by layer, (P, L + 1) names, and its probabilities (P, L + 1)."""
     if model.cfg.causal:
         positions = [at for _, unit in view.units[view.first:view.end] for at in unit]
     else:
         positions = [target.positions[0] for target in subject.targets]
     likely = explain.logit_lens(model, subject.ids, positions).softmax(-1).max(-1)  # (L + 1, P)
     names = [[token_name(token, tokenizer) for token in row] for row in likely.indices.T.tolist()]
-    return positions, names, likely.values.T.cpu().numpy()
+    read = [token_name(token, tokenizer) for token in subject.ids[positions].tolist()]
+    return read, names, likely.values.T.cpu().numpy()
 
 
 def neighbours_section(model, tokenizer, subject: Subject, findings: Findings) -> str:
@@ -290,7 +289,7 @@ def save_pictures(folder: Path, prefix: str, model, tokenizer, subject: Subject,
                "attention": draw_maps(view.grid(findings.maps), view.titles(), view),
                "rollout": draw_maps(view.crop(findings.rollout)[None, None], [["attention rollout"]], view)}
     if hasattr(model, "head"):
-        figures["lens"] = lens_picture(*lens(model, tokenizer, subject, view), subject, tokenizer)
+        figures["lens"] = lens_picture(*lens(model, tokenizer, subject, view))
     for name, figure in figures.items():
         plots.save(figure, folder / f"{prefix}{name}.png")
     return [f"{prefix}{name}.png" for name in figures]
@@ -337,16 +336,16 @@ def draw_maps(maps: np.ndarray, titles: list[list[str]], view: View):
     return figure
 
 
-def lens_picture(positions: list[int], names: list[list[str]], probabilities: np.ndarray, subject: Subject, tokenizer):
-    """The logit lens, as `lens` gives it: for each position the most likely token by layer, the surer the bluer."""
+def lens_picture(read: list[str], names: list[list[str]], probabilities: np.ndarray):
+    """The logit lens, as `lens` gives it: for each token the most likely one by layer, the surer the bluer."""
     n = probabilities.shape[1]
-    figure = plots.new_figure(2 + 1.15 * n, 1.2 + 0.21 * len(positions))
+    figure = plots.new_figure(2 + 1.15 * n, 1.2 + 0.21 * len(read))
     ax = figure.subplots()
     ax.imshow(probabilities, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     ax.grid(False)
     for (i, j), p in np.ndenumerate(probabilities):
         ax.text(j, i, names[i][j], ha="center", va="center", fontsize=8, color="white" if p > 0.6 else "black")
-    ax.set_yticks(range(len(positions)), [token_name(int(subject.ids[at]), tokenizer) for at in positions], fontsize=8)
+    ax.set_yticks(range(len(read)), read, fontsize=8)
     ax.set_xticks(range(n), ["embedding", *[f"layer {i}" for i in range(1, n)]])
     ax.set(title="logit lens: what each layer would predict next", ylabel="token read")
     figure.colorbar(ax.images[0], label="probability of the token named")
