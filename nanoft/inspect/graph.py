@@ -13,9 +13,10 @@ from collections import Counter
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from nanoft.inspect.explain import hooked
 
 
 def graph_of(model: nn.Module, batch: dict):
@@ -24,14 +25,11 @@ def graph_of(model: nn.Module, batch: dict):
     from tensorboardX.proto.versions_pb2 import VersionDef
 
     trace = Trace(model, batch)
-    hooks = register_module_forward_pre_hook(trace.enter), register_module_forward_hook(trace.leave)
     training = model.training
     model.eval()
-    with torch.no_grad(), trace:
+    with torch.no_grad(), hooked(trace.modules, trace.enter, before=True), hooked(trace.modules, trace.leave), trace:
         out = model(**batch)
     model.train(training)
-    for hook in hooks:
-        hook.remove()
     trace.node("loss", "output", [trace.source(out)], out)
     return GraphDef(node=trace.nodes, versions=VersionDef(producer=22))
 
