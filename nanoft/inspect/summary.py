@@ -106,9 +106,8 @@ def example_batch(model: nn.Module, B: int, T: int, cfg) -> dict:
     if task.get("multi_label"):
         targets = torch.zeros(B, len(task["labels"]))
     batch = {"ids": ids, "targets": targets, "weights": torch.ones(targets.shape if kind == "tag" else B),
-             "mask": ids == 0}
-    return batch | ({"types": ids} if kind in ("pair", "answer") else {}) | (
-        {"allowed": ids == 0} if kind == "answer" else {})
+             "mask": ids == 0, "allowed": ids == 0}  # which only answer reads
+    return batch | ({"types": ids} if kind in ("pair", "answer") else {})
 
 
 def forward(model: nn.Module, batch: dict, device: torch.device, dtype: torch.dtype) -> tuple[dict, Counter]:
