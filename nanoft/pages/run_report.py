@@ -31,18 +31,16 @@ OTHERS = {"val_bits_per_byte": "bits per byte", "lr": "learning rate", "grad_nor
 # the forms of a run's files, for files.difference, as far as the page depends on them
 METRICS = {"step": int, str: (float, None)}
 SAMPLES = {"step": int, "tag": str, "text": str}
-SCORES_OF_CLASSES = {str: {str: (float, None)}}
 RESULT = {"seconds?": float, "train_seconds?": float, "metric?": str} | {
     f"{split}_{name}?": form for split in ("val", "test")
-    for name, form in (("confusion", [[int]]), ("per_class", SCORES_OF_CLASSES))}
+    for name, form in (("confusion", [[int]]), ("per_class", {str: {str: (float, None)}}))}
+CLASS = {"label": str, "prediction": str, "probabilities": {str: float}}
 PREDICTIONS: dict[str, dict] = {
                "regress": {"label": float, "prediction": float}, "generate": {"nats": float, "tokens": int},
                "tag": {"words": [str], "tags": [str], "prediction": [str], "probabilities": [float]},
                "answer": {"answers": [{"text": str}], "prediction": str, "probability": float},
                "multi_label": {"labels": [str], "prediction": [str], "probabilities": {str: float}},
-               "image": {"image": str, "label": str, "prediction": str, "probabilities": {str: float}},
-               "pair": {"label": str, "prediction": str, "probabilities": {str: float}},
-               "classify": {"label": str, "prediction": str, "probabilities": {str: float}}}
+               "classify": CLASS, "pair": CLASS, "image": CLASS | {"image": str}}
 
 
 @dataclass
