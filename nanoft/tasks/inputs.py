@@ -12,7 +12,7 @@ from pathlib import Path
 import regex  # comes with tiktoken
 
 from nanoft import UserError
-from nanoft.files import read_blocks, read_text
+from nanoft.files import read_text
 from nanoft.tasks import images, tables
 from nanoft.tasks.metrics import NO_SPACES, TAG, UNSPACED
 
@@ -158,8 +158,7 @@ def usual_encoding(path: str, encoding: str) -> str:
     """The encoding of the training files for a file that is not UTF-8 (or UTF-16 by its byte-order mark), else ""."""
     if encoding:
         try:
-            for _ in read_blocks(path):
-                pass
+            read_text(path)
         except UserError:
             return encoding
     return ""
