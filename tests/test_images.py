@@ -196,7 +196,7 @@ def test_convolutions_are_steps_of_muon():
     ("auto", "image", 600, True), ("auto", "image", 100, False), ("auto", "classify", 600, False),
     ("false", "image", 600, False), ("true", "classify", 1, True)])
 def test_longer_runs_on_pictures_are_compiled_by_themselves(choice, kind, steps, wanted):
-    assert start.wants_compile(SimpleNamespace(compile=choice), {"kind": kind}, steps) == wanted
+    assert start.is_compiled(SimpleNamespace(compile=choice), {"kind": kind}, steps) == wanted
 
 
 # ---- files -------------------------------------------------------------------------------------------------------

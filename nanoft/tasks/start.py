@@ -241,8 +241,8 @@ def picture_problems(cfg) -> list[str]:
     return problems
 
 
-def wants_compile(cfg, task: dict, steps: int) -> bool:
-    """Whether to compile. auto: only pictures, in a run of more than 500 steps; texts would have many lengths."""
+def is_compiled(cfg, task: dict, steps: int) -> bool:
+    """Whether the run is. auto: only pictures, in a run of more than 500 steps; texts would have many lengths."""
     return cfg.compile == "true" or cfg.compile == "auto" and task["kind"] == "image" and steps > 500
 
 
