@@ -145,11 +145,10 @@ def map_tensors(entries: dict[str, Entry]) -> dict[str, torch.Tensor]:
         if path not in maps:
             with open(path, "rb") as file:
                 maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        raw = torch.frombuffer(maps[path], dtype=torch.uint8, count=math.prod(shape) * dtype.itemsize, offset=begin)
         if begin % dtype.itemsize:  # only in files whose header was not padded
-            raw = torch.frombuffer(maps[path], dtype=torch.uint8, count=math.prod(shape) * dtype.itemsize, offset=begin)
-            tensors[name] = raw.clone().view(dtype).view(shape)
-        else:
-            tensors[name] = torch.frombuffer(maps[path], dtype=dtype, count=math.prod(shape), offset=begin).view(shape)
+            raw = raw.clone()
+        tensors[name] = raw.view(dtype).view(shape)
     return tensors
 
 
