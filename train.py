@@ -154,9 +154,7 @@ def main():
         alone = replace(dist, rank=0, world_size=1)  # on this rank's share: a trial waits for nobody
         data.evaluate(net, "val", min(cfg.eval_tokens or 2**16, 2**16) // dist.world_size, alone)
 
-    net = run.wrap(try_it,
-                   kernels.wants_compile(cfg.compile, estimated_minutes(cfg, model, dist), dist.device),
-                   cfg.block_size)
+    net = run.wrap(try_it, kernels.wants_compile(estimated_minutes(cfg, model, dist), dist.device), cfg.block_size)
     watched = data.watched_batch(run.micro, dist)  # validation windows whose activations are logged
     run.start(watched, flops_per_token(cfg, model))  # compilation is not counted
     while True:

@@ -227,13 +227,11 @@ def tune_generation(model: nn.Module, dtype: torch.dtype) -> None:
 # ---- torch.compile -----------------------------------------------------------------------------------------------
 
 
-def wants_compile(choice: str, minutes: float, device: torch.device) -> bool:
-    """Whether to compile; choice: auto, true or false; minutes: how long the run will take.
+def wants_compile(minutes: float, device: torch.device) -> bool:
+    """Whether a run of so many minutes is compiled by itself.
 
     It costs about half a minute, and saves more than half of a step on a GPU, a quarter or so on a CPU.
     """
-    if choice != "auto":
-        return choice == "true"
     return minutes > {"cuda": 3, "cpu": 5}.get(device.type, math.inf)
 
 

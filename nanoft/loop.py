@@ -104,11 +104,12 @@ class Run:
                 f"micro-batch(es) x {self.micro}, on {self.dist.device.type} in "
                 f"{str(self.dist.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
 
-    def wrap(self, try_it: Callable[[nn.Module], object], compile: bool, length: int) -> nn.Module:
+    def wrap(self, try_it: Callable[[nn.Module], object], auto: bool, length: int) -> nn.Module:
         """The model, compiled if wanted (self.net), with its gradients averaged over the processes.
 
-        try_it(net): one forward and backward pass; length: tokens a sequence.
+        try_it(net): one forward and backward pass; auto: what compile=auto means here; length: tokens a sequence.
         """
+        compile = {"auto": auto, "true": True, "false": False}[self.cfg.compile]
         for optimizer in self.optimizers if compile and self.dist.device.type == "cuda" else ():
             if isinstance(optimizer, optim.Muon):
                 optimizer.orthogonalize = torch.compile(optim.orthogonalize, dynamic=False)

@@ -17,9 +17,9 @@ from test_story_train import assert_equal, load, result
 import finetune
 import nanoft
 import sample
-from nanoft import UserError, optim
+from nanoft import UserError, loop, optim
 from nanoft.model import ModelConfig, Transformer
-from nanoft.tasks import collate, images, start
+from nanoft.tasks import collate, images
 from nanoft.tasks.heads import TaskModel
 
 PIL = pytest.importorskip("PIL.Image", reason="reads pictures by Pillow (pip install nanoft[images])")
@@ -192,11 +192,17 @@ def test_convolutions_are_steps_of_muon():
     assert [p.dim() for group in by_muon if "embeddings" in group["name"] for p in group["params"]] == [4] * 4
 
 
-@pytest.mark.parametrize("choice, kind, steps, wanted", [
-    ("auto", "image", 600, True), ("auto", "image", 100, False), ("auto", "classify", 600, False),
-    ("false", "image", 600, False), ("true", "classify", 1, True)])
-def test_longer_runs_on_pictures_are_compiled_by_themselves(choice, kind, steps, wanted):
-    assert start.is_compiled(SimpleNamespace(compile=choice), {"kind": kind}, steps) == wanted
+@pytest.mark.parametrize("kind, steps, wanted", [("image", 600, True), ("image", 100, False), ("classify", 600, False)])
+def test_longer_runs_on_pictures_are_compiled_by_themselves(folder, tmp_path, call, monkeypatch, kind, steps, wanted):
+    def stop(run, try_it, auto, length):
+        raise UserError(f"auto: {auto}")
+
+    monkeypatch.setattr(loop.Run, "wrap", stop)
+    table = tmp_path / "texts.csv"
+    table.write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(40)), encoding="utf-8")
+    with pytest.raises(UserError, match=f"^auto: {wanted}$"):
+        call(finetune, f"--kind={kind}", f"--train_file={folder if kind == 'image' else table}", "--n_embd=32",
+             "--n_head=2", f"--max_steps={steps}", "--device=cpu", f"--out_dir={tmp_path / 'run'}")
 
 
 # ---- files -------------------------------------------------------------------------------------------------------

@@ -155,9 +155,18 @@ def test_a_process_alone_looks_at_its_clock_at_every_step(monkeypatch):
 @pytest.mark.parametrize("device, minutes, wanted", [("cpu", 4, False), ("cpu", 6, True), ("cuda", 2.2, False),
                                                      ("cuda", 4, True), ("mps", 60, False)])
 def test_a_short_job_is_not_compiled(device, minutes, wanted):
-    assert kernels.wants_compile("auto", minutes, torch.device(device)) == wanted
-    assert kernels.wants_compile("true", minutes, torch.device(device))
-    assert not kernels.wants_compile("false", minutes, torch.device(device))
+    assert kernels.wants_compile(minutes, torch.device(device)) == wanted
+
+
+@pytest.mark.parametrize("choice, auto, wanted", [("auto", True, True), ("auto", False, False), ("true", False, True),
+                                                  ("false", True, False)])
+def test_true_and_false_are_taken_at_their_word(monkeypatch, choice, auto, wanted):
+    run = loop.Run.__new__(loop.Run)
+    run.cfg, run.log = types.SimpleNamespace(compile=choice), types.SimpleNamespace(say=print)
+    run.dist, run.optimizers, run.model = DIST, [], torch.nn.Linear(2, 2)
+    run.net = run.model
+    monkeypatch.setattr(kernels, "compiled", lambda net, *_: "compiled")
+    assert run.wrap(None, auto, 8) == ("compiled" if wanted else run.model)
 
 
 @pytest.mark.parametrize("steps, size, least, most", [

@@ -241,11 +241,6 @@ def picture_problems(cfg) -> list[str]:
     return problems
 
 
-def is_compiled(cfg, task: dict, steps: int) -> bool:
-    """Whether the run is. auto: only pictures, in a run of more than 500 steps; texts would have many lengths."""
-    return cfg.compile == "true" or cfg.compile == "auto" and task["kind"] == "image" and steps > 500
-
-
 def encode(cfg, rows: dict[str, list[dict]], task: dict, tokenizer, dist: Dist) -> dict[str, features.Encoded]:
     """The features of every split. Where the task lacks the statistics of its pictures, it gets those of training."""
     collate.check_augmentation(cfg, task, tokenizer)
