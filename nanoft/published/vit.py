@@ -4,6 +4,7 @@ Folders of the transformers package (model_type vit) and of timm (architecture v
 same model under two sets of names. Normalisation comes from preprocessor_config.json, or timm's pretrained_cfg.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,39 +16,31 @@ from nanoft.model import ModelConfig, check_model
 from nanoft.tasks import images
 from nanoft.tasks.heads import TaskModel
 
-# nanoft's modules, by the names of transformers and of timm; {} is the number of a block
-OUTSIDE = [("vit.embeddings.cls_token", "cls_token", "trunk.tokens.cls"),
-           ("vit.embeddings.position_embeddings", "pos_embed", "trunk.positions.weight"),
-           ("vit.embeddings.patch_embeddings.projection", "patch_embed.proj", "trunk.tokens.layers.0"),
-           ("vit.layernorm", "norm", "trunk.norm_out"), ("classifier", "head", "task_head")]
-BLOCK = [("vit.encoder.layer.{}.layernorm_before", "blocks.{}.norm1", "norm1"),
-         ("vit.encoder.layer.{}.attention.attention.query", "", "attn.q"),
-         ("vit.encoder.layer.{}.attention.attention.key", "", "attn.k"),
-         ("vit.encoder.layer.{}.attention.attention.value", "", "attn.v"),
-         ("", "blocks.{}.attn.qkv", "attn.q attn.k attn.v"),
-         ("vit.encoder.layer.{}.attention.output.dense", "blocks.{}.attn.proj", "attn.proj"),
-         ("vit.encoder.layer.{}.layernorm_after", "blocks.{}.norm2", "norm2"),
-         ("vit.encoder.layer.{}.intermediate.dense", "blocks.{}.mlp.fc1", "mlp.fc"),
-         ("vit.encoder.layer.{}.output.dense", "blocks.{}.mlp.fc2", "mlp.proj")]
+# nanoft's modules by the names of transformers and of timm, without "vit." and without the number of a block
+NAMES = {
+    "embeddings.cls_token": "trunk.tokens.cls", "cls_token": "trunk.tokens.cls",
+    "embeddings.position_embeddings": "trunk.positions.weight", "pos_embed": "trunk.positions.weight",
+    "embeddings.patch_embeddings.projection": "trunk.tokens.layers.0", "patch_embed.proj": "trunk.tokens.layers.0",
+    "layernorm": "trunk.norm_out", "norm": "trunk.norm_out", "classifier": "task_head", "head": "task_head",
+    "layernorm_before": "norm1", "norm1": "norm1", "attention.attention.query": "attn.q",
+    "attention.attention.key": "attn.k", "attention.attention.value": "attn.v", "attn.qkv": "attn.q attn.k attn.v",
+    "attention.output.dense": "attn.proj", "attn.proj": "attn.proj", "layernorm_after": "norm2", "norm2": "norm2",
+    "intermediate.dense": "mlp.fc", "mlp.fc1": "mlp.fc", "output.dense": "mlp.proj", "mlp.fc2": "mlp.proj"}
+NAME = re.compile(r"(?:vit\.)?(?:(?:encoder\.layer|blocks)\.(\d+)\.)?(.+?)(\.weight|\.bias)?")  # block, module, end
 
 
 def load(config: dict, entries: Mapping, take: Callable, path: Path) -> dict:
     """Weights, shape and task. entries, take: of layouts.open_weights(path). Raises UserError where they differ."""
-    folder, timm = path.parent, "model_type" not in config
-    table = {}
-    for names in [*OUTSIDE, *((*(name.format(i) for name in block[:2]), " ".join(
-            f"trunk.blocks.{i}.{part}" for part in block[2].split()))
-            for i in range(sum(name.endswith(("layernorm_before.weight", ".norm1.weight")) for name in entries))
-            for block in BLOCK)]:
-        published = names[1 if timm else 0]
-        stored = {published, published.removeprefix("vit.")} if published else set()
-        for end in ("", ".weight", ".bias"):
-            table |= {name + end: (names[2].split(), end) for name in stored if name + end in entries}
+    folder, timm, n_used = path.parent, "model_type" not in config, 0
     weights: dict[str, torch.Tensor] = {}
-    for name, (parts, end) in table.items():
-        for part, chunk in zip(parts, take([name])[name].float().chunk(len(parts))):
-            is_table = part in ("trunk.tokens.cls", "trunk.positions.weight")
-            weights[part if is_table else part + end] = (chunk.flatten(0, -2) if is_table else chunk).clone()
+    for name in entries:
+        found = NAME.fullmatch(name)
+        if found and found[2] in NAMES:
+            block, module, end = found.groups("")
+            parts, tensor, n_used = NAMES[module].split(), take([name])[name].float(), n_used + 1
+            tensor = tensor if end else tensor.squeeze()  # (1, 1, C) -> (C,), (1, T, C) -> (T, C)
+            for part, chunk in zip(parts, tensor.chunk(len(parts))):
+                weights[f"trunk.blocks.{block}.{part}{end}" if block else part + end] = chunk.clone()
     try:
         cfg, task = describe(config, weights, timm, folder)
         with torch.device("meta"):
@@ -55,14 +48,13 @@ def load(config: dict, entries: Mapping, take: Callable, path: Path) -> dict:
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{folder}: its files do not describe a ViT ({type(error).__name__}: {error}); fetch it again"
                         ) from None
-    weights["trunk.tokens.cls"] = weights["trunk.tokens.cls"].flatten()
     new = [name for name in own if name not in weights and name.startswith("task_head.")]
     weights |= {name: torch.zeros(own[name].shape) for name in new}
     for name in own.keys() | weights.keys():
         if name not in own or name not in weights or own[name].shape != weights[name].shape:
             raise UserError(f"{path}: weight {name} is missing, unknown or of another shape than a ViT of its size "
                             "has; fetch it again")
-    print(f"{folder}: vit, {cfg.n_layer} layers x {cfg.n_embd}; {len(table)} of {len(entries)} tensors used")
+    print(f"{folder}: vit, {cfg.n_layer} layers x {cfg.n_embd}; {n_used} of {len(entries)} tensors used")
     return {"model": weights, "model_config": vars(cfg), "task": task, "new": new}
 
 
