@@ -130,7 +130,6 @@ class Attention(nn.Module):
     CPUs in its place, inspect/explain.py one that records the weights; both give the same result. In place of
     `project` kernels.py puts a single product for generation.
     """
-    attend = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(self, cfg):
         super().__init__()
@@ -141,6 +140,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
         self.v = nn.Linear(cfg.n_embd, self.n_kv_head * width, bias=cfg.bias)
         self.proj = nn.Linear(self.n_head * width, cfg.n_embd, bias=cfg.bias)
+        self.attend = F.scaled_dot_product_attention
 
     def project(self, x):
         """x: (B, T, C) -> q (B, T, H * D), k and v (B, T, K * D)."""

@@ -182,7 +182,8 @@ def test_entropy_is_that_of_the_weights(tmp_path):
     mean = sum(math.log(n) for n in range(1, 9)) / 8
     for tag in (f"attention_entropy/blocks.{i}.h{j}" for i in (0, 1) for j in (0, 1)):
         assert scalar(found, tag) == {1: pytest.approx(mean, abs=1e-6)}
-    assert model.training and not any(module._forward_hooks or "attend" in vars(module) for module in model.modules())
+    assert model.training and not any(module._forward_hooks for module in model.modules())
+    assert all(block.attn.attend is torch.nn.functional.scaled_dot_product_attention for block in model.trunk.blocks)
 
 
 def test_padding_counts_nowhere(tmp_path):

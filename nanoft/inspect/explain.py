@@ -53,7 +53,7 @@ def attention_weights(model: nn.Module):
     The plain formula computes them; outside of this context nothing is computed differently.
     """
     layers = [module for module in model.modules() if isinstance(module, Attention)]
-    before, recorded = [vars(layer).get("attend") for layer in layers], []
+    before, recorded = [layer.attend for layer in layers], []
 
     def attend(*args, **kwargs):
         y, weights = plain_attention(*args, **kwargs)
@@ -65,11 +65,8 @@ def attention_weights(model: nn.Module):
     try:
         yield recorded
     finally:
-        for layer, function in zip(layers, before):  # exactly as it was: compiled code checks every attribute
-            if function is None:
-                del layer.attend
-            else:
-                layer.attend = function
+        for layer, function in zip(layers, before):
+            layer.attend = function
 
 
 @torch.no_grad()
