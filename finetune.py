@@ -191,7 +191,7 @@ def fine_tune(cfg, dist):
     optimizers = optim.make_optimizers(model, optim.finetuning_groups(model, cfg), dist)
     run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer,
                    {name: files.fingerprint(data.rows[name]) for name in ("train", "val")}, steps, started=started)
-    run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * eval_interval, dist.dtype)
+    run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * eval_interval, dist)
     average = optim.EMA(model, cfg.average, source["averaged"] if cfg.resume and source else None)
     if not steps and not cfg.resume:
         run.evaluated = -1  # a linear model alone is complete before the first step

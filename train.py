@@ -131,7 +131,7 @@ def main():
     run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer,
                    {name: data.splits[name].identity for name in ("train", "val")}, cfg.max_steps, cfg.max_minutes,
                    started)
-    run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * cfg.eval_interval, dist.dtype)
+    run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * cfg.eval_interval, dist)
     source = None  # free memory
     describe(run, data)
 

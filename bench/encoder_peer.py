@@ -51,7 +51,7 @@ def main():
     def step(net, dtype, number):
         rows = number * B + np.arange(B)
         batch = distributed.to_device(batches.masked_batch(train, T, cfg.seed, rows, masking), CPU)
-        with distributed.autocast(CPU, dtype):
+        with distributed.Dist(0, 1, CPU, dtype).autocast():
             loss = net(input_ids=batch["ids"], labels=batch["targets"]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -131,7 +131,7 @@ def evaluate(model, val: Tokens, masking: batches.Masking, dtype: torch.dtype) -
     for i in range(0, len(starts), 64):
         batch = distributed.to_device(batches.masked_eval_batch(val, T, starts[i:i + 64], masking), CPU)
         masked = batch["targets"] != batches.IGNORE
-        with distributed.autocast(CPU, dtype):
+        with distributed.Dist(0, 1, CPU, dtype).autocast():
             logits = model(input_ids=batch["ids"]).logits[masked].float()
         nats += torch.nn.functional.cross_entropy(logits, batch["targets"][masked], reduction="sum").item()
         hits += (logits.argmax(-1) == batch["targets"][masked]).sum().item()

@@ -37,7 +37,7 @@ class Dist:
 
     def autocast(self):
         """The context in which matrix products run in `dtype`."""
-        return autocast(self.device, self.dtype)
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
 
 def start(device: str = "auto", dtype: str = "auto") -> Dist:
@@ -95,11 +95,6 @@ def number_format(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
     if native_bf16(device):
         return torch.bfloat16, ""
     return torch.float32, f"dtype=auto: float32, because {device.type} has no native bfloat16 here"
-
-
-def autocast(device: torch.device, dtype: torch.dtype):
-    """The context in which matrix products run in `dtype`."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def to_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:

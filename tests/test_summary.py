@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, run
+from conftest import DIST, TINY, run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,7 +41,7 @@ def test_figures_are_those_of_the_real_model(name):
             loss = model(**batch).sum()
         with FlopCounterMode(display=False) as backward:
             loss.backward()
-    outputs, saved = summary.forward(model, batch, torch.device("cpu"), torch.float32)
+    outputs, saved = summary.forward(model, batch, DIST)
     assert totals["parameters"] == sum(p.numel() for p in model.parameters()) == sum(row[3] for row in flat(rows))
     assert totals["flops"] * 4 * 64 == pytest.approx(forward.get_total_flops(), rel=0.01)
     assert 3 * totals["flops"] * 4 * 64 == pytest.approx(
@@ -66,7 +66,7 @@ class Both(torch.nn.Module):
 
 
 def test_what_is_saved_counts_once():
-    outputs, saved = summary.forward(Both(), {"x": torch.ones(5, 8)}, torch.device("cpu"), torch.float32)
+    outputs, saved = summary.forward(Both(), {"x": torch.ones(5, 8)}, DIST)
     assert outputs["a"].shape == (5, 16)
     assert saved == {"a": 4 * 5 * 8, "": 2 * 4 * 5 * 16}  # x, which b needs too; the results of both relu
 

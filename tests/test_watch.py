@@ -135,7 +135,7 @@ class Options:
 
 def watch_of(model, folder):
     optimizers = optim.make_optimizers(model, optim.pretraining_groups(model, Options), DIST)
-    return Watch(RunLog(folder), model, optimizers, 1, torch.float32)
+    return Watch(RunLog(folder), model, optimizers, 1, DIST)
 
 
 def small(**shape):

@@ -46,16 +46,16 @@ def summarize(shape: ModelConfig, cfg, task: dict | None = None, device="cpu",
     Totals: parameters, trained parameters, forward FLOPs per token, the batch's shape (B, T), and the bytes of weights,
     gradients, optimizer and activations.
     """
-    device = torch.device(device)
+    dist = distributed.Dist(0, 1, torch.device(device), dtype)
     B, T = cfg.micro_batch_size or cfg.batch_size, task["max_length"] if task else shape.block_size
-    with FakeTensorMode(), device:
+    with FakeTensorMode(), dist.device:
         # a response is learned by a plain GPT; the prompt's share of a row varies, so all tokens count as targets
         model = TaskModel(shape, task) if task and task["kind"] != "generate" else make_model(shape)
         if task:
             freezing.freeze(model, cfg)
         groups = (optim.finetuning_groups if task else optim.pretraining_groups)(model, cfg)
-        optimizers = optim.make_optimizers(model, groups, distributed.Dist(0, 1, device, dtype))
-        outputs, saved = forward(model, example_batch(model, B, T, cfg), device, dtype)
+        optimizers = optim.make_optimizers(model, groups, dist)
+        outputs, saved = forward(model, example_batch(model, B, T, cfg), dist)
     parameters, flops = Counter(), Counter()
     for name, p in model.named_parameters():  # tied parameters count once
         parameters[name.rpartition(".")[0]] += p.numel()
@@ -110,7 +110,7 @@ def example_batch(model: nn.Module, B: int, T: int, cfg) -> dict:
     return batch | ({"types": ids} if kind in ("pair", "answer") else {})
 
 
-def forward(model: nn.Module, batch: dict, device: torch.device, dtype: torch.dtype) -> tuple[dict, Counter]:
+def forward(model: nn.Module, batch: dict, dist: distributed.Dist) -> tuple[dict, Counter]:
     """One forward pass: {module: its output}, and {module: bytes it made autograd save}, each storage counted once."""
     outputs, saved, inside = {}, Counter(), [""]
     seen = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
@@ -130,7 +130,7 @@ def forward(model: nn.Module, batch: dict, device: torch.device, dtype: torch.dt
         if name:
             module.register_forward_pre_hook(lambda module, args, name=name: inside.append(name))
             module.register_forward_hook(lambda module, args, output, name=name: leave(name, output))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), distributed.autocast(device, dtype):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), dist.autocast():
         loss = model(**batch)
     del loss  # until here it held every saved storage, so that no address was used twice
     return outputs, saved

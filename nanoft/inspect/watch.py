@@ -16,7 +16,7 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from nanoft import distributed
+from nanoft.distributed import Dist
 from nanoft.inspect.explain import attention_weights, hooked
 from nanoft.inspect.graph import graph_of
 from nanoft.model import MLP, Attention, Block
@@ -28,9 +28,9 @@ MAX_VALUES = 2**17  # that a histogram counts; of a larger tensor as many, evenl
 
 
 class Watch:
-    def __init__(self, log, model: nn.Module, optimizers: list, every: int, dtype: torch.dtype):
-        """log: the run's RunLog; every: steps between histograms; dtype: of the run's matrix products."""
-        self.log, self.model, self.optimizers, self.every, self.dtype = log, model, optimizers, every, dtype
+    def __init__(self, log, model: nn.Module, optimizers: list, every: int, dist: Dist):
+        """log: the run's RunLog; every: steps between histograms."""
+        self.log, self.model, self.optimizers, self.every, self.dist = log, model, optimizers, every, dist
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.before: list | None = None  # the weights before this step, if it is a log step
 
@@ -96,8 +96,7 @@ class Watch:
         watched = [module for module in names if isinstance(module, (Attention, MLP, Block))]
         training = self.model.training
         self.model.eval()
-        with (hooked(watched, record), attention_weights(self.model) as weights,
-              distributed.autocast(mask.device, self.dtype)):
+        with hooked(watched, record), attention_weights(self.model) as weights, self.dist.autocast():
             self.model(**batch)
         self.model.train(training)
 
