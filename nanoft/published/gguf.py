@@ -19,6 +19,7 @@ from nanoft.bpe import Tokenizer
 from nanoft.files import write_whole
 from nanoft.pretokenize import PATTERNS
 from nanoft.published import layouts
+from nanoft.quantize import rounded
 from nanoft.text import vocabulary
 
 SPLITS = {PATTERNS["gpt2"]: "gpt-2", PATTERNS["gpt4"]: "llama-bpe"}  # llama.cpp's names of the patterns that are equal
@@ -107,10 +108,8 @@ def encoded(x: torch.Tensor, dtype: str) -> bytes:
     """The bytes of a tensor. int8 is Q8_0: for 32 numbers their largest size / 127 in float16, then 32 signed bytes."""
     if dtype != "int8":
         return x.to(getattr(torch, dtype)).contiguous().view(torch.uint8).numpy().tobytes()
-    x = x.float().reshape(-1, BLOCK)  # (rows, columns) -> (rows * columns / 32, 32)
-    scale = x.abs().amax(1, keepdim=True) / 127
-    whole = torch.where(scale > 0, x / scale, 0).round().to(torch.int8)
-    return np.hstack((scale.half().view(torch.uint8).numpy(), whole.view(torch.uint8).numpy())).tobytes()
+    whole, scale = rounded(x.reshape(-1, BLOCK))  # (rows, columns) -> (rows * columns / 32, 32)
+    return np.hstack((scale.half()[:, None].view(torch.uint8).numpy(), whole.view(torch.uint8).numpy())).tobytes()
 
 
 def padded(size: int) -> int:
