@@ -5,7 +5,6 @@ are safely on disk. The same command goes on there, and the result is that of a 
 byte for byte: ids that came later are cut off, and documents are encoded in the same groups.
 """
 
-import hashlib
 import itertools
 import json
 import shutil
@@ -20,6 +19,7 @@ from nanoft.bins import GROUP, ShardWriter, encode_parts, name_shards
 from nanoft.files import available_cores, in_groups, map_ahead, progress_bar, read_blocks, read_json, write_json
 from nanoft.pretokenize import check_text
 from nanoft.runlog import lock, unlock
+from nanoft.tasks.examples import hash_fraction
 from nanoft.text import prepare, vocabulary
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz")
@@ -177,8 +177,7 @@ def encode_group(tokenizer, val_fraction: float, texts: list[str]) -> tuple[int,
     """
     parts = {"val": [], "train": []}
     for text in filter(None, texts):
-        digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-        parts["val" if digest < val_fraction * 2**64 else "train"].append((text, True))
+        parts["val" if hash_fraction(text) < val_fraction else "train"].append((text, True))
     return len(texts), {split: encode_parts(tokenizer, parts[split]) for split in parts if parts[split]}
 
 
