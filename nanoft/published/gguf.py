@@ -25,16 +25,11 @@ from nanoft.text import vocabulary
 SPLITS = {PATTERNS["gpt2"]: "gpt-2", PATTERNS["gpt4"]: "llama-bpe"}  # llama.cpp's names of the patterns that are equal
 TYPES = {"float32": (0, 0), "float16": (1, 1), "int8": (8, 7), "bfloat16": (30, 32)}  # of a tensor, of a whole file
 BLOCK = 32  # numbers that share a scale in int8 (Q8_0)
-TENSORS = {  # {published module: GGUF's}, outside the blocks and in each block
-    "gpt2": {"transformer.wte": "token_embd", "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm",
-             "lm_head": "output", "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
-             "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
-    "qwen3": {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-              "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-              "self_attn.v_proj": "attn_v", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-              "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
-              "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
-}
+# {nanoft's modules, as in layouts.NAMES: GGUF's}
+TENSORS = {"tokens": "token_embd", "positions": "position_embd", "norm_out": "output_norm", "head": "output",
+           "norm1": "attn_norm", "attn.q attn.k attn.v": "attn_qkv", "attn.q": "attn_q", "attn.k": "attn_k",
+           "attn.v": "attn_v", "attn.q_norm": "attn_q_norm", "attn.k_norm": "attn_k_norm", "attn.proj": "attn_output",
+           "norm2": "ffn_norm", "mlp.gate": "ffn_gate", "mlp.fc": "ffn_up", "mlp.up": "ffn_up", "mlp.proj": "ffn_down"}
 FIELDS = {"n_layer": "block_count", "n_head": "attention.head_count", "n_kv_head": "attention.head_count_kv",
           "n_embd": "embedding_length", "block_size": "context_length", "n_hidden": "feed_forward_length"}
 
@@ -45,7 +40,7 @@ def write(path: Path, content: dict, weights: dict[str, torch.Tensor], tokenizer
     Raises UserError for what llama.cpp does not have: an encoder, another activation, another split pattern.
     """
     family = content["model_type"]
-    if family not in TENSORS or content.get("activation_function", "gelu_new") != "gelu_new":
+    if family not in ("gpt2", "qwen3") or content.get("activation_function", "gelu_new") != "gelu_new":
         raise UserError(f"{path}: GGUF is for causal models here, GPT-2's with gelu_tanh; give --export=FOLDER")
     if tokenizer.pattern not in SPLITS:
         raise UserError(f"{path}: llama.cpp does not have this tokenizer's split pattern, only those named "
@@ -98,10 +93,11 @@ def tokenizer_fields(tokenizer: Tokenizer, end: int) -> dict:
 
 def gguf_name(name: str, family: str) -> str:
     """transformer.h.3.attn.c_attn.weight -> blk.3.attn_qkv.weight"""
-    module, _, end = name.rpartition(".")
-    block = re.match(r"(?:transformer\.h|model\.layers)\.(\d+)\.", module)
-    prefix = f"blk.{block[1]}." if block else ""
-    return f"{prefix}{TENSORS[family][module[block.end():] if block else module]}.{end}"
+    trunk, blocks, outside, block = layouts.NAMES[family]
+    module, _, end = name.removeprefix(trunk).rpartition(".")
+    if found := re.fullmatch(rf"{blocks}(\d+)\.(.+)", module):
+        return f"blk.{found[1]}.{TENSORS[block[found[2]]]}.{end}"
+    return f"{TENSORS['head' if module == 'lm_head' else outside[module]]}.{end}"
 
 
 def encoded(x: torch.Tensor, dtype: str) -> bytes:
