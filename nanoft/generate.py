@@ -160,7 +160,7 @@ class Batch:
         if fixed:
             seen, masked = min(S, max(64, 1 << (seen - 1).bit_length())), True
         if stale:
-            logits = one(self.model, self.cache, self.token, seen, masked)
+            logits = one(self.cache, self.model, self.token, seen, masked)
             logits[stale] = self.read(stale, [starts[row] for row in stale])
             self.take(logits)
         elif graphs is not None and seen in graphs:
@@ -174,7 +174,7 @@ class Batch:
 
     def step(self, one, seen: int, masked: bool) -> None:
         """A token more in each row. Nothing here has another shape the next time, or waits for the device."""
-        self.take(one(self.model, self.cache, self.token, seen, masked))
+        self.take(one(self.cache, self.model, self.token, seen, masked))
 
     def take(self, logits: Tensor) -> None:
         """Choose each row's next token, by logits (B, V), and put it in its place."""
@@ -196,14 +196,10 @@ class Batch:
         self.t += 1
 
 
-def one_token(model, cache: Cache, ids: Tensor, seen: int, masked: bool) -> Tensor:
-    return cache.step(model, ids, seen, masked)
-
-
 @functools.cache
-def compiled_one_token():
-    """one_token compiled, at its first call. Not made before it is wanted: importing the compiler takes a second."""
-    return torch.compile(one_token, dynamic=False)
+def compiled_step():
+    """Cache.step compiled, at its first call. Not made before it is wanted: importing the compiler takes a second."""
+    return torch.compile(Cache.step, dynamic=False)
 
 
 def context_start(length: int, block_size: int) -> int:
@@ -226,7 +222,7 @@ def generate(model: GPT, prompts: Tensor | Sequence[Tensor], max_new_tokens: int
     batch = Batch(model, list(prompts), max_new_tokens, rules, seeds, min(logprobs, model.cfg.vocab_size))
     on_gpu = batch.ids.device.type == "cuda"
     graphs: dict | None = {} if on_gpu and not torch.is_autocast_enabled("cuda") else None
-    one = compiled_one_token() if compile else one_token
+    one = compiled_step() if compile else Cache.step
     for t in range(max_new_tokens):
         starts = [context_start(length, model.cfg.block_size) for length in batch.lengths]
         stale = [row for row, start in enumerate(starts) if not cached or start != batch.starts[row]]

@@ -81,7 +81,7 @@ def test_a_gpu_would_record_steps_of_few_shapes(monkeypatch):
         step(self, one, seen, masked)
 
     monkeypatch.setattr(generate.Batch, "step", noted)
-    monkeypatch.setattr(generate, "compiled_one_token", lambda: generate.one_token)
+    monkeypatch.setattr(generate, "compiled_step", lambda: generate.Cache.step)
     assert torch.equal(tokens(model, prompts, 150, GREEDY, compile=True), expected)
     assert shapes == {(64, True), (128, True), (190, True)}
 
