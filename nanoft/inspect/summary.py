@@ -115,10 +115,6 @@ def forward(model: nn.Module, batch: dict, dist: distributed.Dist) -> tuple[dict
     outputs, saved, inside = {}, Counter(), [""]
     seen = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
 
-    def leave(name, output):
-        inside.pop()
-        outputs[name] = output
-
     def pack(x):
         storage = x.untyped_storage()
         if storage._cdata not in seen:
@@ -129,7 +125,7 @@ def forward(model: nn.Module, batch: dict, dist: distributed.Dist) -> tuple[dict
     for name, module in model.named_modules():
         if name:
             module.register_forward_pre_hook(lambda module, args, name=name: inside.append(name))
-            module.register_forward_hook(lambda module, args, output, name=name: leave(name, output))
+            module.register_forward_hook(lambda module, args, output: outputs.update({inside.pop(): output}))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), dist.autocast():
         loss = model(**batch)
     del loss  # until here it held every saved storage, so that no address was used twice
