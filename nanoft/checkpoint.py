@@ -80,8 +80,6 @@ def load(path, device="cpu") -> dict:
     except Exception as error:  # whatever a foreign or broken file can raise
         raise UserError(f"{path} is not a checkpoint, or is damaged ({type(error).__name__}); "
                         "give another, or train again") from None
-    if not isinstance(state, dict) or not {"model", "model_config", "step"} <= state.keys():
-        raise UserError(f"{path} is not a nanoft checkpoint: it lacks model, model_config or step")
     check_state(state, path)
     for name, scale in state.pop("scales", {}).items():  # of nanoft.quantize: floats again
         state["model"][name] = state["model"][name].float() * scale[:, None]

@@ -226,7 +226,7 @@ def test_prompts_may_be_texts_or_stand_in_jsonl_for_a_model_that_was_taught_to_r
     (["--checkpoint={tmp}/nowhere"], "no checkpoint there"),
     (["--checkpoint={tmp}"], "no checkpoint there"),
     (["--checkpoint={tmp}/text.pt"], "not a checkpoint"),
-    (["--checkpoint={tmp}/foreign.pt"], "not a nanoft checkpoint"),
+    (["--checkpoint={tmp}/foreign.pt"], "not a whole nanoft checkpoint"),
     (["--checkpoint={tmp}/later.pt"], "later.pt"),
     (["--checkpoint={tmp}/alone.pt"], "tokenizer.json"),
     (["--checkpoint={tmp}/adapter.pt"], "is an adapter, not a whole model"),
