@@ -161,12 +161,12 @@ def format_value(value) -> str:
 
 def curves(run: Run) -> list:
     """The figures of a run: its loss over each axis, its scores, then every other metric over the steps."""
-    figures = [line_plot(f"Loss over {label.partition(' ')[0]}", label_of("loss", run),
+    figures = [line_plot(f"Loss over {label.partition(' ')[0]}", titles("loss", run)[1],
                          [("training", run, "loss"), ("validation", run, "val_loss")], axis)
                for axis, label in AXES.items()]
     figures.append(line_plot("Scores on validation", "score (1 is best)",
                              [(name.replace("_", " "), run, f"val_{name}") for name in SCORES]))
-    figures += [line_plot(plot_title(name), label_of(name, run), [(None, run, name)]) for name in OTHERS]
+    figures += [line_plot(*titles(name, run), [(None, run, name)]) for name in OTHERS]
     return [figure for figure in figures if figure]
 
 
@@ -203,18 +203,13 @@ def line_plot(title: str, label: str, lines, axis: str = "step"):
     return ax.figure
 
 
-def label_of(metric: str, run: Run) -> str:
-    """The name of a metric beside its axis."""
-    units = {"causal": " (nats per token)", "mlm": " (nats per masked token)"} if metric.endswith("loss") else {}
+def titles(metric: str, run: Run) -> tuple[str, str]:
+    """What stands above the plot of a metric, and beside its axis."""
     name = OTHERS.get(metric, metric.removeprefix("val_").replace("_", " "))
-    return name + units.get(run.config.get("objective", ""), "")
-
-
-def plot_title(metric: str) -> str:
-    label = OTHERS.get(metric, metric.removeprefix("val_").replace("_", " "))
-    if metric.startswith("val_"):
-        return f"Validation: {label}"
-    return "Training loss" if metric == "loss" else label[0].upper() + label[1:]
+    units = {"causal": " (nats per token)", "mlm": " (nats per masked token)"} if metric.endswith("loss") else {}
+    title = (f"Validation: {name}" if metric.startswith("val_") else
+             "Training loss" if metric == "loss" else name[0].upper() + name[1:])
+    return title, name + units.get(run.config.get("objective", ""), "")
 
 
 # ---- where a fine-tuned model errs --------------------------------------------------------------------------------
@@ -286,7 +281,7 @@ def compare(runs: list[Run]) -> list[str]:
         parts.append("<h2>Curves</h2>")
     for metric in compared if plots.can_draw() else ():
         lines = [(run.folder.name, run, metric) for run in runs]
-        figures = [line_plot(plot_title(metric), label_of(metric, runs[0]), lines, axis) for axis in AXES]
+        figures = [line_plot(*titles(metric, runs[0]), lines, axis) for axis in AXES]
         parts += ['<div class="row">', *(plots.svg(figure) for figure in figures if figure), "</div>"]
     options = dict.fromkeys(option for run in runs for option in run.config if option != "out_dir")
     rows = [(option, *(str(run.config.get(option, "")) for run in runs)) for option in options]
