@@ -329,7 +329,7 @@ def open_data(cfg, dist, source, path):
     else:
         cfg, chosen = start.choose_options(cfg, source, task, rows, tokenizer)
         shape = start.model_shape(cfg, source, path, tokenizer, task)
-        task = start.complete_task(task, cfg, shape, rows)
+        task = start.complete_task(task, cfg, shape, rows, tokenizer)
         if cfg.resume:
             start.check_same_task(source, path, task)
             if task["linear"]:

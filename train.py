@@ -38,6 +38,7 @@ class Config:
     resume: bool = False               # go on with the run in out_dir; auto: if there is one
     eval_only: bool = False            # no training: print the metrics of init_from, or of out_dir's run, on data
     text_file: str = ""                # measure on this text instead of data
+    cache_tokens: int = 0              # eval_only: also with a cache of so many tokens of the text before, for a GPT
     objective: Literal["causal", "mlm", "mlm_nsp"] = "causal"  # GPT; BERT on masked words; and on pairs too
     seed: int = 1                      # of the initial weights, the batches and the dropout
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
@@ -87,8 +88,8 @@ def check(cfg):
     problems = check_model(cfg) + config.run_problems(cfg)
     problems += config.at_least(cfg, 1, "batch_size", "eval_interval", "log_interval")
     problems += config.at_least(cfg, 0, "seed", "micro_batch_size", "max_steps", "lr", "embed_lr",
-                                "muon_lr", "weight_decay", "grad_clip", "nsp_weight", "eval_tokens", "sample_tokens",
-                                "watch_interval")
+                                "muon_lr", "weight_decay", "grad_clip", "nsp_weight", "eval_tokens", "cache_tokens",
+                                "sample_tokens", "watch_interval")
     problems += config.fraction(cfg, "warmup", "warmdown") + config.fraction(cfg, "beta2", one=False)
     if cfg.schedule == "trapezoid" and cfg.warmup + cfg.warmdown > 1:
         problems.append(f"warmup={cfg.warmup} and warmdown={cfg.warmdown} are more than the whole run; lower one")
@@ -97,6 +98,8 @@ def check(cfg):
         problems.append("max_steps and max_minutes are both 0; give the run a budget in one of them")
     if cfg.text_file and not cfg.eval_only:
         problems.append("text_file is for --eval_only; to train on it: python data/text/prepare.py --source=FILE")
+    if cfg.cache_tokens and not cfg.eval_only:
+        problems.append("cache_tokens is for --eval_only: training and samples know no cache; leave it out")
     if cfg.arch != "modern" and cfg.activation != Config.activation:
         problems.append(f"activation={cfg.activation} is for arch=modern; {cfg.arch} has its own, so leave it out")
     if not 0 < cfg.mask_prob < 1:

@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, TINY, contents, run
 from test_finetune import write_base, write_folder
 from test_story_finetune import FAST, KINDS, generate, lines, several
@@ -13,7 +14,9 @@ from test_story_finetune import FAST, KINDS, generate, lines, several
 import finetune
 import sample
 import train
-from nanoft import UserError, files
+from nanoft import UserError, checkpoint, files
+from nanoft.model import make_model
+from nanoft.published.source import open_model
 from nanoft.tasks import predict
 from nanoft.text import prepare
 
@@ -70,7 +73,38 @@ def test_a_data_set_of_another_tokenizer_is_read_by_that_of_the_model(speakers, 
     assert own == other and own.startswith("val, all of it: loss ")
 
 
+def test_a_cache_knows_a_text_that_repeats_itself(speakers, call, capsys, tmp_path):
+    """Against the same sums in plain numpy, one token at a time, over two windows and a cache shorter than the text."""
+    (tmp_path / "song.txt").write_text("round and round the garden, like a teddy bear, " * 9, encoding="utf-8")
+    call(train, *HERE, f"--init_from={speakers / 'gpt'}", f"--text_file={tmp_path / 'song.txt'}",
+         "--cache_tokens=40", "--dtype=float32", f"--out_dir={tmp_path / 'out'}")
+    told, result = capsys.readouterr().out, files.read_json(tmp_path / "out" / "eval.json")
+    assert "with a cache of 40 tokens" in told and result["text_cached_loss"] < 0.7 * result["text_loss"]
+
+    state, path, tokenizer = open_model(str(speakers / "gpt"))
+    model = checkpoint.load_model(state, path, make_model, torch.device("cpu"))
+    ids = [*tokenizer.encode((tmp_path / "song.txt").read_text(encoding="utf-8")), tokenizer.special["<|endoftext|>"]]
+    T, eot, states, nats = model.cfg.block_size, tokenizer.special["<|endoftext|>"], [], 0.0
+    assert len(ids) > 2 * T
+    for start in range(0, len(ids), T):
+        kept = len(states) - min(40, len(states))  # the cache holds 40 tokens before the window, and those in it
+        window = [*(ids[start - 1:start] or [eot]), *ids[start:start + T - 1]]
+        with torch.no_grad():
+            hidden = model.trunk(torch.tensor([window]))[0]
+            expected = model.head(hidden).softmax(-1).numpy()
+        for i, target in enumerate(ids[start:start + T]):
+            here = hidden[i].numpy() / np.linalg.norm(hidden[i].numpy())
+            weights = np.array([math.exp(16 * here @ there) for there in states[kept:]])
+            same = np.array(ids[kept:start + i]) == target
+            remembered = weights[same].sum() / weights.sum() if len(weights) else 0.0
+            nats -= math.log(0.7 * expected[i, target] + 0.3 * remembered)
+            states.append(here)
+    assert result["text_cached_loss"] == pytest.approx(nats / len(ids), rel=1e-4)
+
+
 @pytest.mark.parametrize("options, words", [
+    (["--init_from={encoder}", "--cache_tokens=9"], "cache_tokens is for a GPT"),
+    (["--cache_tokens=9", "--eval_only=false"], "cache_tokens is for --eval_only"),
     (["--init_from={tmp}/none"], "no checkpoint there"), (["--init_from={gpt}", "--out_dir={encoder}"], "holds a run"),
     (["--init_from={gpt}", "--text_file={tmp}/empty.txt"], "no text to measure"),
     (["--init_from={gpt}", "--text_file={tmp}/none.txt"], "cannot be read"),

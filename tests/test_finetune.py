@@ -73,6 +73,8 @@ REFUSED = {  # what is wrong: (options, words of the sentence)
     "the first token of a GPT": (["--data={home}/data", "--init_from={home}/gpt", "--pool=cls"], "pool=cls"),
     "more positions than were learned": (["--data={home}/data", "--init_from={home}/old", "--max_length=65"],
                                          "max_length=65 is more than the 64"),
+    "another shape than the model has": (["--data={home}/data", "--init_from={home}/encoder", "--n_layer=4",
+                                          "--n_embd=32"], "another shape than --n_layer=4;"),
     "windows of pairs": (["--data={home}/pairs", "--init_from={home}/encoder", "--long_text=windows"],
                          "for single texts"),
     "weights for numbers": (["--data={home}/numbers", "--init_from={home}/encoder", "--class_weights=balanced"],
@@ -159,6 +161,17 @@ def tiny(**fields):
 
 def trained(model):
     return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_answers_may_be_as_long_as_those_of_the_training_rows():
+    cfg, shape = finetune.Config(match_types="true"), ModelConfig(n_types=4)
+    found = []
+    for n_words in (3, 40):
+        rows = [{"context": "a " * 50, "answers": [{"text": "a " * n_words, "start": 0}]}]
+        task = start.complete_task({"kind": "answer", "metric": "f1"}, cfg, shape, {"train": rows},
+                                   bpe.train(["a a a"], 261, progress=False))
+        found.append(task["max_answer"])
+    assert found[0] == 30 and found[1] >= 40
 
 
 def test_freezing():

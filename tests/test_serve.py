@@ -103,6 +103,8 @@ def test_a_stop_text_ends_it_and_an_echo_begins_it(served):
     (choice,) = complete(served, max_tokens=20, stop=[stop, "never"], echo=True)["choices"]
     assert choice == {"index": 0, "text": TEXT + text[:text.index(stop)], "logprobs": None, "finish_reason": "stop"}
     assert complete(served, max_tokens=20, stop=stop)["choices"][0]["text"] == text[:text.index(stop)]
+    (choice,) = complete(served, max_tokens=2, echo=True, logprobs=1)["choices"]
+    assert choice["logprobs"]["text_offset"][0] == len(TEXT)  # of the whole text, in which the prompt stands, too
     assert complete(served, max_tokens=20, stop="")["choices"][0]["text"] == text
 
 

@@ -131,7 +131,8 @@ class Completion:
                 yield token.id
 
         if self.body.get("echo"):
-            yield part | {"text": self.tokenizer.decode(request.content)}
+            yield part | {"text": (echoed := self.tokenizer.decode(request.content))}
+            offset = len(echoed)
         for piece in filter(None, until(text_pieces(ids(), self.tokenizer), self.stop)):
             yield part | {"text": piece, "logprobs": self.logprobs(new, offset)}
             offset += len(piece)

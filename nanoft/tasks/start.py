@@ -31,6 +31,12 @@ def open_source(cfg) -> tuple[dict | None, Path | None]:
     if cfg.init_from == "scratch":
         return None, None
     source, path = open_checkpoint(cfg.init_from)
+    typed = {name: getattr(cfg, name) for name in ("n_layer", "n_head", "n_embd", "n_gram", "n_buckets")}
+    other = [f"--{name}={value}" for name, value in typed.items() if not cfg.eval_only
+             and value not in (getattr(type(cfg), name), source["model_config"].get(name))]
+    if other:
+        raise UserError(f"{path} is a model of another shape than {' '.join(other)}; leave that out, or leave out "
+                        "init_from for a new model")
     return (merge_adapter(source, path, cfg.adapter) if cfg.adapter else source), path
 
 
@@ -133,7 +139,7 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
         choice |= {"optimizer": "adamw", "match_types": "false"}
         return replace(cfg, **choice), (f"chosen  a linear model of n-grams ({kind} from scratch), the same for every "
                                         "seed; --epochs=3 would train blocks beside it")
-    choice = {"epochs": 3.0 if n_rows < 20_000 else 2.0, "n_layer": 2, "match_types": "false"}
+    choice = {"epochs": 3.0 if n_rows < 20_000 else 2.0, "match_types": "false"} | ({} if source else {"n_layer": 2})
     # beside published weights it helps long texts only, and other programs, to which these may return, lack it
     choice["linear"] = "true" if kind in features.LINEAR and not published and not cfg.lora_rank else "false"
     if kind == "image" and not published:
@@ -157,8 +163,7 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
         if needed > source["model_config"]["block_size"]:
             choice["max_length"] = min(needed, max(512, source["model_config"]["block_size"]))
     choice = {name: value for name, value in choice.items() if getattr(cfg, name) == AUTO.get(name, 0.0)}
-    shown = [f"{name}={value}" for name, value in choice.items()
-             if not (name == "n_layer" and source or name == "epochs" and cfg.max_steps)]
+    shown = [f"{name}={value}" for name, value in choice.items() if not (name == "epochs" and cfg.max_steps)]
     began = "published weights" if published else "a model of nanoft's own" if source else "from scratch"
     return replace(cfg, **choice), f"chosen  {' '.join(shown)} ({kind}, {began}, {n_rows:,} rows)"
 
@@ -198,7 +203,7 @@ def model_shape(cfg, source: dict | None, path: Path | None, tokenizer, task: di
     return replace(shape, dropout=cfg.dropout)
 
 
-def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict]]) -> dict:
+def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict]], tokenizer) -> dict:
     """The task with all that features, head and predictions need to know: it is saved in the checkpoint."""
     kind = task["kind"]
     task = task | {"metric": cfg.metric or task["metric"], "max_length": cfg.max_length or shape.block_size,
@@ -217,7 +222,8 @@ def complete_task(task: dict, cfg, shape: ModelConfig, rows: dict[str, list[dict
     if kind == "image":
         task["mirror"] = "flip" in cfg.augment
     if kind == "answer":
-        task |= {"max_answer": 30, "v2": has_unanswered(rows)}
+        lengths = sorted(len(tokenizer.encode(answer["text"])) for row in rows["train"] for answer in row["answers"])
+        task |= {"max_answer": max(30, *lengths[int(0.99 * len(lengths)):][:1]), "v2": has_unanswered(rows)}
     if kind == "tag" and not cfg.metric and not predict.has_entities(task["labels"]):
         task["metric"] = "accuracy"
     if kind == "tag" and predict.has_thresholds(task):
