@@ -7,6 +7,7 @@ max_minutes = 20
 n_layer = 4
 n_head = 4
 n_embd = 256
+tie_head = True
 block_size = 256
 batch_size = 16
 lr = 0.003

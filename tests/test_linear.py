@@ -294,6 +294,7 @@ def test_remarks():
     ("classify", {"n_embd": 64, "qk_norm": True}, {"optimizer": "muon", "lr": 1e-3, "match_types": "false"}),
     ("pair", {"n_embd": 64, "qk_norm": True}, {"optimizer": "muon", "embed_lr": 0.03, "match_types": "true"}),
     ("pair", {"n_embd": 768, "qk_norm": False}, {"optimizer": "adamw", "lr": 5e-5, "match_types": "false"}),
+    ("tag", {"n_embd": 64, "qk_norm": True, "tie_head": True}, {"optimizer": "muon", "embed_lr": 0.001}),
     ("classify", None, {"n_layer": 0, "linear": "true"}),
     ("tag", None, {"n_layer": 2, "optimizer": "muon", "linear": "true"})])
 def test_options_follow_from_where_one_begins(kind, source, expected):

@@ -151,7 +151,8 @@ def choose_options(cfg, source: dict | None, task: dict, rows: dict[str, list[di
     else:
         choice |= {"optimizer": "muon", "lr": 1e-3, "muon_lr": 0.01}
         if not cfg.lr:  # the rates of embeddings and head follow a given lr
-            choice |= {"embed_lr": cfg.embed_lr or (0.03 if kind in features.WHOLE_TEXT else 0.01),
+            size = 0.1 if source and source["model_config"].get("tie_head") else 1.0  # of a tied embedding (LOG.md)
+            choice |= {"embed_lr": cfg.embed_lr or (0.03 if kind in features.WHOLE_TEXT else 0.01) * size,
                        "head_lr": cfg.head_lr or 0.01}
         if (kind in features.TWO_TEXTS and not (cfg.lora_rank or cfg.freeze_blocks)  # the types have to be trained
                 and any("pair" in row or "question" in row for row in rows["train"])):
