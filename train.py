@@ -56,7 +56,7 @@ class Config:
     activation: Literal["relu2", "swiglu"] = "relu2"  # of the feed-forward; swiglu, with n_gram=1, for other programs
     n_gram: int = 1                    # largest n-gram with a hashed embedding; 1 = off
     n_buckets: int = 16384             # rows of the table of n-gram embeddings
-    tie_head: bool = False             # share the token embedding with the output head
+    tie_head: bool = False             # share the token embedding with the output head; an encoder learns far more so
     arch: Literal["modern", "gpt2", "bert"] = "modern"  # how blocks are built: today's way, or as published
     mask_prob: float = 0.15            # fraction of the tokens that are masked, for an encoder
     whole_word: bool = False           # mask all tokens of a word together
