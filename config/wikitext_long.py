@@ -1,8 +1,8 @@
 # WikiText-2 for longer: the GPT of config/wikitext.py with dropout, weight decay and twice the context.
 #     OMP_NUM_THREADS=1 python train.py config/wikitext_long.py
 #     python train.py --eval_only --init_from=out/wikitext_long --cache_tokens=8000
-# Seen on the test set after 71 minutes of a busy core: 1.306 bits per byte and a perplexity of 103 per word, with a cache of
-# the last 8,000 tokens of the text 1.208 and 72.5.
+# Seen on the test set after 71 minutes of a busy core: 1.306 bits per byte and a perplexity of 103 per word, with a
+# cache of the last 8,000 tokens of the text 1.208 and 72.5.
 data = "wikitext"
 out_dir = "out/wikitext_long"
 max_steps = 5000
