@@ -1,6 +1,7 @@
 # A Chinese encoder: masked words on the training reviews of ChnSentiCorp alone, with hashed embeddings for pairs of
 # tokens, as in config/imdb_mlm.py.
-# Seen: 12.2 % of the masked words (loss 6.31) after 8 minutes on one core: little more than word frequencies.
+# Seen: 19.4 % of the masked words (loss 5.50) after 707 steps, 16 minutes of a shared core. With an output head of its own
+# (--tie_head=false) 12.2 % (6.31), little more than word frequencies.
 data = "chnsenticorp"
 out_dir = "out/chnsenticorp_mlm"
 objective = "mlm"
@@ -10,6 +11,7 @@ max_minutes = 0
 n_layer = 4
 n_head = 4
 n_embd = 256
+tie_head = True
 n_gram = 2
 n_buckets = 262144
 block_size = 128
