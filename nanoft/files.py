@@ -109,6 +109,11 @@ def difference(value, form, name="it") -> str:
     return next(filter(None, (difference(*part) for part in parts)), "")
 
 
+def hash_fraction(text: str, salt: str = "") -> float:
+    """A number from 0 to 1 by the text itself, so that copies of a text fall into the same split."""
+    return int.from_bytes(hashlib.sha256((salt + text).encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+
+
 def fingerprint(content) -> str:
     """32 hexadecimal digits, equal for equal content: what JSON can hold."""
     text = json.dumps(content, ensure_ascii=False)

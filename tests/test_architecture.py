@@ -86,5 +86,5 @@ def test_lengths():
     long += [f"{module}: {lines(path)}" for module, path in FILES.items() if lines(path) > 450]
     path = lines(*(FILES[f"nanoft.{name}"] for name in PATH))
     whole = lines(*(path for module, path in FILES.items() if module not in SCRIPTS))
-    long += [f"the path: {path}"] * (path > 3110) + [f"nanoft/: {whole}"] * (whole > 13_420)
+    long += [f"the path: {path}"] * (path > 3110) + [f"nanoft/: {whole}"] * (whole > 13_418)
     assert not long, "\n".join(long)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from nanoft import UserError
+from nanoft import UserError, files
 from nanoft.tasks import examples
 
 REVIEWS = [(f"film number {i} was {'fine' if i % 2 else 'dull'}", "pos" if i % 2 else "neg") for i in range(40)]
@@ -412,7 +412,7 @@ def test_copies_of_a_text_stay_on_one_side(tmp_path):
     splits = examples.from_table(write(tmp_path / "a.csv", as_table(rows)), "classify", val_fraction=0.4)[1]
     texts = [{row["text"] for row in splits[split]} for split in ("train", "val")]
     assert not texts[0] & texts[1] and len(texts[0]) + len(texts[1]) == 40 and len(splits["val"]) == 3 * len(texts[1])
-    hashes = [examples.hash_fraction(str(i)) for i in range(2000)]
+    hashes = [files.hash_fraction(str(i)) for i in range(2000)]
     assert abs(sum(x < 0.1 for x in hashes) - 200) < 60 and 0 <= min(hashes) and max(hashes) < 1
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from nanoft import UserError, config
+from nanoft import UserError, config, files
 from nanoft.tasks import examples
 from nanoft.text import prepare
 
@@ -65,7 +65,7 @@ def hold_out_sentences(rows: list[dict], val_fraction: float) -> dict[str, list[
             for phrase in spans:
                 if phrase in sentences_of:
                     sentences_of[phrase].add(text)
-    held = {text for text in by_length if text in sentences_of[text] and examples.hash_fraction(text) < val_fraction}
+    held = {text for text in by_length if text in sentences_of[text] and files.hash_fraction(text) < val_fraction}
     return {"train": [row for row in rows if not sentences_of[row["text"]] <= held],
             "val": [row for row in rows if row["text"] in held]}
 

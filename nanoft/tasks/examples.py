@@ -6,7 +6,6 @@ of labels. A row is a dictionary with its kind's columns. `answers` is a list of
 the context's characters; it is empty for a question that the context does not answer.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -14,7 +13,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from nanoft import UserError
-from nanoft.files import difference, read_json, write_json, write_jsonl
+from nanoft.files import difference, hash_fraction, read_json, write_json, write_jsonl
 from nanoft.tasks import images, metrics, tables
 
 COLUMNS = {
@@ -147,11 +146,6 @@ def named_row(raw: dict, where: str, kind: str, chosen: dict[str, list[str]], se
     elif isinstance(value := row.get("label"), str | int | float) and value == value:  # .jsonl: 0, true
         row["label"] = " ".join(str(row["label"]).split())
     return row
-
-
-def hash_fraction(text: str, salt: str = "") -> float:
-    """A number from 0 to 1 by the text itself, so that copies of a text fall into the same split."""
-    return int.from_bytes(hashlib.sha256((salt + text).encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def in_validation(row: dict, val_fraction: float, salt: str = "") -> bool:

@@ -185,10 +185,10 @@ def average_gpts(folders: list) -> dict:
     result = {}
     for split in (split for split in ("val", "test") if Tokens.exists(data, split)):
         tokens = Tokens.open(data, split)
-        tokens.count_bytes(first)
         if tokens.fingerprint != first.fingerprint:
             raise UserError(f"{data}/{split}.bin was made by another tokenizer than that of {folders[0]}; prepare it "
                             f"again with --tokenizer={folders[0]}")
+        tokens.count_bytes(first)
         scores = causal_metrics(MeanGPT(models), tokens, 0, first.special["<|endoftext|>"], dist)
         print(f"{split}, all of it: {described(scores)}")
         result |= {f"{split}_{name}": value for name, value in scores.items()}

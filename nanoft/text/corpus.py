@@ -14,12 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from nanoft import UserError, bpe, config
+from nanoft import UserError, bpe, config, files
 from nanoft.bins import GROUP, ShardWriter, encode_parts, name_shards
 from nanoft.files import available_cores, in_groups, map_ahead, progress_bar, read_blocks, read_json, write_json
 from nanoft.pretokenize import check_text
 from nanoft.runlog import lock, unlock
-from nanoft.tasks.examples import hash_fraction
 from nanoft.text import prepare, vocabulary
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz")
@@ -177,7 +176,7 @@ def encode_group(tokenizer, val_fraction: float, texts: list[str]) -> tuple[int,
     """
     parts = {"val": [], "train": []}
     for text in filter(None, texts):
-        parts["val" if hash_fraction(text) < val_fraction else "train"].append((text, True))
+        parts["val" if files.hash_fraction(text) < val_fraction else "train"].append((text, True))
     return len(texts), {split: encode_parts(tokenizer, parts[split]) for split in parts if parts[split]}
 
 
