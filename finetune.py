@@ -12,7 +12,7 @@
 import functools
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -147,18 +147,18 @@ def main():
     runs, results = sweep.variations(cfg), []
     taken = [run.out_dir for run in runs if (Path(run.out_dir) / "latest.pt").exists()]
     if taken and not cfg.resume and not cfg.eval_only:
-        raise UserError(f"{', '.join(taken)} already holds a run; --resume goes on with it, --out_dir=NAME starts "
-                        "another")
+        raise UserError(f"{', '.join(taken)} already holds a run; --resume goes on, --out_dir=NAME starts another")
+    if len(runs) > 1 and dist.main and not cfg.eval_only:  # for --resume
+        files.write_json(Path(cfg.out_dir, "config.json"), asdict(cfg))
     for run in runs:
-        out_dir = Path(run.out_dir)
         if cfg.resume and len(runs) > 1 and sweep.finished(run):
-            results.append(files.read_json(out_dir / "result.json"))
+            results.append(files.read_json(Path(run.out_dir, "result.json")))
             continue
         if len(runs) > 1 and dist.main:
-            print(f"\n=== {out_dir} ===")
-        begun = cfg.resume and (len(runs) == 1 or (out_dir / "latest.pt").exists())
+            print(f"\n=== {run.out_dir} ===")
         try:
-            results.append(fine_tune(replace(run, resume=begun), dist))
+            resume = cfg.resume and (len(runs) == 1 or run.out_dir in taken)
+            results.append(fine_tune(replace(run, resume=resume), dist))
         except loop.Diverged as error:  # the others go on
             if len(runs) == 1:
                 raise
@@ -387,6 +387,7 @@ def save_best(run, task):
     run.save("best.pt", model=lora.merged(run.model), task=task)
     if run.cfg.lora_rank:
         trained = {name: p.detach() for name, p in run.model.named_parameters() if p.requires_grad}
+        trained |= {name: x for name, x in run.model.state_dict().items() if name.startswith("ngrams.")}
         run.save("adapter.pt", model=trained, rank=run.cfg.lora_rank, alpha=lora.ALPHA, task=task)
 
 
@@ -395,10 +396,9 @@ def save_best(run, task):
 
 def describe(run, data, steps):
     """The first lines of the log: which parameters are trained and when, and the run."""
-    per_epoch, lengths = data.steps_per_epoch, data.features["train"].lengths
+    per_epoch, padding = data.steps_per_epoch, collate.padding_fraction(data.features["train"].lengths, data.order(0))
     thaws = freezing.describe_unfreezing(run.optimizers, steps / per_epoch)
     run.log.say("\n".join(freezing.describe_parameters(run.model) + thaws))
-    padding = collate.padding_fraction(lengths, data.order(0))
     pictures.show_augmented(run.log, run.step, data)
     run.log.say(f"run    {steps:,} steps, {per_epoch:,} an epoch, {padding:.1%} of the tokens padding; "
                 f"{run.describe('features')}")

@@ -119,12 +119,14 @@ def check(cfg: Config) -> list[str]:
     if (cfg.output and not cfg.embed and not cfg.explain and not cfg.output.endswith((".csv", ".jsonl"))
             and not Path(cfg.output).is_dir()):
         problems.append(f"output={cfg.output} is neither .csv (a table) nor .jsonl (JSON lines); give one of these")
-    if cfg.explain and (cfg.embed or cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
-        problems.append("explain goes without embed and pseudo_perplexity, and its output is a folder")
+    if cfg.explain and (cfg.embed or cfg.pseudo_perplexity or cfg.beams or Path(cfg.output or ".").is_file()):
+        problems.append("explain goes without embed, pseudo_perplexity and beams, and its output is a folder")
     if cfg.output and not cfg.explain and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
         problems.append(f"output={cfg.output} is a folder, or lies in none; give a file in an existing folder")
-    if cfg.interactive and (given(cfg) or cfg.output or cfg.embed or cfg.explain):
-        problems.append("interactive asks for its texts; leave out those that are given, output, embed and explain")
+    if cfg.interactive and (given(cfg) or cfg.output or cfg.embed or cfg.explain or cfg.beams or cfg.logprobs
+                            or cfg.num_samples > 1):
+        problems.append("interactive asks for its texts, and draws one answer to each; leave out those that are given, "
+                        "output, embed, explain, beams, logprobs and num_samples")
     return problems
 
 
@@ -134,6 +136,8 @@ def main():
         begins = (b"{", b"\x93NUMPY", b"") if cfg.output.endswith(".csv") else (b"{", b"\x93NUMPY")
         files.check_overwrite(cfg.output, begins, *filter(None, (cfg.input, cfg.checkpoint)))
     model = nanoft.load(cfg.checkpoint, cfg.device, "float32" if cfg.explain else cfg.dtype)
+    if (cfg.unique or cfg.min_length) and not model.writes:
+        raise UserError("unique and min_length choose among texts, and this model writes none; leave them out")
     if cfg.interactive:
         return interact(model, sys.argv[1:])
 

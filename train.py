@@ -56,7 +56,7 @@ class Config:
     activation: Literal["relu2", "swiglu"] = "relu2"  # of the feed-forward; swiglu, with n_gram=1, for other programs
     n_gram: int = 1                    # largest n-gram with a hashed embedding; 1 = off
     n_buckets: int = 16384             # rows of the table of n-gram embeddings
-    tie_head: bool = False             # share the token embedding with the output head; an encoder learns far more so
+    tie_head: Literal["auto", "true", "false"] = "auto"  # output head = token embedding; auto: in encoders
     arch: Literal["modern", "gpt2", "bert"] = "modern"  # how blocks are built: today's way, or as published
     mask_prob: float = 0.15            # fraction of the tokens that are masked, for an encoder
     whole_word: bool = False           # mask all tokens of a word together
@@ -131,9 +131,9 @@ def main():
     model = build_model(cfg, data, source, path, dist)
     optimizers = optim.make_optimizers(model, optim.pretraining_groups(model, cfg), dist,
                                        betas=(0.9, cfg.beta2), eps=1e-10)  # 1e-8 would slow rare tokens' embeddings
-    run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer,
-                   {name: data.splits[name].identity for name in ("train", "val")}, cfg.max_steps, cfg.max_minutes,
-                   started)
+    identities = {name: files.fingerprint(data.splits[name].headers) for name in ("train", "val")}
+    run = loop.Run(cfg, dist, model, optimizers, source if cfg.resume else None, data.tokenizer, identities,
+                   cfg.max_steps, cfg.max_minutes, started)
     run.watch = Watch(run.log, model, optimizers, cfg.watch_interval * cfg.eval_interval, dist)
     source = None  # free memory
     describe(run, data)

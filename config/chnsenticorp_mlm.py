@@ -11,7 +11,6 @@ max_minutes = 0
 n_layer = 4
 n_head = 4
 n_embd = 256
-tie_head = True
 n_gram = 2
 n_buckets = 262144
 block_size = 128

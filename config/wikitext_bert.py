@@ -9,7 +9,6 @@ max_minutes = 15
 n_layer = 4
 n_head = 4
 n_embd = 256
-tie_head = True
 block_size = 128
 batch_size = 32
 lr = 0.003

@@ -11,7 +11,6 @@ nsp_weight = 1.0
 n_layer = 4
 n_head = 4
 n_embd = 256
-tie_head = True
 block_size = 256
 batch_size = 16
 lr = 0.003

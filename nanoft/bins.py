@@ -24,7 +24,7 @@ from typing import BinaryIO
 import numpy as np
 
 from nanoft import UserError
-from nanoft.files import available_cores, fingerprint, in_groups, map_ahead, progress_bar
+from nanoft.files import available_cores, in_groups, map_ahead, progress_bar
 from nanoft.pretokenize import BATCH, cut_safely
 
 # magic, version, bytes per id, shard number, shards, tokens, vocabulary, fingerprint, bytes of text, words, documents,
@@ -279,11 +279,6 @@ class Tokens:
         bounds = np.concatenate(([-1], *ends, [stop]))
         spans = np.stack((bounds[:-1] + 1, bounds[1:]), axis=1)
         return spans[spans[:, 1] > spans[:, 0]]
-
-    @property
-    def identity(self) -> str:
-        """A fingerprint of the ids, by the headers alone."""
-        return fingerprint(self.headers)
 
     def count_bytes(self, tokenizer) -> None:
         """Find num_bytes by the tokens' own bytes where the headers do not tell it."""

@@ -96,9 +96,8 @@ def load(cls, argv=None, check=None, others=False, usual=""):
             continue
         put(key, value, word, parse_text)
     if any(option[1:] == ("resume", "auto") for option in options) and "resume" in fields:
-        several = bool(values.get("seeds") or values.get("grid"))  # runs, each with its own latest.pt
         begun = Path(values.get("out_dir", fields["out_dir"].default), "latest.pt").exists()
-        values["resume"] = several or begun
+        values["resume"] = begun or bool(values.get("seeds") or values.get("grid"))  # runs with a latest.pt each
     if (values.get("resume") or values.get("eval_only")) and "out_dir" in fields:
         saved = remembered_options(values, fields)  # those given now come last
         remembered = read_json(saved, {str: object}) if saved else {}
@@ -134,7 +133,7 @@ def split_words(argv, fields: dict) -> tuple[list[tuple[str, str, str]], list[st
     """The options of a command line, [(word, key, value)], and its other words.
 
     An option without "=" takes the next word as its value, if that is no option and no config file; a bool only true
-    or false, and without either it is true.
+    or false. A bool, or a choice that can be "true", is true where no value is given.
     """
     options, others, words = [], [], list(argv)
     while words:
@@ -147,7 +146,8 @@ def split_words(argv, fields: dict) -> tuple[list[tuple[str, str, str]], list[st
         if not equals and words and not words[0].startswith("--") and (
                 words[0].lower() in ("true", "false") if is_bool else not words[0].endswith(".py")):
             value = words.pop(0)
-        options.append((word, key, "true" if is_bool and not equals and not value else value))
+        switch = is_bool or key in fields and "true" in typing.get_args(fields[key].type)
+        options.append((word, key, "true" if switch and not equals and not value else value))
     return options, others
 
 

@@ -54,9 +54,11 @@ class ModelConfig:
     def from_options(cls, options, vocab_size: int, saved: dict | None = None) -> "ModelConfig":
         """The shape that the options of train.py describe. saved: the fields of a checkpoint to begin from.
 
-        Fields without an option come from the checkpoint.
+        Fields without an option come from the checkpoint, and so does tie_head where it is left at auto.
         """
         shape = {f.name: getattr(options, f.name) for f in fields(cls) if hasattr(options, f.name)}
+        auto = (saved or {}).get("tie_head", options.objective != "causal")  # tied, masked words are learned far better
+        shape["tie_head"] = {"true": True, "false": False}.get(options.tie_head, auto)
         shape |= CLASSIC.get(options.arch, {}) | {"vocab_size": vocab_size, "causal": options.objective == "causal",
                                                   "n_types": 2 * (options.objective == "mlm_nsp")}
         if saved:

@@ -101,8 +101,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def exchange(x):
-    """Send the first of as many equal parts as there are processes to process 0, ...; give what was received, joined.
-    """
+    """Cut x into one equal part for each process and send each its own; give what was received, joined."""
     received = torch.empty_like(x := x.contiguous())
     torch.distributed.all_to_all_single(received, x)
     return received

@@ -69,6 +69,15 @@ def test_types_mark_the_tokens_that_both_texts_have(tokenizer):
     assert 2 in batch["types"][0] and batch["types"][1].tolist().count(2) == 1  # they share <|sep|> alone
 
 
+def test_the_second_text_is_found_where_one_token_begins_and_divides():
+    """GPT-2's vocabulary has <|endoftext|> alone; training, whose tokens may be dropped, reads the same two texts."""
+    tokenizer, pair = bpe.Tokenizer("gpt2", [], ("<|endoftext|>",)), task("pair", match_types=True)
+    encoded = features.encode([{"text": "abc", "pair": "xbz", "label": "a"}], pair, tokenizer)
+    measured, trained = (collate.batch(encoded, [0], pair, tokenizer, augment=augment)
+                         for augment in (None, lambda ids, number: ids))
+    assert measured["types"].tolist() == trained["types"].tolist() and {1, 3} <= set(measured["types"][0].tolist())
+
+
 def test_a_padded_batch_masks_its_padding_and_weighs_the_classes(tokenizer):
     rows = [{"text": "one", "label": "a"}, {"text": "two three four", "label": "b"}, {"text": "six", "label": "a"}]
     encoded = features.encode(rows, task(), tokenizer)

@@ -46,6 +46,8 @@ def test_a_value_may_be_the_next_word(tmp_path):
     assert config.load(Options, ["--lr", "3", str(file), "--resume", "--text", "a b", "--text", "-1"]) == Options(
         lr=3.0, steps=7, resume=True, text=("a b", "-1"))
     assert not config.load(Options, ["--resume", "false"]).resume
+    assert config.load(Options, ["--kind", "--steps", "7"]) == Options(kind="true", steps=7)
+    assert config.load(Options, ["--kind", "b"]).kind == "b"
     assert config.load(Options, ["--resume", str(file)]) == Options(resume=True, steps=7)
     with pytest.raises(UserError, match="steps must be a whole number, not ''"):
         config.load(Options, ["--steps", "--resume"])

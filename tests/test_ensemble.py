@@ -31,7 +31,7 @@ def test_the_mean_may_be_right_where_each_model_errs(tmp_path):
     assert scores["accuracy"] == 1.0 and matrix.tolist() == [[2, 0], [0, 2]]  # (truth, guess) in the order no, yes
     assert [row["prediction"] for row in found] == ["yes", "no", "no", "yes"]
     assert [row["probabilities"]["yes"] for row in found] == pytest.approx([0.6, 0.4, 0.15, 0.8])
-    assert scores["loss"] == pytest.approx(-np.log([0.6, 0.6, 0.85, 0.8]).mean())
+    assert scores["loss"] == pytest.approx(-np.log([0.6, 0.6, 0.85, 0.8]).mean()) and scores["auc"] == 1.0
     assert [row["text"] for row in found] == [f"text {i}" for i in range(4)]
 
 

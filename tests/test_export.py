@@ -1,5 +1,6 @@
 """Models that leave nanoft: what other programs say of them, and what each form holds, read back here."""
 
+import functools
 import math
 import random
 import struct
@@ -295,6 +296,28 @@ def test_training_makes_what_goes_out(corpus, tmp_path, call):
     expected = opened(tmp_path / "run")[0](ids)
     assert (opened(tmp_path / "out")[0](ids) - expected).abs().max() < 1e-5
     assert opened(tmp_path / "out")[0].cfg.activation == "swiglu"
+
+
+@pytest.mark.parametrize("kind, thresholds", [
+    ("tag", {"good": 0.5}), ("classify", {"bad": 0.7, "good": 0.3, "so so": 0.5})])
+def test_thresholds_go_into_the_bias(kind, thresholds, tokenizers, tmp_path, capsys):
+    """Other programs take the likeliest tag, and every label above one half."""
+    own = CLASSIFY | {"kind": kind, "thresholds": thresholds, "pool": "cls"} | (
+        {"multi_label": True} if kind == "classify" else {"transitions": [[0.0] * 3] * 4})
+    model, state = encoder_state(tokenizers["gpt4"], CLASSIC["bert"] | {"n_types": 2}, own)
+    convert.export(state, tokenizers["gpt4"], tmp_path)
+    assert ("transitions" in capsys.readouterr().out) == (kind == "tag")
+    again, path = open_checkpoint(tmp_path)
+    other = checkpoint.load_model(again, path, functools.partial(TaskModel, task=again["task"]))
+    ids = torch.randint(0, 600, (9, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, found = model.logits(ids), other.logits(ids)
+    if kind == "tag":
+        expected = (logits - torch.tensor([0, 0.5, 0])).argmax(-1)
+        assert torch.equal(found.argmax(-1), expected) and not torch.equal(logits.argmax(-1), expected)
+    else:
+        expected = logits.sigmoid() > torch.tensor([0.7, 0.3, 0.5])
+        assert torch.equal(found > 0, expected) and not torch.equal(logits > 0, expected)
 
 
 # ---- ONNX --------------------------------------------------------------------------------------------------------

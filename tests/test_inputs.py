@@ -151,7 +151,7 @@ def test_options_spell_out_rows_to_predict(kind, options, rows):
     (" \n", []),
 ])
 def test_a_text_to_be_tagged_is_split_into_words_and_signs(text, words):
-    found = inputs.word_offsets(text)
+    inputs.add_offsets(found := {"text": text}, "a row")
     assert found["words"] == words == [text[start:end] for start, end in found["offsets"]]
 
 

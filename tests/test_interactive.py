@@ -83,6 +83,12 @@ def test_given_texts_do_not_go_with_it(call, runs):
         call(sample, f"--checkpoint={runs['gpt']}", "--interactive", "--prompt=a")
 
 
+@pytest.mark.parametrize("option", ["--beams=3", "--logprobs=2", "--num_samples=2"])
+def test_one_text_is_drawn_for_each_line(option, call, runs):
+    with pytest.raises(UserError, match="draws one answer to each"):
+        call(sample, f"--checkpoint={runs['gpt']}", "--interactive", option)
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(runs):
     words = command("sample.py", f"--checkpoint={runs['gpt']}", "--interactive", "--device=cpu", "--temperature=0",
                     "--max_new_tokens=1000000")

@@ -480,6 +480,19 @@ def test_a_task_json_of_another_form(given, tmp_path):
         examples.load_task(tmp_path)
 
 
+def test_validation_is_never_taken_from_a_file_for_the_test(tmp_path):
+    (tmp_path / "train.txt").write_text("".join(f"a cat {i}. " for i in range(900)))
+    (tmp_path / "test.txt").write_text("a dog. " * 50)
+    run("data/text/prepare.py", f"--source={tmp_path}", f"--out={tmp_path / 'out'}", "--vocab_size=300")
+    tokenizer = vocabulary.load(tmp_path / "out")
+    texts = {}
+    for split in ("train", "val", "test"):
+        tokens = bins.Tokens.open(tmp_path / "out", split)
+        texts[split] = tokenizer.decode(tokens.read(0, len(tokens)).tolist())
+    assert "dog" in texts["test"] and "dog" not in texts["train"] + texts["val"]
+    assert "a cat 0" in texts["train"] and "a cat 899" in texts["val"]
+
+
 def test_a_source_that_is_named_twice(tmp_path):
     (tmp_path / "a.txt").write_text("a cat sat on a mat. " * 200)
     done = run("data/text/prepare.py", f"--source={tmp_path},{tmp_path / 'a.txt'}", f"--out={tmp_path / 'out'}",

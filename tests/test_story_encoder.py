@@ -114,3 +114,17 @@ def test_pairs_may_begin_from_masked_words_alone(corpus, tmp_path, call):
     assert not pairs["trunk.types.weight"].any() and pairs["pooler.weight"].any()
     with pytest.raises(UserError, match="another model"):
         call(train, *options, "--objective=mlm", f"--out_dir={tmp_path / 'back'}", f"--init_from={tmp_path / 'pairs'}")
+
+
+def test_an_encoder_shares_its_head_unless_it_begins_from_one_that_does_not(corpus, tmp_path, call):
+    options = [*TINY, f"--data={corpus}", "--max_steps=1", "--sample_tokens=0"]
+
+    def shares(name, *more):
+        call(train, *options, f"--out_dir={tmp_path / name}", *more)
+        return load(tmp_path / name / "latest.pt")["model_config"]["tie_head"]
+
+    assert not shares("gpt") and shares("words", "--objective=mlm")
+    assert shares("tied gpt", "--tie_head") and not shares("own", "--objective=mlm", "--tie_head=false")
+    assert not shares("further", "--objective=mlm", f"--init_from={tmp_path / 'own'}")
+    with pytest.raises(UserError, match="tie_head=False"):
+        shares("other", "--objective=mlm", "--tie_head=true", f"--init_from={tmp_path / 'own'}")

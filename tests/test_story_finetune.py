@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 
 import pytest
@@ -14,7 +15,7 @@ from test_story_train import assert_equal, load, losses, result, rows
 
 import finetune
 import sample
-from nanoft import UserError
+from nanoft import UserError, files
 from nanoft.tasks import collate, sweep
 
 FILLER = "the a one some day house went over under with from many few old new".split()
@@ -266,6 +267,33 @@ def test_an_adapter_holds_its_head_and_gives_the_same_figures(home, tmp_path, ca
              "--eval_only")
 
 
+def test_an_adapter_brings_its_own_linear_model(home, tmp_path, call):
+    """The base has one of other labels: the words are as good, but every label is another one."""
+    base, own = tmp_path / "base", [*FAST, "--linear=true", "--max_steps=2"]
+    shutil.copytree(home / "classify", tmp_path / "turned")
+    for split in ("train", "val", "test"):
+        given = lines(home / "classify" / f"{split}.jsonl")
+        labels = sorted({row["label"] for row in given})
+        files.write_jsonl(tmp_path / "turned" / f"{split}.jsonl", [
+            row | {"label": labels[labels.index(row["label"]) - 1]} for row in given])
+    call(finetune, *own, f"--data={tmp_path / 'turned'}", f"--init_from={home / 'encoder'}", f"--out_dir={base}")
+    options = [*own, f"--data={home / 'classify'}", f"--init_from={base}"]
+    call(finetune, *options, f"--out_dir={tmp_path / 'run'}", "--lora_rank=2")
+    call(finetune, *options, f"--out_dir={tmp_path / 'again'}", f"--adapter={tmp_path / 'run' / 'adapter.pt'}",
+         "--eval_only")
+    assert result(tmp_path / "run")["test_accuracy"] > 0.8
+    assert lines(tmp_path / "run" / "predictions.jsonl") == lines(tmp_path / "again" / "predictions.jsonl")
+
+
+def test_a_run_is_measured_as_it_was_trained(home, tmp_path, call):
+    call(finetune, *FAST, f"--data={home / 'classify'}", f"--init_from={home / 'encoder'}", "--max_steps=1",
+         f"--out_dir={tmp_path / 'run'}")
+    for option in ("--long_text=tail", "--max_length=12", "--metric=macro_f1"):
+        with pytest.raises(UserError, match=f"as it was trained; leave out {option}"):
+            call(finetune, f"--out_dir={tmp_path / 'run'}", "--eval_only", option)
+    call(finetune, f"--out_dir={tmp_path / 'run'}", "--eval_only")
+
+
 def test_the_adapter_of_pairs_has_no_types_that_it_could_not_train(home, tmp_path, call):
     options = [*FAST, f"--data={home / 'pair'}", f"--init_from={home / 'encoder'}"]
     call(finetune, *options, f"--out_dir={tmp_path / 'run'}", "--lora_rank=4", "--max_steps=3")
@@ -302,6 +330,7 @@ def test_parts_and_processes_equal_one_big_batch(name, home, tmp_path, call):
 
 
 def test_seeds_and_a_grid_end_with_a_table(home, tmp_path, call, capsys):
+    few, tmp_path = tmp_path / "few", tmp_path / "runs"
     options = [*FAST, f"--data={home / 'classify'}", f"--init_from={home / 'encoder'}", f"--out_dir={tmp_path}"]
     call(finetune, *options, "--seeds=1,2", "--grid=max_steps=2,30")
     table = json.loads((tmp_path / "grid.json").read_text(encoding="utf-8"))
@@ -313,8 +342,21 @@ def test_seeds_and_a_grid_end_with_a_table(home, tmp_path, call, capsys):
     assert single == long["values"][1]
     both = sweep.average_predictions([tmp_path / "max_steps=30_seed1", tmp_path / "max_steps=30_seed2"])[0]["accuracy"]
     assert table[1]["test_accuracy_together"] == both
-    call(finetune, *options, "--seeds=1,2", "--grid=max_steps=2,30", "--resume")  # all are done: only the table
+    before = (tmp_path / "max_steps=30_seed2" / "latest.pt").stat().st_mtime_ns
+    call(finetune, f"--out_dir={tmp_path}", "--resume")  # with the same options; all are done: only the table
     assert json.loads((tmp_path / "grid.json").read_text(encoding="utf-8")) == table
+    assert (tmp_path / "max_steps=30_seed2" / "latest.pt").stat().st_mtime_ns == before
+    # on other rows, which get files of their own
+    shutil.copytree(home / "classify", few)
+    test = (few / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (few / "test.jsonl").write_text("".join(test[:25]), encoding="utf-8")
+    call(finetune, f"--out_dir={tmp_path}", "--eval_only", f"--data={few}")
+    assert json.loads((tmp_path / "grid.json").read_text(encoding="utf-8")) == table
+    measured = json.loads((tmp_path / "grid_eval.json").read_text(encoding="utf-8"))
+    found = [lines(tmp_path / f"max_steps=30_seed{seed}" / "predictions_eval.jsonl") for seed in (1, 2)]
+    right = [max(a["probabilities"], key=lambda k: a["probabilities"][k] + b["probabilities"][k]) == a["label"]
+             for a, b in zip(*found)]
+    assert len(right) == 25 and measured[1]["test_accuracy_together"] == pytest.approx(sum(right) / 25)
 
 
 def test_patience_ends_a_run_and_the_best_weights_are_kept(home, tmp_path, call):

@@ -63,7 +63,9 @@ def find_files(path: Path) -> dict[str, list[Path]]:
     for file in files:
         if file.parent == path and (match := SPLIT.fullmatch(file.name.lower())):
             splits[{"valid": "val", "dev": "val"}.get(match[1], match[1])].append(file)
-    if not {"train", "val"} <= splits.keys():
+    if "train" in splits and "val" not in splits:  # validation comes out of the training text, never out of the test's
+        splits = {"all": splits.pop("train"), **splits}
+    elif "train" not in splits:
         splits = {"all": [file for file in files if file.name.lower().endswith(ENDINGS)]}
     left_out = Counter(file.suffix.lower() or file.name for file in {*files}.difference(*splits.values()))
     if left_out:

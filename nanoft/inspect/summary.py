@@ -172,7 +172,7 @@ class Options:
     activation: Literal["relu2", "swiglu"] = "relu2"
     n_gram: int = 1
     n_buckets: int = 16384
-    tie_head: bool = False
+    tie_head: Literal["auto", "true", "false"] = "auto"
     arch: Literal["modern", "gpt2", "bert"] = "modern"
     mask_prob: float = 0.15
     batch_size: int = 16
@@ -199,11 +199,10 @@ def from_run(path) -> tuple[ModelConfig, SimpleNamespace, dict | None]:
 def from_options(argv: list[str]) -> tuple[ModelConfig, Options, None]:
     """The same for a config file and options of train.py. Raises UserError."""
     cfg = config.load(Options, argv, check_model, others=True)
-    path, vocab_size = prepare.find_data(cfg.data) / "tokenizer.json", 8192
-    if path.exists():
-        vocab_size = vocabulary.load(path).vocab_size
-    else:
-        print(f"{path.parent} is not prepared yet: a vocabulary of {vocab_size:,} is assumed")
+    path = prepare.find_data(cfg.data) / "tokenizer.json"
+    if not path.exists():
+        print(f"{path.parent} is not prepared yet: a vocabulary of 8,192 is assumed")
+    vocab_size = vocabulary.load(path).vocab_size if path.exists() else 8192
     return ModelConfig.from_options(cfg, vocab_size), cfg, None
 
 

@@ -97,6 +97,8 @@ def write_onnx(state: dict, tokenizer: Tokenizer, path: Path) -> None:
     said = "; each text begins with a space" * task.get("leading_space", False)
     if "token_type_ids" in inputs and (task.get("match_types") or task.get("linear")):
         said += "; token_type_ids are 2 higher at tokens that both texts have"
+    if known := [name for name in ("thresholds", "transitions") if name in task]:
+        said += f"; nanoft's answers also follow the {' and '.join(known)} in its metadata"
     print(f"{path}: takes {', '.join(inputs)}, int64 (batch, length up to {state['model_config']['block_size']}), "
           f"gives logits{said}\n    beside it {', '.join(names)}")
 
@@ -170,6 +172,9 @@ def published_weights(content: dict, cfg: ModelConfig, task: dict | None, own: d
             tensor = tensor[:cfg.vocab_size]  # without the padding
         if task and task["kind"] == "regress" and parts[0].startswith("task_head."):  # from standard scores to labels
             tensor = tensor * task["deviation"] + task["mean"] * name.endswith("bias")
+        if task and parts[0] == "task_head.bias" and (least := task.get("thresholds")):  # others know none
+            x = torch.tensor([least.get(label, 0.0) for label in task["labels"]])
+            tensor = tensor - (x.logit() if task.get("multi_label") else x)
         weights[name] = tensor.mT.contiguous() if layouts.is_transposed(name) else tensor.contiguous()
     if not cfg.causal:
         trunk = layouts.NAMES[family][0]
@@ -181,7 +186,7 @@ def published_weights(content: dict, cfg: ModelConfig, task: dict | None, own: d
             head = "cls.predictions" if family == "bert" else "lm_head"
             weights[f"{head}.decoder.bias"] = weights[f"{head}.bias"].clone()
     used = {part for parts in table.values() for part in parts} | {"head.weight"}
-    return weights, [name for name in own if name not in used]
+    return weights, [name for name in own if name not in used] + ["transitions"] * ("transitions" in (task or {}))
 
 
 def published_config(family: str, cfg: ModelConfig, task: dict | None, tokenizer: Tokenizer) -> dict:

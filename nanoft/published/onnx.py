@@ -68,6 +68,6 @@ def converted(state: dict) -> tuple[bytes, list[str]]:
         program = torch.onnx.export(Exported(model), example, input_names=names, output_names=["logits"], verbose=False,
                                     dynamic_shapes=({0: "batch", 1: "length"},) * len(names), dynamo=True)
     assert program is not None  # with dynamo
-    labels = json.dumps(task.get("labels", []) if task else [])
-    program.model.metadata_props.update({"labels": labels, "longest": str(model.cfg.block_size)})
+    known = {name: json.dumps(task[name]) for name in ("labels", "thresholds", "transitions") if task and name in task}
+    program.model.metadata_props.update({"labels": "[]", "longest": str(model.cfg.block_size)} | known)
     return program.model_proto.SerializeToString(), list(names)

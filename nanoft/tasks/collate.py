@@ -33,7 +33,8 @@ def batch(encoded: Encoded | images.Pictures, index, task: dict, tokenizer, mult
         ids = [augment(one, number) for one, number in zip(ids, index)]
         if kind in ("pair", "regress"):  # the first text may be shorter now
             _, sep, between = special_ids(tokenizer)
-            second = np.array([len(between) + int(np.flatnonzero(one == sep)[0]) for one in ids])
+            # the first separator; GPT-2's vocabulary also begins with it
+            second = np.array([len(between) + 1 + int(np.flatnonzero(one[1:] == sep)[0]) for one in ids])
     lengths = np.array([len(one) for one in ids])
     T = min(-(-int(lengths.max()) // multiple) * multiple, task["max_length"])
     position = np.arange(T)

@@ -208,7 +208,8 @@ def add_offsets(row: dict, where: str) -> None:
     """
     if "words" not in row:
         if isinstance(row.get("text"), str):
-            row |= word_offsets(row["text"])
+            matches = list(WORD.finditer(row["text"]))
+            row |= {"words": [match.group() for match in matches], "offsets": [list(match.span()) for match in matches]}
         return
     check_input(row["words"], "words", where)
     offsets = find_words(row["words"], row.get("text"))
@@ -219,12 +220,6 @@ def add_offsets(row: dict, where: str) -> None:
             offsets.append([len(text) - len(word), len(text)])
         row["text"] = text
     row["offsets"] = offsets
-
-
-def word_offsets(text: str) -> dict[str, list]:
-    """A text to be tagged: {"words": its words and signs, "offsets": [first character, end] of each}."""
-    matches = list(WORD.finditer(text))
-    return {"words": [match.group() for match in matches], "offsets": [list(match.span()) for match in matches]}
 
 
 def find_words(words: list[str], text) -> list[list[int]]:

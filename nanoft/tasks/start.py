@@ -27,7 +27,13 @@ def open_source(cfg) -> tuple[dict | None, Path | None]:
     if cfg.resume:
         return open_latest(cfg)
     if cfg.eval_only and not cfg.adapter:
-        return open_checkpoint(Path(cfg.out_dir, "best.pt"))
+        source, path = open_checkpoint(Path(cfg.out_dir, "best.pt"))
+        other = [f"--{name}={getattr(cfg, name)}"
+                 for name in ("max_length", "long_text", "doc_stride", "pool", "metric")
+                 if source["config"].get(name) not in (None, getattr(cfg, name))]
+        if other:
+            raise UserError(f"{path} is measured as it was trained; leave out {' '.join(other)}")
+        return source, path
     if cfg.init_from == "scratch":
         return None, None
     source, path = open_checkpoint(cfg.init_from)
@@ -113,8 +119,8 @@ def learn_tokenizer(rows: list[dict]) -> bpe.Tokenizer:
 # ---- options that follow from the data ---------------------------------------------------------------------------
 
 # The values that stand for "choose": by where the model comes from, the kind of task and the number of rows.
-AUTO = {"optimizer": "auto", "lr": 0.0, "muon_lr": 0.0, "epochs": 0.0, "n_layer": -1, "linear": "auto",
-        "match_types": "auto", "max_length": 0}
+AUTO = {"optimizer": "auto", "lr": 0.0, "muon_lr": 0.0, "embed_lr": 0.0, "head_lr": 0.0, "epochs": 0.0, "n_layer": -1,
+        "linear": "auto", "match_types": "auto", "max_length": 0}
 # Options of blocks or of their training: without pretrained blocks, one of them asks for new ones.
 OF_BLOCKS = ("pool", "match_types", "token_drop", "token_mask", "n_layer", "n_head", "n_embd", "n_gram", "n_buckets",
              "batch_size", "epochs", "max_steps", "optimizer", "lr", "head_lr", "embed_lr", "muon_lr", "layer_decay",

@@ -28,7 +28,7 @@ from nanoft.model import GPT, ModelConfig
 from nanoft.published.source import open_model
 from nanoft.tasks import metrics, tables
 from nanoft.tasks.examples import ONE_LABEL
-from nanoft.tasks.start import AUTO
+from nanoft.tasks.start import AUTO, eval_ending
 from nanoft.text import prepare
 
 # ---- the runs of finetune.py --seeds and --grid, and their table -------------------------------------------------
@@ -80,7 +80,7 @@ def compare(cfg, runs: list, results: list[dict]) -> None:
 
     Where rows have one label each, also the score of the mean of the seeds' predictions of the last split.
     """
-    names = [part.strip().partition("=")[0] for part in filter(None, cfg.grid.split(";"))]
+    names, ending = [part.strip().partition("=")[0] for part in filter(None, cfg.grid.split(";"))], eval_ending(runs[0])
     groups: dict[tuple, list] = {}  # of each combination: its runs and their results
     diverged: dict[tuple, int] = {}
     for run, result in zip(runs, results):
@@ -106,30 +106,32 @@ def compare(cfg, runs: list, results: list[dict]) -> None:
         values = {column: [result[column] for _, result in group] for column in columns}
         means = {column: statistics.fmean(scores) for column, scores in values.items()}
         deviations = {column: statistics.stdev(scores) if len(scores) > 1 else 0.0 for column, scores in values.items()}
-        mean_of_all = {together: average_predictions([run.out_dir for run, _ in group])[0][metric]} if together else {}
+        joint = {together: average_predictions([r.out_dir for r, _ in group], ending)[0][metric]} if together else {}
         lines.append((" ".join(f"{k}={v}" for k, v in chosen) or f"{len(group)} seeds",
                       *(f"{mean:.4f}" for mean in means.values()),
                       " ".join(f"{deviation:.4f}" for deviation in deviations.values()),
-                      *(f"{score:.4f}" for score in mean_of_all.values())))
+                      *(f"{score:.4f}" for score in joint.values())))
         entries.append({"options": dict(chosen), "seeds": [run.seed for run, _ in group]} | {
             column: {"values": values[column], "mean": means[column], "deviation": deviations[column]}
-            for column in columns} | mean_of_all)
+            for column in columns} | joint)
     print("\n".join([f"\n--- {len(runs)} runs ---\n{files.aligned(lines)}", *notes]))
-    files.write_json(Path(cfg.out_dir) / ("grid.json" if cfg.grid else "result.json"), entries)
+    files.write_json(Path(cfg.out_dir) / f"{'grid' if cfg.grid else 'result'}{ending}.json", entries)
 
 
 # ---- the mean of several runs ------------------------------------------------------------------------------------
 
 
-def average_predictions(folders: list) -> tuple[dict, np.ndarray, list[dict]]:
+def average_predictions(folders: list, ending: str = "") -> tuple[dict, np.ndarray, list[dict]]:
     """The mean of several runs' predictions of the same rows: scores, confusion (K, K), the rows. Raises UserError."""
-    runs = [[row for _, row in tables.read_jsonl(Path(folder, "predictions.jsonl"))] for folder in folders]
+    runs = [[row for _, row in tables.read_jsonl(Path(folder, f"predictions{ending}.jsonl"))] for folder in folders]
     for folder, rows in zip(folders, runs):
         if not rows or not all(isinstance(row.get("label"), str) and isinstance(row.get("probabilities"), dict)
                                for row in rows):
             raise UserError(f"{folder}: its predictions.jsonl has no probability for each label; give runs of "
                             "classify or pair with one label a row")
-        if [without_prediction(row) for row in rows] != [without_prediction(row) for row in runs[0]]:
+        asked, first = ([row | {"prediction": "", "probabilities": {*row["probabilities"]}} for row in some]
+                        for some in (rows, runs[0]))
+        if asked != first:
             raise UserError(f"{folder}: its predictions.jsonl is of other rows or labels than that of {folders[0]}; "
                             "give runs of the same data")
     labels = list(runs[0][0]["probabilities"])
@@ -140,14 +142,10 @@ def average_predictions(folders: list) -> tuple[dict, np.ndarray, list[dict]]:
     predictions = [row | {"prediction": labels[best], "probabilities": dict(zip(labels, p.round(6).tolist()))}
                    for row, best, p in zip(runs[0], guess, mean)]
     positive = files.read_json(Path(folders[0], "result.json"), {str: object}, {}).get("positive")
-    scores = {"loss": float(loss)} | metrics.classification(truth, guess, labels,
-                                                            labels.index(positive) if positive in labels else 1)
+    number = labels.index(positive) if positive in labels else 1
+    scores = {"loss": float(loss)} | metrics.classification(truth, guess, labels, number)
+    scores |= {"auc": metrics.auc(truth == number, mean[:, number])} if len(labels) == 2 else {}
     return scores, metrics.confusion(truth, guess, len(labels)), predictions
-
-
-def without_prediction(row: dict):
-    """A row of predictions.jsonl without the prediction, and the labels to choose from."""
-    return {k: v for k, v in row.items() if k not in ("prediction", "probabilities")}, row["probabilities"].keys()
 
 
 class MeanGPT:
