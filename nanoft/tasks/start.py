@@ -30,7 +30,7 @@ def open_source(cfg) -> tuple[dict | None, Path | None]:
         source, path = open_checkpoint(Path(cfg.out_dir, "best.pt"))
         other = [f"--{name}={getattr(cfg, name)}"
                  for name in ("max_length", "long_text", "doc_stride", "pool", "metric")
-                 if source["config"].get(name) not in (None, getattr(cfg, name))]
+                 if source.get("config", {}).get(name) not in (None, getattr(cfg, name))]
         if other:
             raise UserError(f"{path} is measured as it was trained; leave out {' '.join(other)}")
         return source, path
