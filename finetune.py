@@ -148,7 +148,7 @@ def main():
     taken = [run.out_dir for run in runs if (Path(run.out_dir) / "latest.pt").exists()]
     if taken and not cfg.resume and not cfg.eval_only:
         raise UserError(f"{', '.join(taken)} already holds a run; --resume goes on, --out_dir=NAME starts another")
-    if len(runs) > 1 and dist.main and not cfg.eval_only:  # for --resume
+    if len(runs) > 1 and dist.main and not cfg.eval_only:  # for a later --resume or --eval_only
         files.write_json(Path(cfg.out_dir, "config.json"), asdict(cfg))
     for run in runs:
         if cfg.resume and len(runs) > 1 and sweep.finished(run):

@@ -51,7 +51,7 @@ def check(cfg):
 
 def find_files(path: Path) -> dict[str, list[Path]]:
     """The files of a source, those of a folder sorted by name: {"all": files}, or where a folder has files with such
-    names {"train": files, "val": files}, perhaps with "test". Prints what is left out. Raises UserError.
+    names {"train": files, "val": files}; perhaps with "test". Prints what is left out. Raises UserError.
     """
     if not path.exists():
         raise UserError(f"--source: {path} does not exist; give files and folders separated by commas")
@@ -63,10 +63,10 @@ def find_files(path: Path) -> dict[str, list[Path]]:
     for file in files:
         if file.parent == path and (match := SPLIT.fullmatch(file.name.lower())):
             splits[{"valid": "val", "dev": "val"}.get(match[1], match[1])].append(file)
-    if "train" in splits and "val" not in splits:  # validation comes out of the training text, never out of the test's
-        splits = {"all": splits.pop("train"), **splits}
-    elif "train" not in splits:
-        splits = {"all": [file for file in files if file.name.lower().endswith(ENDINGS)]}
+    if not {"train", "val"} <= splits.keys():
+        test = splits["test"] if "train" in splits else []  # validation is never taken from a file for the test
+        splits = {"all": [file for file in files if file.name.lower().endswith(ENDINGS) and file not in test]} | (
+            {"test": test} if test else {})
     left_out = Counter(file.suffix.lower() or file.name for file in {*files}.difference(*splits.values()))
     if left_out:
         print(f"{path}: left out are " + ", ".join(f"{n:,} {ending}" for ending, n in left_out.most_common()))

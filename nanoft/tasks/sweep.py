@@ -80,7 +80,7 @@ def compare(cfg, runs: list, results: list[dict]) -> None:
 
     Where rows have one label each, also the score of the mean of the seeds' predictions of the last split.
     """
-    names, ending = [part.strip().partition("=")[0] for part in filter(None, cfg.grid.split(";"))], eval_ending(runs[0])
+    names = [part.strip().partition("=")[0] for part in filter(None, cfg.grid.split(";"))]
     groups: dict[tuple, list] = {}  # of each combination: its runs and their results
     diverged: dict[tuple, int] = {}
     for run, result in zip(runs, results):
@@ -94,7 +94,7 @@ def compare(cfg, runs: list, results: list[dict]) -> None:
     if not results:
         print("\n".join(notes))
         return
-    metric = results[0]["metric"]
+    metric, ending = results[0]["metric"], eval_ending(next(iter(groups.values()))[0][0])
     splits = [split for split in ("val", "test") if f"{split}_{metric}" in results[0]]
     one_label = all(result.get("kind") in ONE_LABEL and f"{splits[-1]}_confusion" in result
                     for result in results)  # results of an older nanoft name no kind
