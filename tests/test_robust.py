@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -492,6 +493,23 @@ def test_validation_is_never_taken_from_a_file_for_the_test(tmp_path):
         texts[split] = tokenizer.decode(tokens.read(0, len(tokens)).tolist())
     assert "dog" in texts["test"] and "dog" not in texts["train"] + texts["val"]
     assert all("bird" in texts["train"] and f"a cat {i}" in texts["train"] + texts["val"] for i in (0, 899))
+
+
+@pytest.mark.parametrize("names, expected", [
+    ("train/pos/1.txt train/neg/2.txt test/pos/3.txt", {"all": 2, "test": 1}),
+    ("train.jsonl validation.jsonl test.jsonl", {"train": 1, "val": 1, "test": 1}),
+    ("train-00000-of-00002.jsonl train-00001-of-00002.jsonl validation-00000-of-00001.jsonl", {"train": 2, "val": 1}),
+    ("corpus.txt dev.txt", {"train": 1, "val": 1}), ("corpus.txt test.md", {"all": 1, "test": 1}),
+    ("wiki.train.tokens wiki.valid.tokens notes.txt", {"train": 1, "val": 1}),
+    ("Train/1.txt Valid/2.txt read.me", {"train": 1, "val": 1}),
+    ("notes.txt .ipynb_checkpoints/notes-checkpoint.txt .venv/lib/x.py", {"all": 1}),
+    ("src/a.py test/a.py latest.txt", {"all": 3}), ("test.txt", {"all": 1}), ("read.me", {"all": 0})])
+def test_what_is_named_for_validation_or_test_is_never_trained_on(names, expected, tmp_path):
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    find_files = runpy.run_path(str(ROOT / "data/text/prepare.py"))["find_files"]
+    assert {split: len(files) for split, files in find_files(tmp_path).items()} == expected
 
 
 def test_a_source_that_is_named_twice(tmp_path):

@@ -3,8 +3,8 @@
     python data/text/prepare.py --source=notes/,book.txt [--vocab_size=8192] [--text_key=text]
 
 A file is a document (a line is, in .jsonl). Each source is split into train and val by itself, unless it is a folder
-with files for them (train.txt and valid.txt, or WikiText's wiki.train.tokens ...). Files are read as streams and may be
-larger than memory.
+with files or folders for them (train.txt and valid.txt, WikiText's wiki.train.tokens ..., train/ and test/). Files are
+read as streams and may be larger than memory.
 """
 
 import hashlib
@@ -26,7 +26,8 @@ from nanoft.text.corpus import read_jsonl
 
 HERE = Path(__file__).resolve().parent
 ENDINGS = tuple(ending + gz for ending in (".txt", ".md", ".py", ".jsonl") for gz in ("", ".gz"))
-SPLIT = re.compile(r"(?:.*[._-])?(train|valid|val|dev|test)\.(?:txt|tokens|raw|jsonl)(?:\.gz)?")  # names of files
+FOLDER = re.compile("(train|valid|validation|val|dev|test)")  # names of folders, and of files, perhaps -00000-of-00002
+SPLIT = re.compile(rf"(?:.*[._-])?{FOLDER.pattern}(?:-\d+-of-\d+)?\.(?:txt|md|tokens|raw|jsonl)(?:\.gz)?")
 WORD = re.compile(f"[{NO_SPACES}]|[^{NO_SPACES}\\s]+")
 
 
@@ -50,8 +51,8 @@ def check(cfg):
 
 
 def find_files(path: Path) -> dict[str, list[Path]]:
-    """The files of a source, those of a folder sorted by name: {"all": files}, or where a folder has files with such
-    names {"train": files, "val": files}; perhaps with "test". Prints what is left out. Raises UserError.
+    """The files of a source, those of a folder sorted by name: {"all": files}, or where files or folders are named so
+    {"train": files, "val": files}; perhaps with "test". Prints what is left out. Raises UserError.
     """
     if not path.exists():
         raise UserError(f"--source: {path} does not exist; give files and folders separated by commas")
@@ -59,14 +60,19 @@ def find_files(path: Path) -> dict[str, list[Path]]:
         if not path.name.lower().endswith(ENDINGS):
             raise UserError(f"--source: {path} is none of {' '.join(ENDINGS)}; rename or convert it")
         return {"all": [path]}
-    files, splits = sorted(file for file in path.rglob("*") if file.is_file()), defaultdict(list)
+    parts = {file: file.relative_to(path).parts for file in sorted(path.rglob("*")) if file.is_file()}
+    files = [file for file in parts if not any(part.startswith(".") for part in parts[file])]  # .git, .venv, copies
+    splits, by_folder = defaultdict(list), any(parts[file][0].lower() == "train" for file in files)
     for file in files:
-        if file.parent == path and (match := SPLIT.fullmatch(file.name.lower())):
-            splits[{"valid": "val", "dev": "val"}.get(match[1], match[1])].append(file)
-    if not {"train", "val"} <= splits.keys():
-        test = splits["test"] if "train" in splits else []  # validation is never taken from a file for the test
-        splits = {"all": [file for file in files if file.name.lower().endswith(ENDINGS) and file not in test]} | (
-            {"test": test} if test else {})
+        first, *below = parts[file]
+        if match := (FOLDER if below else SPLIT).fullmatch(first.lower()):
+            if not below or by_folder and file.name.lower().endswith(ENDINGS):  # code may have folders for its tests
+                splits[{"valid": "val", "validation": "val", "dev": "val"}.get(match[1], match[1])].append(file)
+    if not {"train", "val"} <= splits.keys():  # what is for validation or test is never trained on
+        kept = {split: splits[split] for split in ("val", "test") if split in splits}
+        rest = [file for file in files if file.name.lower().endswith(ENDINGS) or file in splits["train"]]
+        rest = sorted({*rest}.difference(*kept.values()))
+        splits = {"train" if "val" in kept else "all": rest} | kept if rest else {"all": sum(kept.values(), [])}
     left_out = Counter(file.suffix.lower() or file.name for file in {*files}.difference(*splits.values()))
     if left_out:
         print(f"{path}: left out are " + ", ".join(f"{n:,} {ending}" for ending, n in left_out.most_common()))
