@@ -97,8 +97,7 @@ def check(cfg: Config) -> list[str]:
     problems += config.at_least(cfg, 1, "num_samples", "max_new_tokens", "drawn_tokens", "ig_steps", "batch_size")
     if not any({*given(cfg)} <= group for group in ({"input"}, {"prompt"}, {"text", "pair"}, {"question", "context"},
                                                     {"image"})):
-        problems.append(f"{' and '.join(given(cfg))} do not go together; give an input, a prompt, texts (with a pair) "
-                        "or a question with its context")
+        problems.append(f"{' and '.join(given(cfg))} do not go together; give those of one kind of row")
     if not cfg.input and (names := [name for name in COLUMNS if getattr(cfg, name)]):
         problems.append(f"{' and '.join(names)} say how to read an input; give --input, or leave them out")
     if not 1e-6 <= cfg.top_p <= 1:
@@ -106,8 +105,8 @@ def check(cfg: Config) -> list[str]:
     problems += config.fraction(cfg, "min_p")
     if cfg.beams and cfg.num_samples > cfg.beams:
         problems.append(f"num_samples={cfg.num_samples} are more than beams={cfg.beams} find; raise beams")
-    if cfg.beams and (cfg.stop or cfg.logprobs or cfg.no_repeat_ngram or cfg.repetition_penalty != 1):
-        problems.append("beams look for the likeliest text alone; leave stop, logprobs and the penalties out")
+    if cfg.beams and (cfg.stop or cfg.logprobs or rules(cfg) != rules(Config())):
+        problems.append("beams look for the likeliest text alone; leave stop, logprobs and the rules of drawing out")
     if (cfg.unique or cfg.min_length) and not cfg.output.endswith(".jsonl"):
         problems.append("unique and min_length choose among the lines of an output; give --output=....jsonl")
     if cfg.resume and not cfg.output.endswith(".jsonl"):
@@ -119,14 +118,14 @@ def check(cfg: Config) -> list[str]:
     if (cfg.output and not cfg.embed and not cfg.explain and not cfg.output.endswith((".csv", ".jsonl"))
             and not Path(cfg.output).is_dir()):
         problems.append(f"output={cfg.output} is neither .csv (a table) nor .jsonl (JSON lines); give one of these")
-    if cfg.explain and (cfg.embed or cfg.pseudo_perplexity or cfg.beams or Path(cfg.output or ".").is_file()):
-        problems.append("explain goes without embed, pseudo_perplexity and beams, and its output is a folder")
+    if cfg.explain and (cfg.embed or cfg.pseudo_perplexity or Path(cfg.output or ".").is_file()):
+        problems.append("explain goes without embed and pseudo_perplexity, and its output is a folder")
     if cfg.output and not cfg.explain and (Path(cfg.output).is_dir() or not Path(cfg.output).parent.is_dir()):
         problems.append(f"output={cfg.output} is a folder, or lies in none; give a file in an existing folder")
-    if cfg.interactive and (given(cfg) or cfg.output or cfg.embed or cfg.explain or cfg.beams or cfg.logprobs
-                            or cfg.num_samples > 1):
-        problems.append("interactive asks for its texts, and draws one answer to each; leave out those that are given, "
-                        "output, embed, explain, beams, logprobs and num_samples")
+    if cfg.interactive and (given(cfg) or cfg.output or cfg.embed or cfg.explain):
+        problems.append("interactive asks for its texts; leave out those that are given, output, embed and explain")
+    if (cfg.interactive or cfg.explain) and (cfg.beams or cfg.logprobs or cfg.num_samples > 1):
+        problems.append("interactive and explain draw one text each time; leave beams, logprobs and num_samples out")
     return problems
 
 
@@ -136,8 +135,9 @@ def main():
         begins = (b"{", b"\x93NUMPY", b"") if cfg.output.endswith(".csv") else (b"{", b"\x93NUMPY")
         files.check_overwrite(cfg.output, begins, *filter(None, (cfg.input, cfg.checkpoint)))
     model = nanoft.load(cfg.checkpoint, cfg.device, "float32" if cfg.explain else cfg.dtype)
-    if (cfg.unique or cfg.min_length) and not model.writes:
-        raise UserError("unique and min_length choose among texts, and this model writes none; leave them out")
+    unfit = ["unique", "min_length"] * (not model.writes) + ["pseudo_perplexity"] * (model.writes or model.predicts)
+    if names := [name for name in unfit if getattr(cfg, name)]:
+        raise UserError(f"{' and '.join(names)} mean nothing to a model of this kind; leave them out")
     if cfg.interactive:
         return interact(model, sys.argv[1:])
 

@@ -85,7 +85,7 @@ def test_given_texts_do_not_go_with_it(call, runs):
 
 @pytest.mark.parametrize("option", ["--beams=3", "--logprobs=2", "--num_samples=2"])
 def test_one_text_is_drawn_for_each_line(option, call, runs):
-    with pytest.raises(UserError, match="draws one answer to each"):
+    with pytest.raises(UserError, match="draw one text each time"):
         call(sample, f"--checkpoint={runs['gpt']}", "--interactive", option)
 
 

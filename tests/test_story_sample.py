@@ -214,6 +214,8 @@ def test_prompts_may_be_texts_or_stand_in_jsonl_for_a_model_that_was_taught_to_r
     (["--min_p=2"], "min_p"),
     (["--beams=2", "--num_samples=3"], "num_samples=3 are more than beams=2"),
     (["--beams=2", "--stop=x"], "beams look for the likeliest"), (["--unique"], "among the lines of an output"),
+    (["--beams=2", "--frequency_penalty=1"], "beams look for the likeliest"), (["--pseudo_perplexity"], "mean nothing"),
+    (["--explain", "--num_samples=2"], "draw one text each time"), (["--min_length=9"], "among the lines of an output"),
     (["--resume"], "resume"),
     (["--input={tmp}/latin.txt", "--text=a"], "input and text do not go together"),
     (["--input={tmp}/latin.txt", "--pair=a"], "input and pair do not go together"),
