@@ -178,8 +178,7 @@ def load_weights(model, weights: dict, path, fresh: tuple[str, ...] = ()) -> Non
         raise UserError(f"{path}: weight {name} is {'missing' if name in own else 'unknown to this model'}")
     for name, tensor in weights.items():
         if tensor.shape != own[name].shape or tensor.layout != torch.strided:
-            raise UserError(f"{path}: weight {name} is {tuple(tensor.shape)}, where this model wants "
-                            f"{tuple(own[name].shape)}")
+            raise UserError(f"{path}: {name} is {tuple(tensor.shape)}, where this model wants {tuple(own[name].shape)}")
     weights = {name: distributed.like(tensor.to(own[name].dtype), own[name])  # elsewhere they may be halved
                for name, tensor in weights.items()}
     model.load_state_dict(weights, assign=any(tensor.is_meta for tensor in own.values()))

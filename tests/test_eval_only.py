@@ -56,6 +56,11 @@ def test_any_text_can_be_measured(speakers, call, capsys, tmp_path):
     nats = found["text_bits_per_byte"] * math.log(2) * len(text.encode())
     assert found["text_word_perplexity"] == pytest.approx(math.exp(nats / len(text.split())), rel=1e-6)
     assert "bits/byte" in capsys.readouterr().out
+    paragraphs = text.split("\n\n")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in paragraphs), encoding="utf-8")
+    call(train, *HERE, f"--init_from={speakers / 'gpt'}", f"--text_file={tmp_path / 'a.jsonl'}",
+         f"--out_dir={tmp_path / 'lines'}")
+    assert f"{sum(len(one.encode()) for one in paragraphs):,} bytes" in capsys.readouterr().out
     (tmp_path / "short.txt").write_text("中文 abc", encoding="utf-8")  # shorter than a window
     for name in ("gpt", "encoder"):
         call(train, *HERE, f"--init_from={speakers / name}", f"--text_file={tmp_path / 'short.txt'}")
@@ -108,6 +113,8 @@ def test_a_cache_knows_a_text_that_repeats_itself(speakers, call, capsys, tmp_pa
     (["--init_from={tmp}/none"], "no checkpoint there"), (["--init_from={gpt}", "--out_dir={encoder}"], "holds a run"),
     (["--init_from={gpt}", "--text_file={tmp}/empty.txt"], "no text to measure"),
     (["--init_from={gpt}", "--text_file={tmp}/none.txt"], "cannot be read"),
+    (["--init_from={gpt}", "--block_size=8"], "in its own context; leave out block_size"),
+    (["--init_from={gpt}", "--eval_tokens=9"], "all of the text, .* leave out eval_tokens"),
     (["--text_file={tmp}/empty.txt", "--eval_only=false"], "text_file is for --eval_only"),
 ])
 def test_what_cannot_be_measured_is_refused_in_a_sentence(options, words, speakers, call, tmp_path):

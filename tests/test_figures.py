@@ -3,6 +3,8 @@
 import json
 import random
 import re
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from conftest import read_page, some_slow
@@ -61,6 +63,22 @@ def test_a_table_without_a_tokenizer(tmp_path, call, capsys):
     (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     make(call, capsys, tmp_path / "rows.jsonl", f"--out={tmp_path / 'g'}")
     assert re.search(r"occur most often\s+3 row \d\n", read_page(tmp_path / "g" / "figures.html"))
+
+
+@pytest.mark.parametrize("kind, rows, percent", [
+    ("classify", [{"label": label} for label in "OOOOOOAABB"], [60, 20, 20]),
+    ("classify", [{"labels": ["x", "y"]}] * 10, [100, 100]), ("tag", [{"tags": ["O", "B-a", "O", "B-b"]}], [50, 50])])
+def test_the_shares_of_labels_are_of_rows_and_of_tags_of_those_but_o(kind, rows, percent):
+    figure, drawn = pytest.importorskip("matplotlib.figure"), []
+
+    @contextmanager
+    def plot(*_):
+        drawn.append(figure.Figure().add_subplot())
+        yield drawn[0]
+
+    page = SimpleNamespace(heading=lambda *_: None, add=lambda *_: None, plot=plot)
+    data_report.labels(page, {"kind": kind}, {"train": rows})
+    assert [bar.get_width() for bar in drawn[0].patches] == percent
 
 
 def test_without_matplotlib_the_page_is_made_all_the_same(corpus, tmp_path, call, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import shutil
 import struct
 import tarfile
 from io import BytesIO
@@ -246,7 +247,13 @@ def test_a_folder_and_its_faults(folder, tmp_path, capsys):
     assert "120 pictures, 1 other files left out" in capsys.readouterr().out
     with pytest.raises(UserError, match="no folder for each class"):
         images.folder_rows(folder / "red")
-    (tmp_path / "cat").mkdir()
+    for split in ("train", "Test"):
+        (tmp_path / "splits" / split).mkdir(parents=True)
+        shutil.copy(next((folder / "red").glob("*.png")), tmp_path / "splits" / split / "1.png")
+    with pytest.raises(UserError, match="splits, not classes; give them by --train_file"):
+        images.folder_rows(tmp_path / "splits")
+    tmp_path /= "empty"
+    (tmp_path / "cat").mkdir(parents=True)
     with pytest.raises(UserError, match="cat: no picture .* of this class"):
         images.folder_rows(tmp_path)
 

@@ -251,12 +251,14 @@ def labels(page, task, rows: dict[str, list[dict]]) -> None:
     page.add(table(("label", *counts), [
         (label, *(f"{count[label]:,}" for count in counts.values())) for label in names]))
     if plots.can_draw():
-        names = [label for label in names if label != "O"][:24]
-        what = "words with a label other than O" if task["kind"] == "tag" else "rows"
+        tags = task["kind"] == "tag"
+        names = [label for label in names if not (tags and label == "O")][:24]
+        what = "words with a label other than O" if tags else "rows"
         with page.plot("labels", "Labels", f"{what} (%)", "") as ax:
             height = 0.8 / len(counts)
             for i, (split, count) in enumerate(counts.items()):
-                percent = [100 * count[label] / max(count.total() - count["O"], 1) for label in names]
+                whole = max(count.total() - count["O"] if tags else len(rows[split]), 1)
+                percent = [100 * count[label] / whole for label in names]
                 ax.barh(np.arange(len(names)) + i * height, percent, height, label=split)
             ax.set_yticks(np.arange(len(names)) + 0.4 - height / 2, [label[:24] for label in names])
             ax.invert_yaxis()

@@ -273,8 +273,7 @@ def compare(runs: list[Run]) -> list[str]:
         parts.append("<p>These runs had different data or different tasks, so their losses and scores cannot be "
                      "compared and are not drawn together.</p>")
     elif not same_tokenizer:
-        parts.append("<p>These runs have different tokenizers, so their losses per token cannot be compared; "
-                     "bits per byte can.</p>")
+        parts.append("<p>These runs have different tokenizers: compare bits per byte, not losses per token.</p>")
     compared = [metric for metric in (*compared, "tokens_per_s", "rows_per_s")
                 if sum(len(run.curve(metric, "step")[0]) > 0 for run in runs) > 1]
     if compared and plots.can_draw():

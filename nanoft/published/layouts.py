@@ -172,8 +172,7 @@ def read_shape(config: dict, family: str, folder: Path) -> ModelConfig:
     if other:
         raise UserError(f"{folder}: nanoft's {family} has no {' and no '.join(other)}; give another model")
     if missing := {"n_layer", "n_head", "n_embd", "block_size"} - read.keys() or {"vocab_size"} - config.keys():
-        raise UserError(f"{folder}: its config.json does not describe a {family} (it lacks {', '.join(missing)}); "
-                        "fetch it again")
+        raise UserError(f"{folder}: config.json does not describe a {family}, for {', '.join(missing)} are missing")
     read["block_size"] -= skipped(config)
     if "n_types" in read:
         read["n_types"] = max(2, read["n_types"])  # at least for a text and its pair
@@ -284,8 +283,7 @@ def load_published(config: dict, entries: dict[str, safetensors.Entry], take: Ca
         if name in stored:
             shape, expected = entries[stored[name]].shape, published_shape(name, [own[x].shape for x in parts], config)
             if shape != expected:
-                raise UserError(f"{path}: weight {stored[name]} is {shape}, where config.json asks for {expected}; "
-                                "fetch both again")
+                raise UserError(f"{path}: {stored[name]} is {shape}, where config.json asks for {expected}; fetch both")
         elif task or not parts[0].startswith(FRESH):
             raise UserError(f"{path}: weight {name} is missing, which config.json asks for; fetch both again")
 

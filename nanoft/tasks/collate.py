@@ -108,8 +108,7 @@ def check_augmentation(cfg, task: dict, tokenizer):
     if cfg.augment and task["kind"] != "image":
         raise UserError(f"augment={cfg.augment} changes pictures, which a {task['kind']} task has not; leave it out")
     if cfg.token_drop and task["kind"] not in WHOLE_TEXT:
-        raise UserError(f"token_drop would move the targets of a {task['kind']} task; it is for classify, pair and "
-                        "regress")
+        raise UserError(f"token_drop would move the targets of a {task['kind']} task; leave it out")
     if cfg.token_mask and (task["kind"] == "generate" or "<|mask|>" not in tokenizer.special):
         raise UserError("token_mask needs a tokenizer with a <|mask|> token, and another kind than generate")
 

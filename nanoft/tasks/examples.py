@@ -49,8 +49,7 @@ def load_task(folder) -> tuple[dict, dict[str, list[dict]]]:
     task = read_json(path, {"kind": {*COLUMNS}, "metric": str, "multi_label?": bool})
     if task["kind"] in LABELLED and (difference(task, {"labels": [str]})
                                      or len({*task["labels"]}) < len(task["labels"])):
-        raise UserError(f"{path}: a {task['kind']} task needs its labels, a list of different texts; prepare the data "
-                        "set again")
+        raise UserError(f"{path}: a {task['kind']} task needs its labels, a list of different texts; prepare it again")
     located = {split: tables.read_jsonl(folder / f"{split}.jsonl") for split in SPLITS
                if split != "test" or (folder / "test.jsonl").exists()}
     splits = check_splits(task, located)
@@ -233,8 +232,7 @@ def check_splits(task, located):
         return splits
     for split, rows in splits.items():
         if split != "train" and len({row["id"] for row in rows}) < len(rows):
-            raise UserError(f"two {split} questions have the same id, so that their answers cannot be told apart; give "
-                            "each its own")
+            raise UserError(f"two {split} questions have the same id; give each its own")
     splits = {split: fix_offsets(rows, split) for split, rows in splits.items()}
     if not splits["train"]:
         raise UserError("no answer of a training question occurs in its context; give the contexts they are taken from")

@@ -48,6 +48,8 @@ def folder_rows(folder) -> list[tuple[str, dict]]:
     if not located:
         raise UserError(f"{folder}: no folder for each class there, as cat/1.png and dog/1.png; make such folders, or "
                         "give a table with the columns image and label")
+    if {row["label"].lower() for _, row in located} <= {"train", "val", "valid", "validation", "dev", "test"}:
+        raise UserError(f"{folder} holds splits, not classes; give them by --train_file, --val_file and --test_file")
     print(f"{folder}: {len(located):,} pictures, {left_out:,} other files left out")
     return located
 

@@ -31,7 +31,7 @@ def open_source(cfg) -> tuple[dict | None, Path | None]:
         other = [f"--{name}={getattr(cfg, name)}"
                  for name in ("max_length", "long_text", "doc_stride", "pool", "metric")
                  if source.get("config", {}).get(name) not in (None, getattr(cfg, name))]
-        if other:
+        if other and (path.parent / "config.json").exists():  # from which the options came
             raise UserError(f"{path} is measured as it was trained; leave out {' '.join(other)}")
         return source, path
     if cfg.init_from == "scratch":
@@ -90,8 +90,7 @@ def open_data(cfg, dist: Dist, source: dict | None, path: Path | None) -> tuple[
     before = (source or {}).get("task", {})  # of a fine-tuned checkpoint
     shown, read = ("pictures" if t.get("kind") == "image" else "texts" for t in (task, before))
     if source and shown != read:
-        raise UserError(f"{path} reads {read}, and these rows hold {shown}; begin from another model, or give other "
-                        "data")
+        raise UserError(f"{path} reads {read}, and these rows hold {shown}; begin from another model, or other data")
     if shown == "pictures":
         picture = images.picture_of(cfg, before, rows["train"][0]["image"])
         return task | {"picture": picture}, rows, images.PixelTokenizer()

@@ -171,8 +171,7 @@ def average_gpts(folders: list) -> dict:
         state, path, tokenizer = open_model(folder)
         shape = ModelConfig.from_saved(state["model_config"], path)
         if not shape.causal or "task" in state or "data" not in state.get("config", {}):
-            raise UserError(f"{folder} is no GPT of train.py; give such runs, or fine-tuned ones that have a "
-                            "predictions.jsonl")
+            raise UserError(f"{folder} is no GPT of train.py; give such runs, or fine-tuned ones with predictions")
         if not models:
             data, first = prepare.find_data(state["config"]["data"]), tokenizer
         elif tokenizer.fingerprint != first.fingerprint or shape.block_size != models[0].cfg.block_size:

@@ -16,6 +16,7 @@ from nanoft.model import GPT, make_model
 from nanoft.published.source import open_model
 from nanoft.tasks.metrics import NO_SPACES
 from nanoft.text import prepare, vocabulary
+from nanoft.text.corpus import read_jsonl
 from nanoft.text.pairs import Pairs
 from nanoft.text.wordpiece import WordPiece
 
@@ -37,6 +38,10 @@ def measure(cfg, dist: distributed.Dist) -> None:
         raise UserError(f"{path} is fine-tuned on a task; measure it by finetune.py --eval_only")
     if "transform.weight" in state.get("new", ()):  # of published weights
         raise UserError(f"{path} has no head for masked words, so there is nothing to measure; give another encoder")
+    own = state.get("config", {})
+    other = [name for name in ("block_size", "eval_tokens") if own.get(name) not in (None, getattr(cfg, name))]
+    if other and path.with_name("config.json").exists():  # from which the options came
+        raise UserError(f"{path} is measured on all of the text, in its own context; leave out {' and '.join(other)}")
     out_dir = None if Path(cfg.out_dir).resolve() == path.parent.resolve() else Path(cfg.out_dir)
     if cfg.cache_tokens and not state["model_config"].get("causal", True):
         raise UserError(f"cache_tokens is for a GPT, and {path} is an encoder; leave it out")
@@ -47,10 +52,11 @@ def measure(cfg, dist: distributed.Dist) -> None:
     result = {"model": str(path), "text": cfg.text_file or cfg.data, "context": context, "stride": context}
     with tempfile.TemporaryDirectory() as folder:
         if cfg.text_file:
-            text = files.read_text(cfg.text_file)
-            if not text.strip():
+            file = Path(cfg.text_file)
+            texts = [*read_jsonl(file, "text")] if ".jsonl" in file.suffixes else [files.read_text(file)]
+            if not "".join(texts).strip():
                 raise UserError(f"{cfg.text_file} holds no text to measure a model on")
-            splits = {"text": write_split(folder, "text", [text], tokenizer, len(WORD.findall(text)))}
+            splits = {"text": write_split(folder, "text", texts, tokenizer, len(WORD.findall("\n".join(texts))))}
         else:
             splits = split_tokens(cfg.data, tokenizer, folder, dist)
         for name, tokens in splits.items():

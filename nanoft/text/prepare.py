@@ -200,8 +200,7 @@ def ensure(folder: str | Path, needed: Sequence[str] = ("train.bin", "val.bin", 
     if not script.exists() and (folder / ".preparing").exists():
         raise UserError(f"{folder}: its preparation was interrupted; give the same command again, which goes on")
     if not script.exists():
-        raise UserError(f"{folder}: {missing()} missing, and there is no prepare.py to make it; prepare the data set "
-                        "first")
+        raise UserError(f"{folder}: {missing()} missing, and no prepare.py to make it; prepare the data set first")
     print(f"{folder}: {missing()} missing; running {script}", flush=True)
     if subprocess.run([sys.executable, str(script)], check=False).returncode != 0:
         raise UserError(f"{script} failed (its message stands above); mend that, or run it by hand with --help")
