@@ -1,6 +1,6 @@
 # SQuAD v1.1 from all-MiniLM-L6-v2; config/minilm_sst2.py tells how to get out/minilm.
-# Seen with 7,617 training questions, on the 10,570 questions of the development set: F1 0.700 and exact 0.576, one seed;
-# 14 minutes of a busy core, and 3 for the final metrics.
+# Seen with 7,617 training questions, on the 10,570 questions of the development set: F1 0.700 and exact 0.576, one
+# seed; 14 minutes of a busy core, and 3 for the final metrics.
 data = "squad"
 init_from = "out/minilm"
 out_dir = "out/minilm_squad"
