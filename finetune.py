@@ -142,7 +142,7 @@ def check(cfg):
 
 
 def main():
-    cfg = config.load(Config, check=check)
+    cfg = config.load(Config, check=check, fixed=("max_length", "long_text", "doc_stride", "pool", "metric"))
     dist = distributed.start(cfg.device, cfg.dtype)  # rank, world_size, device, dtype
     runs, results = sweep.variations(cfg), []
     taken = [run.out_dir for run in runs if (Path(run.out_dir) / "latest.pt").exists()]

@@ -67,7 +67,7 @@ class Config:
     max_minutes: float = -1.0          # the same in minutes from the first step on; -1 = 2.2, with max_steps none
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for the blocks' matrices, AdamW for the rest
     lr: float = 0.01                   # peak learning rate of AdamW
-    embed_lr: float = 0.1              # the same for the embeddings, but not for tied ones; 0 = lr
+    embed_lr: float = 0.1              # the same for embeddings, n-grams' too, but not for tied ones; 0 = lr
     muon_lr: float = 0.02              # peak learning rate of Muon
     beta2: float = 0.95                # AdamW's second decay
     weight_decay: float = 0.0          # of the matrices
@@ -117,7 +117,7 @@ def check(cfg):
 
 def main():
     started = time.monotonic()
-    cfg = config.load(Config, check=check, usual="config/stdlib.py")
+    cfg = config.load(Config, check=check, usual="config/stdlib.py", fixed=("block_size", "eval_tokens"))
     if cfg.max_minutes == -1:
         cfg.max_minutes = 0.0 if cfg.max_steps else 2.2
     dist = distributed.start(cfg.device, cfg.dtype)  # rank, world_size, device, dtype

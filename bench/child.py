@@ -373,13 +373,12 @@ def sampling(who, size, dtype, prompt=16, sequences=1, checkout=""):
     torch.manual_seed(0)
     eight, dtype, rules = dtype == "int8", getattr(torch, dtype), dict(temperature=0.8, top_k=200)
     if who == "nanoft":
-        from nanoft import generate, kernels, quantize
+        from nanoft import distributed, generate, kernels, quantize
         from nanoft.model import CLASSIC, ModelConfig, make_model
         from nanoft.sampling import Sampling
 
         if DEVICE == "cpu":
-            kernels.keep_memory()
-            os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as nanoft/serve/api.py
+            distributed.keep_memory()
         model = make_model(ModelConfig(**size, **CLASSIC["gpt2"]))
 
         def sample(ids, n):

@@ -27,6 +27,7 @@ from nanoft.files import available_cores, difference, write_whole
 from nanoft.model import ModelConfig, check_model
 
 M = TypeVar("M", bound=nn.Module)
+MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum"}, "RowRMSprop": {"mean_square"}}
 
 # what files.difference asks of the dictionary; what train.py and finetune.py read of latest.pt is optional elsewhere
 NEEDS = {"classify": {"labels": [str]}, "pair": {"labels": [str]}, "tag": {"labels": [str]}, "generate": {},
@@ -135,10 +136,11 @@ def check_resumable(state: dict, optimizers: list, path) -> None:
     problem = difference(state, {name: object for name in ("config", "optimizer", "scaler", "evaluated", "seconds")})
     for optimizer, saved in zip(optimizers, state.get("optimizer", ())):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum"}
+        names = MOMENTS[type(optimizer).__name__]
         for i, moments in saved["state"].items():
             if i not in range(len(parameters)) or difference(moments, dict.fromkeys(names, Tensor)) or any(
-                    moments[name].shape != (() if name == "step" else parameters[i].shape)
+                    moments[name].shape != (() if name == "step" else (len(parameters[i]), 1) if name == "mean_square"
+                                            else parameters[i].shape)
                     or moments[name].layout != torch.strided for name in names):
                 problem = problem or f"the optimizer's state of parameter {i!r:.20} has another form"
     if problem or len(state["optimizer"]) != len(optimizers):

@@ -53,7 +53,7 @@ OTHER_NAMES = {  # what other programs call our options, for suggestions
 BUDGETS = {"epochs", "max_steps", "max_minutes"}  # one in the command replaces those that a resumed run had
 
 
-def load(cls, argv=None, check=None, others=False, usual=""):
+def load(cls, argv=None, check=None, others=False, usual="", fixed=()):
     """Read the options of a script.
 
     cls: a dataclass whose fields are int, float, bool, str, tuple (of strings) or Literal of strings.
@@ -61,6 +61,7 @@ def load(cls, argv=None, check=None, others=False, usual=""):
     check: called as check(cfg), gives a list of sentences on values that cannot go together.
     others: whether a config file may set options that cls lacks, for a tool that needs only some of a script's.
     usual: the config file that is read where the command names none, and neither data nor a model to go on with.
+    fixed: options that eval_only takes from the run that is measured, so that another value would be ignored.
     Returns an instance of cls. Raises UserError naming every problem; `--help` prints the fields and exits.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -101,6 +102,9 @@ def load(cls, argv=None, check=None, others=False, usual=""):
     if (values.get("resume") or values.get("eval_only")) and "out_dir" in fields:
         saved = remembered_options(values, fields)  # those given now come last
         remembered = read_json(saved, {str: object}) if saved else {}
+        if saved and values.get("eval_only") and not values.get("adapter"):
+            problems += [f"eval_only measures all rows or text, read as {saved.parent} was trained; leave out --{key}"
+                         for key in fixed if key in values and remembered.get(key, values[key]) != values[key]]
         replaced = BUDGETS if BUDGETS & {key for _, key, _ in options} else set()
         for key in remembered.keys() & fields.keys() - values.keys() - {"resume", "eval_only"} - replaced:
             value = tuple(value) if isinstance(value := remembered[key], list) else value

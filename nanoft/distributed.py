@@ -1,10 +1,12 @@
-"""One process or many: torchrun's environment, the device, number formats, DDP, reductions, signals.
+"""One process or many: torchrun's environment, the device, its memory, number formats, DDP, reductions, signals.
 
 A single process is a world of one: the same calls, which then do nothing.
 """
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -55,7 +57,9 @@ def start(device: str = "auto", dtype: str = "auto") -> Dist:
                         "--device=auto or --device=cpu, or fewer processes")
     if device == "cuda":
         torch.cuda.set_device(local)
-    elif device == "cpu" and world_size > 1:  # torchrun gives each process one thread; share the cores out instead
+    if device == "cpu":
+        keep_memory()
+    if device == "cpu" and world_size > 1:  # torchrun gives each process one thread; share the cores out instead
         torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
     if world_size > 1 and not torch.distributed.is_initialized():
         # the others may wait for hours while rank 0 prepares a large data set
@@ -63,6 +67,19 @@ def start(device: str = "auto", dtype: str = "auto") -> Dist:
                                              store=store_of_this_start(), rank=rank, world_size=world_size)
     place = torch.device(device, local) if device == "cuda" else torch.device(device)
     return Dist(rank, world_size, place, *number_format(dtype, place))
+
+
+def keep_memory() -> None:
+    """Let freed memory be kept instead of handed back to Linux, and large tensors lie in pages of 2 MB.
+
+    Every step asks for the same gigabyte again, and the system would give it page by page, each cleared anew: a tenth
+    of the step, with a large table of n-grams a quarter.
+    """
+    if sys.platform == "linux":
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first tensor
+        if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # another C library may lack it
+            mallopt(-3, 2**25)      # M_MMAP_THRESHOLD, 32 MB, the largest it takes: smaller blocks come from the heap
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap shrinks above 2 GB of free memory only
 
 
 def store_of_this_start():
@@ -149,7 +166,7 @@ def local(tensor):
 
 def like(tensor: torch.Tensor, own):
     """A whole tensor, or the part of it that this process has of the sharded one in whose place it is put."""
-    if not hasattr(own, "to_local") or tensor.shape != own.shape:
+    if not hasattr(own, "to_local") or tensor.shape[:1] != own.shape[:1]:  # a number, for the whole tensor
         return tensor
     from torch.distributed.tensor import distribute_tensor
 

@@ -4,7 +4,6 @@
 are in LOG.md.
 """
 
-import ctypes
 import math
 import re
 import sys
@@ -30,7 +29,6 @@ def tune(model: nn.Module, device: torch.device) -> None:
         model.trunk.drop.register_forward_hook(half_residual)  # type: ignore[union-attr]
     if device.type != "cpu":
         return
-    keep_memory()
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = cpu_attention  # type: ignore[assignment]  # torch's has more options
@@ -291,18 +289,6 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         (a @ a)[0, 0].item()
         seconds = min(seconds, time.perf_counter() - began)
     return 2 * n**3 / seconds
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory instead of handing it back to the system.
-
-    Every step asks for the same gigabyte again, and the system would give it page by page, each cleared anew: a tenth
-    of the step.
-    """
-    if sys.platform == "linux":
-        if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # another C library may lack it
-            mallopt(-3, 2**25)      # M_MMAP_THRESHOLD, 32 MB, the largest it takes: smaller blocks come from the heap
-            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap shrinks above 2 GB of free memory only
 
 
 def peak_memory(device: torch.device) -> float:

@@ -1,11 +1,13 @@
 """Optimizers and learning-rate schedules: AdamW (arXiv:1711.05101) for most, Muon for the hidden matrices.
 
 Muon (Keller Jordan, kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the nearest orthogonal matrix,
-found by a few matrix products, so that every direction of the matrix learns at the same pace.
+found by a few matrix products, so that every direction of the matrix learns at the same pace. The table of n-grams, of
+which a step sees few rows, has RowRMSprop.
 """
 
 import math
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.distributed
@@ -107,33 +109,55 @@ def exchange(x):
     return received
 
 
+class RowRMSprop(torch.optim.Optimizer):
+    """RMSprop for a table of embeddings: one mean square for each row, over the steps that saw the row.
+
+    The other rows stay as they are. AdamW would move them on along gradients of long ago, and forget from one sight of
+    a rare row to the next how large they were. (Row-wise Adagrad, arXiv:1906.00091, has a sum instead of the mean.)
+    """
+
+    def __init__(self, params, beta2=0.95):
+        super().__init__(params, dict(lr=0.1, beta2=beta2))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                now = torch.linalg.vector_norm(p.grad, dim=1, keepdim=True).square() / p.size(1)  # (rows, 1)
+                mean = self.state[p].get("mean_square", now)
+                mean = torch.where(mean == 0, now, torch.where(now == 0, mean, mean.lerp(now, 1 - group["beta2"])))
+                self.state[p]["mean_square"] = mean
+                p.addcdiv_(p.grad, mean.sqrt() + 1e-10, value=-group["lr"])  # (rows, columns) by (rows, 1)
+
+
 # ---- parameter groups --------------------------------------------------------------------------------------------
 
+GRAMS = "trunk.grams.weight"
 
-def pretraining_groups(model, cfg) -> tuple[list[dict], list[dict]]:
-    """The groups for AdamW and those for Muon, every parameter in exactly one.
+
+def pretraining_groups(model, cfg) -> list[dict]:
+    """The parameter groups, every parameter in exactly one; `by`: the optimizer, adamw, muon or rows (RowRMSprop).
 
     cfg: optimizer (`muon` or `adamw`), lr, muon_lr, embed_lr, weight_decay. Embeddings and everything of one dimension
     are not decayed.
     """
-    named = dict(model.named_parameters())  # a tied weight appears once
-    embeds = {n: p for n, p in named.items() if n.startswith("trunk.") and ".blocks." not in n and p.dim() == 2}
-    matrices = {n: p for n, p in named.items() if ".blocks." in n and p.dim() == 2}
-    sentence = {n: p for n, p in named.items() if n.startswith(("pooler.", "next."))}
-    vectors = {n: p for n, p in named.items() if p.dim() < 2 and n not in sentence}
-    rest = {n: p for n, p in named.items() if n not in embeds | matrices | vectors | sentence}
-    muon = cfg.optimizer == "muon"
-    groups = [
-        dict(name="embeddings", params=list(embeds.values()), weight_decay=0.0,
-             lr=cfg.lr if model.cfg.tie_head else cfg.embed_lr or cfg.lr),  # a tied embedding is small, as a head is
-        dict(name="vectors", params=list(vectors.values()), lr=cfg.lr, weight_decay=0.0),
+    embed_lr, blocks = cfg.embed_lr or cfg.lr, "muon" if cfg.optimizer == "muon" else "matrices"
+    groups = {
+        # a tied embedding is small, as a head is
+        "embeddings": dict(by="adamw", lr=cfg.lr if model.cfg.tie_head else embed_lr, weight_decay=0.0),
+        "n-grams": dict(by="rows", lr=embed_lr),
+        "vectors": dict(by="adamw", lr=cfg.lr, weight_decay=0.0),
         # two classes instead of thousands: unstable at the full rate (LOG.md)
-        dict(name="sentence", params=list(sentence.values()), lr=cfg.lr / 10, weight_decay=0.0),
-        dict(name="head" if muon else "matrices", lr=cfg.lr, weight_decay=cfg.weight_decay,
-             params=list(rest.values()) + ([] if muon else list(matrices.values()))),
-    ]
-    by_muon = [dict(name="muon", params=list(matrices.values()), lr=cfg.muon_lr, weight_decay=cfg.weight_decay)]
-    return groups, by_muon if muon else []
+        "sentence": dict(by="adamw", lr=cfg.lr / 10, weight_decay=0.0),
+        "head": dict(by="adamw", lr=cfg.lr, weight_decay=cfg.weight_decay),
+        blocks: dict(by=cfg.optimizer, lr=cfg.muon_lr if blocks == "muon" else cfg.lr, weight_decay=cfg.weight_decay),
+    }
+    for name, p in model.named_parameters():  # a tied weight appears once
+        kind = ("n-grams" if name == GRAMS else "sentence" if name.startswith(("pooler.", "next.")) else
+                "vectors" if p.dim() < 2 else blocks if ".blocks." in name else
+                "embeddings" if name.startswith("trunk.") else "head")
+        groups[kind].setdefault("params", []).append(p)
+    return [{"name": name, **group} for name, group in groups.items() if "params" in group]
 
 
 def depth(name: str, n_layer: int) -> int:
@@ -148,8 +172,8 @@ def part_name(level: int, n_layer: int) -> str:
     return "embeddings" if level == 0 else "head" if level > n_layer else f"blocks.{level - 1}"
 
 
-def finetuning_groups(model, cfg) -> tuple[list[dict], list[dict]]:
-    """The groups for AdamW and those for Muon, every trained parameter in exactly one, by its depth.
+def finetuning_groups(model, cfg) -> list[dict]:
+    """The parameter groups by depth, every trained parameter in exactly one; `by`: as pretraining_groups.
 
     layer_decay lowers the rate by a factor a block from the top (layer-wise decay, arXiv:1801.06146). `from_epoch`:
     when the group starts to train: the head at once, with unfreeze_every the blocks one by one from the top.
@@ -160,39 +184,36 @@ def finetuning_groups(model, cfg) -> tuple[list[dict], list[dict]]:
             continue
         level = depth(name, n_layer)
         embedding, matrix = level == 0 and p.dim() == 2, level <= n_layer and p.dim() > 1 and ".lora_" not in name
-        muon = cfg.optimizer == "muon" and matrix and not embedding
-        lr = (cfg.muon_lr if muon else cfg.embed_lr or cfg.lr if embedding else
+        by = "rows" if name == GRAMS else "muon" if cfg.optimizer == "muon" and matrix and not embedding else "adamw"
+        lr = (cfg.muon_lr if by == "muon" else cfg.embed_lr or cfg.lr if embedding else
               cfg.head_lr or cfg.lr if level > n_layer else cfg.lr)
         decayed = p.dim() == 2 and not embedding
         # by what a parameter is and not by its rate, so that a resume with other rates finds the same groups
-        group = groups.setdefault((muon, level, embedding, decayed), dict(
-            name=part_name(level, n_layer) + ".muon" * muon, params=[], weight_decay=cfg.weight_decay * decayed,
-            lr=lr * cfg.layer_decay ** max(0, n_layer - level),
+        group = groups.setdefault((by, level, embedding, decayed), dict(
+            name="n-grams" if by == "rows" else part_name(level, n_layer) + ".muon" * (by == "muon"), by=by, params=[],
+            weight_decay=cfg.weight_decay * decayed, lr=lr * cfg.layer_decay ** max(0, n_layer - level),
             from_epoch=max(0, n_layer + 1 - level) * cfg.unfreeze_every))
         group["params"].append(p)
-    return ([group for (muon, *_), group in groups.items() if not muon],
-            [group for (muon, *_), group in groups.items() if muon])
+    return list(groups.values())
 
 
 def make_optimizers(model, groups, dist, betas=(0.9, 0.98), eps=1e-8) -> list[torch.optim.Optimizer]:
-    """AdamW and Muon over their parameter groups, as one of the functions above gives them; each has a `peak_lr`.
+    """The optimizers of parameter groups, as one of the functions above gives them; each group has a `peak_lr`.
 
     dist: its device, and the number format of the run's matrix products. Asserts that every trained parameter of the
     model is in exactly one group.
     """
-    by_adamw, by_muon = ([group for group in some if group["params"]] for some in groups)
-    placed = [id(p) for group in (*by_adamw, *by_muon) for p in group["params"]]
+    placed = [id(p) for group in groups for p in group["params"]]
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     assert trained <= set(placed) and len(placed) == len(set(placed)), "a parameter is in no group, or in two"
-    for group in (*by_adamw, *by_muon):
-        group["peak_lr"] = group["lr"]
-    optimizers: list[torch.optim.Optimizer] = []
-    if by_adamw:
-        optimizers.append(torch.optim.AdamW(by_adamw, betas=betas, eps=eps, fused=dist.device.type in ("cpu", "cuda")))
-    if by_muon:
-        optimizers.append(Muon(by_muon, dtype=torch.bfloat16 if dist.dtype == torch.bfloat16 else torch.float32,
-                               world_size=dist.world_size, rank=dist.rank))
-    return optimizers
+    makers: dict = {
+        "adamw": partial(torch.optim.AdamW, betas=betas, eps=eps, fused=dist.device.type in ("cpu", "cuda")),
+        "muon": partial(Muon, dtype=torch.bfloat16 if dist.dtype == torch.bfloat16 else torch.float32,
+                        world_size=dist.world_size, rank=dist.rank),
+        "rows": partial(RowRMSprop, beta2=betas[1]),
+    }
+    chosen = {by: [group | {"peak_lr": group["lr"]} for group in groups if group["by"] == by] for by in makers}
+    return [make(chosen[by]) for by, make in makers.items() if chosen[by]]
 
 
 # ---- learning rates ----------------------------------------------------------------------------------------------

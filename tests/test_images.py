@@ -189,7 +189,7 @@ def test_convolutions_are_steps_of_muon():
     model = TaskModel(cfg, TASK | {"pool": "mean", "head_dropout": 0.0})
     rates = SimpleNamespace(optimizer="muon", lr=1e-3, muon_lr=0.02, head_lr=0.01, embed_lr=0.0, weight_decay=0.1,
                             layer_decay=1.0, unfreeze_every=0.0)
-    _, by_muon = optim.finetuning_groups(model, rates)
+    by_muon = [group for group in optim.finetuning_groups(model, rates) if group["by"] == "muon"]
     assert [p.dim() for group in by_muon if "embeddings" in group["name"] for p in group["params"]] == [4] * 4
 
 

@@ -21,15 +21,16 @@ def test_orthogonalize_evens_the_singular_values(shape):
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("n_gram", [1, 2])
 @pytest.mark.parametrize("options", [{}, CLASSIC])
-def test_every_parameter_in_one_group_and_vectors_undecayed(kind, options):
-    model = GPT(ModelConfig(**TINY, **options))
+def test_every_parameter_in_one_group_and_vectors_undecayed(kind, options, n_gram):
+    model = GPT(ModelConfig(**TINY, **options, n_gram=n_gram))
     cfg = types.SimpleNamespace(optimizer=kind, lr=1e-3, muon_lr=0.02, embed_lr=0.01, beta2=0.95, weight_decay=0.1)
     optimizers = optim.make_optimizers(model, optim.pretraining_groups(model, cfg), DIST)
     groups = [g for o in optimizers for g in o.param_groups]
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
-    assert all(p.dim() == 2 for g in groups if g["weight_decay"] for p in g["params"])
-    assert len(optimizers) == (2 if kind == "muon" else 1)
+    assert all(p.dim() == 2 for g in groups if g.get("weight_decay") for p in g["params"])
+    assert len(optimizers) == (2 if kind == "muon" else 1) + (n_gram > 1)
 
 
 def test_muon_lowers_a_loss():
@@ -44,6 +45,19 @@ def test_muon_lowers_a_loss():
         w.grad = None
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_rows_move_only_when_seen_and_by_their_own_mean_square():
+    table = torch.nn.Parameter(torch.zeros(3, 4))
+    optimizer = optim.RowRMSprop([table], beta2=0.75)
+    grads = torch.tensor([[[3.0, -3, 3, -3], [0, 0, 0, 0], [0.01, 0, 0, 0]],
+                          [[1.0, -1, 1, -1], [2, 2, 2, 2], [0, 0, 0, 0]]])
+    for grad in grads:
+        table.grad = grad
+        optimizer.step()
+    second = 1 / (0.75 * 9 + 0.25 * 1) ** 0.5  # the gradient of row 0 by the root of its mean square, 9 and then 1
+    expected = -0.1 * torch.tensor([[1 + second, -1 - second, 1 + second, -1 - second], [1, 1, 1, 1], [2, 0, 0, 0]])
+    assert torch.allclose(table, expected) and optimizer.state[table]["mean_square"].shape == (3, 1)
 
 
 def test_muon_takes_a_convolution_as_a_matrix():

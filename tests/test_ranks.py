@@ -17,7 +17,7 @@ from nanoft import UserError
 RECIPES = {
     "gpt": ["--checkpoint_activations"],
     "gpt adamw": ["--optimizer=adamw", "--micro_batch_size=1", "--tie_head", "--n_kv_head=1"],
-    "bert": ["--objective=mlm", "--micro_batch_size=2"],
+    "bert": ["--objective=mlm", "--micro_batch_size=2", "--n_gram=2", "--n_buckets=101"],
     "bert pairs": ["--objective=mlm_nsp", "--optimizer=adamw"],
 }
 
@@ -62,7 +62,7 @@ def test_many_ranks_equal_one_at_every_step(one, corpus, tmp_path, recipe, ranks
 def test_a_run_goes_on_at_any_world_size(one, corpus, tmp_path):
     """One process, then two with the model in parts, then four with the whole model each: the run of one."""
     options = [*TINY, f"--data={corpus}", f"--out_dir={tmp_path}", "--eval_interval=10", "--schedule=constant",
-               "--warmup=0"]  # the rate is the same, whatever the budget
+               "--warmup=0", "--n_gram=2", "--n_buckets=101"]  # the rate is the same, whatever the budget
     run("train.py", *options, f"--out_dir={tmp_path / 'alone'}", "--max_steps=30")
     run("train.py", *options, "--max_steps=10")
     run("train.py", *options, "--max_steps=20", "--resume", "--parallel=fsdp", launcher=torchrun(2))

@@ -6,7 +6,6 @@
 """
 
 import codecs
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -45,10 +44,6 @@ class Model:
         self.dist = distributed.start(device, "float32" if dtype == "int8" else dtype)
         if self.dist.reason:
             print(self.dist.reason, file=sys.stderr)
-        if self.dist.device.type == "cpu":
-            kernels.keep_memory()
-            # large tensors in pages of 2 MB, which Linux reads up to a third faster; torch asks at its first tensor
-            os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         state, self.path, self.tokenizer = open_model(path)
         self.task: dict = state.get("task", {})      # of a fine-tuned model
         self.kind: str = self.task.get("kind", "")   # classify, pair, regress, tag, answer or generate

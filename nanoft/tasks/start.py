@@ -27,13 +27,7 @@ def open_source(cfg) -> tuple[dict | None, Path | None]:
     if cfg.resume:
         return open_latest(cfg)
     if cfg.eval_only and not cfg.adapter:
-        source, path = open_checkpoint(Path(cfg.out_dir, "best.pt"))
-        other = [f"--{name}={getattr(cfg, name)}"
-                 for name in ("max_length", "long_text", "doc_stride", "pool", "metric")
-                 if source.get("config", {}).get(name) not in (None, getattr(cfg, name))]
-        if other and (path.parent / "config.json").exists():  # from which the options came
-            raise UserError(f"{path} is measured as it was trained; leave out {' '.join(other)}")
-        return source, path
+        return open_checkpoint(Path(cfg.out_dir, "best.pt"))
     if cfg.init_from == "scratch":
         return None, None
     source, path = open_checkpoint(cfg.init_from)

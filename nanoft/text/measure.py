@@ -38,10 +38,6 @@ def measure(cfg, dist: distributed.Dist) -> None:
         raise UserError(f"{path} is fine-tuned on a task; measure it by finetune.py --eval_only")
     if "transform.weight" in state.get("new", ()):  # of published weights
         raise UserError(f"{path} has no head for masked words, so there is nothing to measure; give another encoder")
-    own = state.get("config", {})
-    other = [name for name in ("block_size", "eval_tokens") if own.get(name) not in (None, getattr(cfg, name))]
-    if other and path.with_name("config.json").exists():  # from which the options came
-        raise UserError(f"{path} is measured on all of the text, in its own context; leave out {' and '.join(other)}")
     out_dir = None if Path(cfg.out_dir).resolve() == path.parent.resolve() else Path(cfg.out_dir)
     if cfg.cache_tokens and not state["model_config"].get("causal", True):
         raise UserError(f"cache_tokens is for a GPT, and {path} is an encoder; leave it out")
