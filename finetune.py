@@ -239,8 +239,7 @@ def fine_tune(cfg, dist):
             with model.misled(cfg.adversarial):
                 global_batch()  # once more: its gradients are added
         factor = optim.lr_factor(progress, cfg.schedule, cfg.warmup, 0.0)
-        optim.set_lr(optimizers, factor, epoch)
-        norm = run.clip_and_step(optim.training_now(optimizers, epoch))
+        norm = run.clip_and_step(optim.set_lr(optimizers, factor, epoch))
         average.update(run.step)
 
         # ---- status line

@@ -135,13 +135,12 @@ def check_resumable(state: dict, optimizers: list, path) -> None:
     """Raise UserError where latest.pt lacks what a resumed run needs, or its moments are not of these parameters."""
     problem = difference(state, {name: object for name in ("config", "optimizer", "scaler", "evaluated", "seconds")})
     for optimizer, saved in zip(optimizers, state.get("optimizer", ())):
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         names = MOMENTS[type(optimizer).__name__]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for i, moments in saved["state"].items():
             if i not in range(len(parameters)) or difference(moments, dict.fromkeys(names, Tensor)) or any(
-                    moments[name].shape != (() if name == "step" else (len(parameters[i]), 1) if name == "mean_square"
-                                            else parameters[i].shape)
-                    or moments[name].layout != torch.strided for name in names):
+                    moments[name].shape != {"step": (), "mean_square": (len(parameters[i]), 1)}.get(
+                        name, parameters[i].shape) or moments[name].layout != torch.strided for name in names):
                 problem = problem or f"the optimizer's state of parameter {i!r:.20} has another form"
     if problem or len(state["optimizer"]) != len(optimizers):
         raise UserError(f"{path} cannot be resumed ({problem or 'it is of another optimizer'}); start another run from "

@@ -54,7 +54,7 @@ BUDGETS = {"epochs", "max_steps", "max_minutes"}  # one in the command replaces 
 
 
 def load(cls, argv=None, check=None, others=False, usual="", fixed=()):
-    """Read the options of a script.
+    """The options of a script, an instance of cls. Raises UserError naming every problem; `--help` prints and exits.
 
     cls: a dataclass whose fields are int, float, bool, str, tuple (of strings) or Literal of strings.
     argv: the command line without the program's name: `--key=value`, or `--key value`; any other word is a config file.
@@ -62,7 +62,6 @@ def load(cls, argv=None, check=None, others=False, usual="", fixed=()):
     others: whether a config file may set options that cls lacks, for a tool that needs only some of a script's.
     usual: the config file that is read where the command names none, and neither data nor a model to go on with.
     fixed: options that eval_only takes from the run that is measured, so that another value would be ignored.
-    Returns an instance of cls. Raises UserError naming every problem; `--help` prints the fields and exits.
     """
     argv = sys.argv[1:] if argv is None else argv
     if any(word in ("-h", "--help") for word in argv):
@@ -100,15 +99,13 @@ def load(cls, argv=None, check=None, others=False, usual="", fixed=()):
         begun = Path(values.get("out_dir", fields["out_dir"].default), "latest.pt").exists()
         values["resume"] = begun or bool(values.get("seeds") or values.get("grid"))  # runs with a latest.pt each
     if (values.get("resume") or values.get("eval_only")) and "out_dir" in fields:
-        saved = remembered_options(values, fields)  # those given now come last
-        remembered = read_json(saved, {str: object}) if saved else {}
-        if saved and values.get("eval_only") and not values.get("adapter"):
-            problems += [f"eval_only measures all rows or text, read as {saved.parent} was trained; leave out --{key}"
+        saved, remembered = remembered_options(values, fields)  # those given now come last
+        if values.get("eval_only") and not values.get("adapter"):
+            problems += [f"eval_only reads all rows or text as {saved.parent} did in training; leave out --{key}"
                          for key in fixed if key in values and remembered.get(key, values[key]) != values[key]]
         replaced = BUDGETS if BUDGETS & {key for _, key, _ in options} else set()
         for key in remembered.keys() & fields.keys() - values.keys() - {"resume", "eval_only"} - replaced:
-            value = tuple(value) if isinstance(value := remembered[key], list) else value
-            put(key, value, str(saved), accept)
+            put(key, tuple(x) if isinstance(x := remembered[key], list) else x, str(saved), accept)
     problems += [f"{key}={value:,} is too large; use less than {LARGEST:,}" for key, value in values.items()
                  if type(value) is int and abs(value) >= LARGEST and key != "seed"]
     cfg = cls(**values)
@@ -118,7 +115,7 @@ def load(cls, argv=None, check=None, others=False, usual="", fixed=()):
     return cfg
 
 
-def remembered_options(values: dict, fields: dict) -> Path | None:
+def remembered_options(values: dict, fields: dict) -> tuple[Path, dict]:
     """The config.json of the run that is meant: of out_dir, or where train.py --eval_only has one, of init_from.
 
     There init_from is always the model that is measured, and out_dir is its folder unless it is given.
@@ -129,8 +126,8 @@ def remembered_options(values: dict, fields: dict) -> Path | None:
         folder = source.parent if source.suffix == ".pt" else source
         values.setdefault("out_dir", str(folder))
         if not any((folder / name).exists() for name in ("best.pt", "latest.pt")):
-            return None  # the config.json of a published model is not ours
-    return folder / "config.json" if (folder / "config.json").is_file() else None
+            return folder, {}  # the config.json of a published model is not ours
+    return (file := folder / "config.json"), read_json(file, {str: object}, {})
 
 
 def split_words(argv, fields: dict) -> tuple[list[tuple[str, str, str]], list[str]]:

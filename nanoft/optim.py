@@ -1,8 +1,7 @@
-"""Optimizers and learning-rate schedules: AdamW (arXiv:1711.05101) for most, Muon for the hidden matrices.
+"""Optimizers and learning-rate schedules: AdamW (arXiv:1711.05101), Muon for matrices, RowRMSprop for n-grams.
 
 Muon (Keller Jordan, kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the nearest orthogonal matrix,
-found by a few matrix products, so that every direction of the matrix learns at the same pace. The table of n-grams, of
-which a step sees few rows, has RowRMSprop.
+found by a few matrix products, so that every direction of the matrix learns at the same pace.
 """
 
 import math
@@ -132,9 +131,6 @@ class RowRMSprop(torch.optim.Optimizer):
 
 # ---- parameter groups --------------------------------------------------------------------------------------------
 
-GRAMS = "trunk.grams.weight"
-
-
 def pretraining_groups(model, cfg) -> list[dict]:
     """The parameter groups, every parameter in exactly one; `by`: the optimizer, adamw, muon or rows (RowRMSprop).
 
@@ -153,7 +149,7 @@ def pretraining_groups(model, cfg) -> list[dict]:
         blocks: dict(by=cfg.optimizer, lr=cfg.muon_lr if blocks == "muon" else cfg.lr, weight_decay=cfg.weight_decay),
     }
     for name, p in model.named_parameters():  # a tied weight appears once
-        kind = ("n-grams" if name == GRAMS else "sentence" if name.startswith(("pooler.", "next.")) else
+        kind = ("n-grams" if name == "trunk.grams.weight" else "sentence" if name.startswith(("pooler.", "next.")) else
                 "vectors" if p.dim() < 2 else blocks if ".blocks." in name else
                 "embeddings" if name.startswith("trunk.") else "head")
         groups[kind].setdefault("params", []).append(p)
@@ -184,7 +180,8 @@ def finetuning_groups(model, cfg) -> list[dict]:
             continue
         level = depth(name, n_layer)
         embedding, matrix = level == 0 and p.dim() == 2, level <= n_layer and p.dim() > 1 and ".lora_" not in name
-        by = "rows" if name == GRAMS else "muon" if cfg.optimizer == "muon" and matrix and not embedding else "adamw"
+        by = ("rows" if name == "trunk.grams.weight" else
+              "muon" if cfg.optimizer == "muon" and matrix and not embedding else "adamw")
         lr = (cfg.muon_lr if by == "muon" else cfg.embed_lr or cfg.lr if embedding else
               cfg.head_lr or cfg.lr if level > n_layer else cfg.lr)
         decayed = p.dim() == 2 and not embedding
@@ -213,7 +210,7 @@ def make_optimizers(model, groups, dist, betas=(0.9, 0.98), eps=1e-8) -> list[to
         "rows": partial(RowRMSprop, beta2=betas[1]),
     }
     chosen = {by: [group | {"peak_lr": group["lr"]} for group in groups if group["by"] == by] for by in makers}
-    return [make(chosen[by]) for by, make in makers.items() if chosen[by]]
+    return [makers[by](some) for by, some in chosen.items() if some]
 
 
 # ---- learning rates ----------------------------------------------------------------------------------------------
@@ -226,27 +223,18 @@ def lr_factor(progress, schedule, warmup, warmdown):
     """
     if progress < warmup:
         return progress / warmup
-    done = (progress - warmup) / max(1 - warmup, 1e-9)
-    if schedule == "constant":
-        return 1.0
     if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(done, 1)))
-    if schedule == "linear":
-        return max(1 - done, 0.0)
+        return 0.5 * (1 + math.cos(math.pi * min((progress - warmup) / max(1 - warmup, 1e-9), 1)))
+    warmdown = {"linear": 1 - warmup, "constant": 0.0}.get(schedule, warmdown)
     return min(1.0, max(1 - progress, 0.0) / warmdown) if warmdown else 1.0
 
 
-def set_lr(optimizers, factor: float, epoch: float = math.inf) -> None:
-    """Give every group its peak rate times `factor`, 0 before the epoch from which it trains (to the bit no change)."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor * (epoch >= group.get("from_epoch", 0))
-
-
-def training_now(optimizers, epoch: float) -> list[torch.Tensor]:
-    """The parameters of the groups that train at this epoch."""
-    return [p for optimizer in optimizers for group in optimizer.param_groups
-            if epoch >= group.get("from_epoch", 0) for p in group["params"]]
+def set_lr(optimizers, factor: float, epoch: float = math.inf) -> list[torch.Tensor]:
+    """Give every group its peak rate times `factor`, or 0 before its `from_epoch`; the parameters that train now."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group in groups:
+        group["lr"] = group["peak_lr"] * factor * (epoch >= group.get("from_epoch", 0))
+    return [p for group in groups if epoch >= group.get("from_epoch", 0) for p in group["params"]]
 
 
 # ---- averaged weights ----------------------------------------------------------------------------------------------

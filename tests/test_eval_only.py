@@ -113,8 +113,8 @@ def test_a_cache_knows_a_text_that_repeats_itself(speakers, call, capsys, tmp_pa
     (["--init_from={tmp}/none"], "no checkpoint there"), (["--init_from={gpt}", "--out_dir={encoder}"], "holds a run"),
     (["--init_from={gpt}", "--text_file={tmp}/empty.txt"], "no text to measure"),
     (["--init_from={gpt}", "--text_file={tmp}/none.txt"], "cannot be read"),
-    (["--init_from={gpt}", "--block_size=8"], "as .*gpt was trained; leave out --block_size"),
-    (["--init_from={gpt}", "--eval_tokens=9"], "all rows or text, .* leave out --eval_tokens"),
+    (["--init_from={gpt}", "--block_size=8"], "as .*gpt.* did in training; leave out --block_size"),
+    (["--init_from={gpt}", "--eval_tokens=9"], "all rows or text .*leave out --eval_tokens"),
     (["--text_file={tmp}/empty.txt", "--eval_only=false"], "text_file is for --eval_only"),
 ])
 def test_what_cannot_be_measured_is_refused_in_a_sentence(options, words, speakers, call, tmp_path):
