@@ -16,5 +16,5 @@ n_buckets = 262144
 block_size = 128
 batch_size = 32
 lr = 0.003
-embed_lr = 0.03
+embed_lr = 0.003
 eval_interval = 200
