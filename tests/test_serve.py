@@ -172,7 +172,7 @@ def test_rows_vectors_and_masks_are_those_of_the_library(served, models):
     for name, row in (("classify", TEXT), ("multi", TEXT), ("pair", {"text": TEXT, "pair": "one"}), ("tag", TEXT),
                       ("regress", {"text": "one"}), ("answer", {"question": "which", "context": TEXT})):
         status, answer = ask(served, "/v1/classify", {"model": name, "input": [row, row]})
-        (expected,) = models[name].predict([row])
+        expected, _ = models[name].predict([row, row])  # two, for the last bits differ with the size of a batch
         assert status == 200 and [item["index"] for item in answer["data"]] == [0, 1]
         for item in answer["data"]:
             assert json.loads(json.dumps(expected)).items() <= item.items()
