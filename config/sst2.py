@@ -2,8 +2,8 @@
 #     python train.py config/imdb_mlm.py
 #     python finetune.py config/imdb.py
 #     python finetune.py config/sst2.py --seeds=1,2,3
-# Seen: 83.1 % of the 872 test sentences, deviation 0.7 over the three seeds, 6 minutes each on one core. Naive Bayes on
-# words and pairs of words has 81.8 %. From config/imdb.py without those two options: not measured.
+# Seen: 83.6 % of the 872 test sentences, deviation 0.9 over the three seeds, together 83.8 %; 3 minutes each on one
+# core. Naive Bayes on words and pairs of words has 81.8 %.
 data = "sst2"
 init_from = "out/imdb"
 out_dir = "out/sst2"

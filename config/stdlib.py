@@ -1,6 +1,6 @@
 # The first run, which `python train.py` alone takes: the standard library of your own Python. A GPT of 2 layers x 128
 # with hashed embeddings for pairs and triples of tokens, 2.2 minutes on 2 cores.
-# Seen: 1.409 and 1.410 bits/byte on the validation files (Python 3.11; seeds 1, 2), some 2,400 steps in 2 min 21 s on an
+# Seen: 1.409 and 1.410 bits/byte on the validation files (Python 3.11; seeds 1, 2), 2,400 steps in 2 min 21 s on an
 # AMD EPYC.
 data = "stdlib"
 out_dir = "out/stdlib"
