@@ -131,6 +131,7 @@ class RowRMSprop(torch.optim.Optimizer):
 
 # ---- parameter groups --------------------------------------------------------------------------------------------
 
+
 def pretraining_groups(model, cfg) -> list[dict]:
     """The parameter groups, every parameter in exactly one; `by`: the optimizer, adamw, muon or rows (RowRMSprop).
 

@@ -65,9 +65,8 @@ def summarize(shape: ModelConfig, cfg, task: dict | None = None, device="cpu",
         elif isinstance(module, Attention):  # queries times keys, weights times values, T keys for each query
             flops[name] = 2 * 2 * T * module.q.out_features
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    state = sum(4 * len(p) if isinstance(o, optim.RowRMSprop) else  # a mean square a row, Muon's momentum,
-                p.numel() * (4 if isinstance(o, optim.Muon) else 8)  # or AdamW's two moments
-                for o in optimizers for group in o.param_groups for p in group["params"])
+    state = sum(4 * len(p) if isinstance(o, optim.RowRMSprop) else p.numel() * (4 if isinstance(o, optim.Muon) else 8)
+                for o in optimizers for group in o.param_groups for p in group["params"])  # or AdamW's two moments
     totals = {"parameters": parameters.total(), "trained": trained, "flops": flops.total(), "batch": (B, T),
               "weights": 4 * parameters.total(), "gradients": 4 * trained, "optimizer": state,
               "activations": saved.total()}
